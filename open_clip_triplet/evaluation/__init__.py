@@ -1,0 +1,1 @@
+"""The paper's evaluation suite. Command line: ``tools/evaluate.py`` (= ``triplet-evaluate``)."""

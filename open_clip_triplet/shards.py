@@ -1,0 +1,294 @@
+"""The paired-shard format: member names, read, write, inspect.
+
+A shard is one tar. Each sample is a run of members that share a key, the file name up to its
+first dot::
+
+    000000017.jpg  000000017.txt  000000017.neg.jpg  000000017.neg.txt  000000017.json
+
+Stock OpenCLIP reads the same shard as plain pairs, because it ignores ``neg.*``. Shards of the
+released TripletData (``.image .caption .neg_image .neg_caption``) are read under the same roles.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import braceexpand
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+
+#: member suffix (lower case) -> role in the sample
+ROLES = {
+    **{suffix: "image" for suffix in IMAGE_SUFFIXES},
+    "txt": "text",
+    **{f"neg.{suffix}": "neg_image" for suffix in IMAGE_SUFFIXES},
+    "neg.txt": "neg_text",
+    "json": "meta",
+    # the released TripletData
+    "image": "image",
+    "caption": "text",
+    "neg_image": "neg_image",
+    "neg_caption": "neg_text",
+}
+
+
+class ShardError(ValueError):
+    """A shard cannot be read, or lacks members that are needed. The message names the shard."""
+
+
+def expand_shards(spec: str | Iterable[str]) -> list[str]:
+    """Shard urls of OpenCLIP's brace syntax.
+
+    ``::`` joins sources, ``{000..999}`` expands, and ``<000..999>`` is read as ``{000..999}``, so
+    that a job script need not quote braces. ``pipe:`` commands keep their angle brackets unless
+    they hold a range.
+
+    >>> expand_shards("a/{0..1}.tar::b/<08..09>.tar")
+    ['a/0.tar', 'a/1.tar', 'b/08.tar', 'b/09.tar']
+    """
+    if not isinstance(spec, str):
+        return [url for item in spec for url in expand_shards(item)]
+    spec = normalise_ranges(spec)
+    return [url for source in spec.split("::") for url in braceexpand.braceexpand(source)]
+
+
+def normalise_ranges(spec: str) -> str:
+    """``<000..999>`` spelled as ``{000..999}``; everything else untouched."""
+    return re.sub(r"<(\w+\.\.\w+(?:\.\.\d+)?)>", r"{\1}", spec)
+
+
+def split_name(name: str) -> tuple[str | None, str]:
+    """Key and lower-case suffix of a tar member, at the first dot of the file name.
+
+    >>> split_name("part/0001.neg.jpg")
+    ('part/0001', 'neg.jpg')
+    """
+    folder, _, base = name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    if not stem or not dot or not suffix or base.startswith("__"):
+        return None, ""
+    return (f"{folder}/{stem}" if folder else stem), suffix.lower()
+
+
+def read_members(stream, *, name: str = "<stream>") -> Iterator[tuple[str, bytes]]:
+    """(member name, bytes) of the regular files of a tar stream, in order.
+
+    Links, devices and directories are passed over: a shard is data, and nothing of it is ever
+    extracted to disk.
+
+    Raises:
+        ShardError: the tar is damaged or ends early; members before the damage have been yielded.
+    """
+    try:
+        with tarfile.open(fileobj=stream, mode="r|*") as tar:
+            for member in tar:
+                if member.isreg():
+                    yield member.name, tar.extractfile(member).read()
+                tar.members = []  # tarfile keeps every header it has seen; a shard may hold 100k
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ShardError(f"{name}: damaged tar ({error})") from error
+
+
+def read_samples(shard: str | os.PathLike) -> Iterator[dict]:
+    """Samples of one local shard as ``{"__key__", "__url__", suffix: bytes, ...}``.
+
+    Raises:
+        ShardError: damaged tar. The sample that was being read is not yielded: its last member
+            may be missing.
+    """
+    sample: dict | None = None
+    with open(shard, "rb") as stream:
+        for member, data in read_members(stream, name=str(shard)):
+            key, suffix = split_name(member)
+            if key is None:
+                continue
+            if sample is None or sample["__key__"] != key or suffix in sample:
+                if sample is not None:
+                    yield sample
+                sample = {"__key__": key, "__url__": str(shard)}
+            sample[suffix] = data
+    if sample is not None:
+        yield sample
+
+
+def by_role(sample: dict) -> dict:
+    """A raw sample under role names: ``image text neg_image neg_text meta`` (bytes; absent roles left out)."""
+    roles = {"__key__": sample["__key__"], "__url__": sample.get("__url__", "")}
+    for suffix, value in sample.items():
+        role = ROLES.get(suffix)
+        if role is not None:
+            roles.setdefault(role, value)
+    return roles
+
+
+def read_meta(roles: dict) -> dict:
+    """The ``json`` member of a sample as a dict; ``{}`` where it is absent or not an object."""
+    try:
+        meta = json.loads(roles.get("meta", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+class ShardWriter:
+    """Writes one shard whole or not at all: temporary name, fsync, rename on a clean exit.
+
+    The bytes depend on the samples alone (fixed owner, mode and time), so the same samples give
+    the same file. ``len(writer)`` is the number of samples written.
+
+    >>> with ShardWriter("00000.tar") as writer:                             # doctest: +SKIP
+    ...     writer.write({"__key__": "0", "jpg": data, "txt": "a dog", "json": {"seed": 1}})
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._temporary = self.path.with_name(f".{self.path.name}.tmp")
+        self._samples = 0
+
+    def __enter__(self) -> ShardWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._temporary, "wb")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
+        return self
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def write(self, sample: dict) -> None:
+        """Append one sample. Values: bytes as they are, str as UTF-8, anything else as JSON.
+
+        Members are written in sorted suffix order. Keys starting with ``__`` are not members.
+
+        Raises:
+            ValueError: the key is empty or its file name has a dot (it would not come back).
+        """
+        key = sample["__key__"]
+        if split_name(f"{key}.x") != (key, "x"):
+            raise ValueError(f"sample key {key!r}: a key is not empty, has no dot and does not start with '__'")
+        for suffix in sorted(name for name in sample if not name.startswith("__")):
+            data = _encode(sample[suffix])
+            info = tarfile.TarInfo(f"{key}.{suffix}")
+            info.size, info.mode = len(data), 0o644
+            self._tar.addfile(info, io.BytesIO(data))
+        self._samples += 1
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            self._tar.close()
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+        if kind is None:
+            replace_durably(self._temporary, self.path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def _encode(value) -> bytes:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    return json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8")
+
+
+def replace_durably(temporary: Path, final: Path) -> None:
+    """Rename over ``final`` and flush the folder, so that the name survives a power cut."""
+    os.replace(temporary, final)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text_durably(path: str | os.PathLike, text: str) -> None:
+    """Write a small file whole or not at all (temporary name, fsync, rename)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    replace_durably(temporary, path)
+
+
+def read_sizes(urls: list[str]) -> list[int] | None:
+    """Samples per shard from the ``sizes.json`` beside each shard; None where any is unknown."""
+    cache: dict[str, dict] = {}
+    sizes = []
+    for url in urls:
+        folder = os.path.dirname(url)
+        if folder not in cache:
+            try:
+                with open(os.path.join(folder, "sizes.json"), encoding="utf-8") as file:
+                    cache[folder] = json.load(file)
+            except (OSError, ValueError):
+                return None
+        size = cache[folder].get(os.path.basename(url))
+        if size is None:
+            return None
+        sizes.append(int(size))
+    return sizes
+
+
+def write_sizes(folder: str | os.PathLike, sizes: dict[str, int]) -> None:
+    """Write OpenCLIP's ``sizes.json`` (shard file name -> samples) beside the shards."""
+    write_text_durably(Path(folder) / "sizes.json", json.dumps(sizes, indent=1, sort_keys=True) + "\n")
+
+
+def first_sample(url: str) -> dict:
+    """The first whole sample of a shard under role names. Remote and ``pipe:`` urls go through webdataset.
+
+    Raises:
+        ShardError: the shard cannot be opened or holds no sample.
+    """
+    from webdataset.gopen import gopen
+
+    sample: dict | None = None
+    try:
+        with gopen(url, "rb") as stream:
+            for member, data in read_members(stream, name=url):
+                key, suffix = split_name(member)
+                if key is None:
+                    continue
+                if sample is not None and sample["__key__"] != key:
+                    break
+                sample = sample or {"__key__": key, "__url__": url}
+                sample[suffix] = data
+    except ShardError:
+        if sample is None:
+            raise
+    except Exception as error:  # gopen raises whatever its scheme raises
+        if sample is None:
+            raise ShardError(f"{url}: cannot be read ({error})") from error
+    if sample is None:
+        raise ShardError(f"{url}: holds no sample")
+    return sample
+
+
+def require_roles(url: str, needed: Iterable[str], *, reader: str) -> None:
+    """Check that a shard's first sample has the roles that ``reader`` (a method's name) needs.
+
+    Raises:
+        ShardError: names the shard, the members found and the members missing.
+    """
+    sample = first_sample(url)
+    found = by_role(sample)
+    names = {"image": "jpg", "text": "txt", "neg_image": "neg.jpg", "neg_text": "neg.txt", "meta": "json"}
+    missing = [names[role] for role in needed if role not in found]
+    if missing:
+        members = ", ".join(sorted(k for k in sample if not k.startswith("__")))
+        raise ShardError(
+            f"{reader} reads {' and '.join(missing)}, which {url} does not have (its first sample, "
+            f"{sample['__key__']!r}, has: {members}). Build paired shards with tools/make_shards.py, or use --loss clip."
+        )
