@@ -118,7 +118,7 @@ def read_samples(shard: str | os.PathLike) -> Iterator[dict]:
 
 
 def by_role(sample: dict) -> dict:
-    """A raw sample under role names: ``image text neg_image neg_text meta`` (bytes; absent roles left out)."""
+    """A raw sample under role names, ``image text neg_image neg_text meta``, as bytes; absent roles left out."""
     roles = {"__key__": sample["__key__"], "__url__": sample.get("__url__", "")}
     for suffix, value in sample.items():
         role = ROLES.get(suffix)
@@ -170,7 +170,9 @@ class ShardWriter:
         """
         key = sample["__key__"]
         if split_name(f"{key}.x") != (key, "x"):
-            raise ValueError(f"sample key {key!r}: a key is not empty, has no dot and does not start with '__'")
+            raise ValueError(
+                f"sample key {key!r}: a key has no dot, is not empty and does not start with '__'"
+            )
         for suffix in sorted(name for name in sample if not name.startswith("__")):
             data = _encode(sample[suffix])
             info = tarfile.TarInfo(f"{key}.{suffix}")
@@ -290,5 +292,6 @@ def require_roles(url: str, needed: Iterable[str], *, reader: str) -> None:
         members = ", ".join(sorted(k for k in sample if not k.startswith("__")))
         raise ShardError(
             f"{reader} reads {' and '.join(missing)}, which {url} does not have (its first sample, "
-            f"{sample['__key__']!r}, has: {members}). Build paired shards with tools/make_shards.py, or use --loss clip."
+            f"{sample['__key__']!r}, has: {members}). "
+            "Build paired shards with tools/make_shards.py, or use --loss clip."
         )
