@@ -1,1 +1,1 @@
-"""Building paired shards, one module per stage. Command line: ``tools/make_shards.py`` (``triplet-shards``)."""
+"""Building paired shards, one module per stage; ``tools/make_shards.py`` (``triplet-shards``) runs them."""

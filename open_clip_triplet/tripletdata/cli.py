@@ -1,4 +1,4 @@
-"""``triplet-shards``: one subcommand per stage; a stage module offers ``HELP``, ``add_arguments``, ``run``."""
+"""``triplet-shards``: one subcommand per stage. A stage offers ``HELP``, ``add_arguments``, ``run``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,33 @@
+# Two commands do everything, set-up included: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: install test test-vllm demo demo-short lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --upgrade pip
+	$(BIN)/pip install -e '.[dev]'
+	touch $@
+
+test: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+test-vllm: install
+	bash tests/vllm/run.sh $(BIN)/python
+
+demo: install
+	$(BIN)/python tools/demo.py --output demo
+
+demo-short: install
+	$(BIN)/python tools/demo.py --output demo --short
+
+lint: install
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf demo build dist .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,405 @@
+"""The plugin's hooks in OpenCLIP: the only module that touches OpenCLIP's internals.
+
+``install()`` replaces the names listed in ``SEAMS`` and ``uninstall()`` puts them back::
+
+    from open_clip_triplet import hooks
+    with hooks.installed():
+        open_clip_train.main.main(["--loss", "triplet", ...])
+
+What each replaced name does, with ``main``, ``data`` and ``train`` for ``open_clip_train``'s modules:
+
+=========================  ==========================================================================
+``main.parse_args``        takes the plugin's flags out, hands the rest to OpenCLIP, checks them
+``main.create_loss``       3.x: the method's loss
+``main.create_task``       4.x: a ``CLIPTask`` around the method's loss
+``data.get_dataset_fn``    paired shards for training; remembers the shards for validation
+``main.cosine_lr`` etc.    ``--total-steps``: the schedule's length
+``main.pt_load``           reads where a mid-epoch checkpoint stands (``file_utils.pt_load`` in 4.x)
+``main.torch``             ``torch.save`` whole or not at all, with the counts of what was seen
+``main.train_one_epoch``   cuts the epoch to its steps, saves in between, reports the data
+``train.enumerate``        the loop's batch index starts where the epoch continues
+``train.zero_shot_eval``   adds compositional scores and benchmarks (``zero_shot_eval_all`` in 4.x)
+=========================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import importlib
+import inspect
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from open_clip_triplet import options, steps, validation
+from open_clip_triplet.losses import METHODS, create_loss
+
+
+class HostError(RuntimeError):
+    """The installed OpenCLIP is missing, or is not one that the hooks know."""
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One name of OpenCLIP to replace: module, name, its leading parameters, and the ``_Plugin`` method."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...] | None
+    method: str
+
+
+_SHARED_SEAMS = (
+    Seam("main", "parse_args", ("args",), "parse_args"),
+    Seam("data", "get_dataset_fn", ("data_path", "dataset_type"), "get_dataset_fn"),
+    Seam("main", "cosine_lr", ("optimizer", "base_lr", "warmup_length", "steps"), "schedule"),
+    Seam("main", "const_lr", ("optimizer", "base_lr", "warmup_length", "steps"), "schedule"),
+    Seam("main", "const_lr_cooldown", ("optimizer", "base_lr", "warmup_length", "steps"), "schedule"),
+    Seam("main", "torch", None, "torch_module"),
+    Seam("train", "enumerate", None, "enumerate"),
+)
+
+#: OpenCLIP's major version -> the names replaced in it
+SEAMS = {
+    3: _SHARED_SEAMS + (
+        Seam("main", "create_loss", ("args",), "create_loss"),
+        Seam("main", "pt_load", ("file_path", "map_location"), "pt_load"),
+        Seam("train", "zero_shot_eval", ("model", "data", "epoch", "args", "tokenizer"), "zero_shot_eval"),
+        Seam(
+            "main", "train_one_epoch",
+            ("model", "data", "loss", "epoch", "optimizer", "scaler", "scheduler", "dist_model", "args"),
+            "train_one_epoch_3",
+        ),
+    ),
+    4: _SHARED_SEAMS + (
+        Seam("main", "create_task", ("args", "model"), "create_task"),
+        Seam("file_utils", "pt_load", ("file_path", "map_location"), "pt_load"),
+        Seam("train", "zero_shot_eval_all", ("task", "data", "epoch", "args", "tokenizer"), "zero_shot_eval"),
+        Seam("main", "train_one_epoch", ("state", "data", "args"), "train_one_epoch_4"),
+    ),
+}
+
+_ABSENT = object()
+_installed: list[tuple[object, str, object]] = []
+
+
+def install() -> None:
+    """Put the hooks into OpenCLIP; nothing happens where they are in already.
+
+    Raises:
+        HostError: OpenCLIP's training code is missing, or a name is not what the hooks expect.
+            Nothing is replaced then.
+    """
+    if _installed:
+        return
+    modules = {name: _import(name) for name in ("main", "data", "train", "file_utils")}
+    major = 4 if hasattr(modules["main"], "create_task") else 3
+    for seam in SEAMS[major]:
+        _check(modules[seam.module], seam)
+    plugin = _Plugin(major, modules)
+    for seam in SEAMS[major]:
+        module = modules[seam.module]
+        original = vars(module).get(seam.name, _ABSENT)
+        _installed.append((module, seam.name, original))
+        setattr(module, seam.name, getattr(plugin, seam.method)(original))
+
+
+def uninstall() -> None:
+    """Leave OpenCLIP as it was; nothing happens where the hooks are not in."""
+    while _installed:
+        module, name, original = _installed.pop()
+        if original is _ABSENT:
+            delattr(module, name)
+        else:
+            setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def installed():
+    """``install()`` for the length of a ``with`` block."""
+    install()
+    try:
+        yield
+    finally:
+        uninstall()
+
+
+def _import(name: str):
+    try:
+        return importlib.import_module(f"open_clip_train.{name}")
+    except ImportError as error:
+        raise HostError(
+            f"OpenCLIP's training code cannot be imported ({error}). "
+            "Install it with: pip install 'open_clip_torch[training]>=3.0,<5'"
+        ) from error
+
+
+def _check(module, seam: Seam) -> None:
+    """A name must be there with the parameters expected; ``enumerate`` is the builtin until replaced."""
+    original = getattr(module, seam.name, getattr(builtins, seam.name, None))
+    if original is None:
+        found = "it is missing"
+    elif seam.parameters is None:
+        return
+    else:
+        parameters = tuple(inspect.signature(original).parameters)
+        if parameters[: len(seam.parameters)] == seam.parameters:
+            return
+        found = f"its parameters are ({', '.join(parameters)})"
+    import open_clip
+
+    raise HostError(
+        f"open_clip_triplet does not fit OpenCLIP {open_clip.__version__}: it replaces "
+        f"{module.__name__}.{seam.name}({', '.join(seam.parameters or ())}), but {found}. "
+        "Supported: open_clip_torch 3.0 to 3.3 and the 4.x main branch."
+    )
+
+
+class _SavingTorch:
+    """``torch`` as ``open_clip_train.main`` sees it: ``save`` is durable and adds the plugin's entry."""
+
+    def __init__(self, plugin: _Plugin):
+        self._plugin = plugin
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def save(self, checkpoint, path, *args, **kwargs) -> None:
+        if self._plugin.control.progress and isinstance(checkpoint, dict):
+            checkpoint = {**checkpoint, steps.ENTRY: self._plugin.control.progress}
+        steps.save_durably(checkpoint, path)
+
+
+class _Plugin:
+    """One installation: each method takes an original of OpenCLIP and returns what replaces it."""
+
+    def __init__(self, major: int, modules: dict):
+        self.major = major
+        self.modules = modules
+        self._start_run()
+
+    def _start_run(self, total_steps: int | None = None) -> None:
+        self.control = steps.StepControl(total_steps)
+        self.validator: validation.Validator | None = None
+
+    # -- command line ---------------------------------------------------------------------------
+
+    def parse_args(self, original):
+        @functools.wraps(original)
+        def parse_args(args):
+            own, rest = options.parse_own(list(args))
+            self._start_run(own.total_steps)
+            namespace = original(rest)
+            vars(namespace).update(vars(own))
+            namespace.model_config = validation.register_model_configs(namespace.model_config)
+            options.check(namespace)
+            return namespace
+
+        return parse_args
+
+    # -- loss -----------------------------------------------------------------------------------
+
+    def create_loss(self, original):
+        @functools.wraps(original)
+        def hooked(args):
+            return original(args) if args.loss == "clip" else create_loss(args)
+
+        return hooked
+
+    def create_task(self, original):
+        @functools.wraps(original)
+        def hooked(args, model, dist_model=None, naflex_data_config=None):
+            if args.loss == "clip":
+                return original(args, model, dist_model, naflex_data_config)
+            from open_clip.task import CLIPTask
+
+            return CLIPTask(model, loss=create_loss(args), rank=args.rank, world_size=args.world_size)
+
+        return hooked
+
+    # -- data -----------------------------------------------------------------------------------
+
+    def get_dataset_fn(self, original):
+        @functools.wraps(original)
+        def hooked(data_path, dataset_type):
+            stock = original(data_path, dataset_type)
+            if stock is not self.modules["data"].get_wds_dataset:
+                return stock
+            return functools.partial(self._dataset, stock)
+
+        return hooked
+
+    def _dataset(self, stock, args, preprocess, is_train, epoch=0, tokenizer=None, **kwargs):
+        self.validator = self.validator or validation.Validator(args, tokenizer)
+        if not is_train:
+            self.validator.preprocess = preprocess
+            return stock(args, preprocess, is_train, epoch=epoch, tokenizer=tokenizer, **kwargs)
+        if options.uses_paired_pipeline(args):
+            from open_clip_triplet.data import get_paired_dataset
+
+            info = get_paired_dataset(
+                args, preprocess, is_train, epoch=epoch, tokenizer=tokenizer,
+                method=METHODS[args.loss], as_dict=self.major >= 4,
+            )
+        else:
+            info = stock(args, preprocess, is_train, epoch=epoch, tokenizer=tokenizer, **kwargs)
+        if args.total_steps:
+            _set_epochs(args, info.dataloader.num_batches)
+        return info
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    def schedule(self, original):
+        @functools.wraps(original)
+        def hooked(optimizer, base_lr, warmup_length, steps, *args, **kwargs):
+            return original(optimizer, base_lr, warmup_length, self.control.total_steps or steps, *args, **kwargs)
+
+        return hooked
+
+    def pt_load(self, original):
+        @functools.wraps(original)
+        def hooked(file_path, map_location=None):
+            checkpoint = original(file_path, map_location=map_location)
+            self.control.resume_from(checkpoint)
+            return checkpoint
+
+        return hooked
+
+    def torch_module(self, original):
+        return _SavingTorch(self)
+
+    def enumerate(self, original):
+        def from_first_batch(iterable, start=0):
+            return builtins.enumerate(iterable, start or getattr(iterable, "first_batch", 0))
+
+        return from_first_batch
+
+    def train_one_epoch_3(self, original):
+        @functools.wraps(original)
+        def hooked(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, tb_writer=None):
+            def checkpoint() -> dict:
+                saved = {
+                    "epoch": epoch, "name": args.name,
+                    # a compiled model shares its weights with the original, under other names
+                    "state_dict": getattr(model, "_orig_mod", model).state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                }
+                return saved if scaler is None else {**saved, "scaler": scaler.state_dict()}
+
+            with self._epoch(args, data, epoch, optimizer, loss, checkpoint) as cut:
+                original(
+                    model, cut, loss, epoch, optimizer, scaler, scheduler, dist_model, args, tb_writer=tb_writer
+                )
+            self._evaluate_alone(model, data, epoch + 1, args, tb_writer)
+
+        return hooked
+
+    def train_one_epoch_4(self, original):
+        @functools.wraps(original)
+        def hooked(state, data, args, tb_writer=None):
+            epoch = state.epoch
+
+            def checkpoint() -> dict:
+                return self.modules["main"].save_checkpoint(
+                    state.task, state.optimizer, epoch=epoch, scaler=state.scaler, name=args.name,
+                    global_step=state.global_step, samples_seen=state.samples_seen,
+                )
+
+            loss = getattr(state.task, "loss", None)
+            with self._epoch(args, data, epoch, state.optimizer, loss, checkpoint) as cut:
+                original(state, cut, args, tb_writer=tb_writer)
+            self._evaluate_alone(state.task, data, epoch + 1, args, tb_writer)
+
+        return hooked
+
+    @contextlib.contextmanager
+    def _epoch(self, args, data, epoch: int, optimizer, loss, checkpoint: Callable[[], dict]):
+        """The data of one epoch with its train loader cut to the steps that are to be trained."""
+        info = data["train"]
+        loader = info.dataloader
+        control = self.control
+        method = METHODS[args.loss]
+        first, last = control.epoch_limits(args, epoch, loader.num_batches)
+        if options.uses_paired_pipeline(args):
+            loader.first_batch = first
+        if args.decay_all:
+            for group in optimizer.param_groups:
+                group["weight_decay"] = args.wd
+
+        def entry(batch: int, *, with_rng: bool) -> dict:
+            return control.entry(args, method, epoch, loader.num_batches, batch, with_rng=with_rng)
+
+        def after_batch(batch: int) -> None:
+            if batch % args.accum_freq:
+                return
+            if hasattr(loss, "check_finite"):
+                loss.check_finite()
+            step = batch // args.accum_freq
+            if args.save_every_n_steps and step % args.save_every_n_steps == 0 and batch < loader.num_batches:
+                position = entry(batch, with_rng=True)  # every rank: it gathers
+                if args.save_logs or getattr(args, "fsdp", False):
+                    saved = {**checkpoint(), steps.ENTRY: position}
+                if args.save_logs:
+                    _save_step(args, saved, epoch, step)
+
+        batches = steps.Batches(loader, first, last, after_batch, lambda: control.restore_rng(args))
+        yield {**data, "train": replace(info, dataloader=batches)}
+        finished = loader.num_batches if last is None else last
+        control.progress = entry(finished, with_rng=False)
+        if finished == loader.num_batches:  # training continues in the next epoch
+            control.progress.update(epoch=epoch + 1, batch=0)
+        if getattr(args, "rank", 0) == 0:
+            logging.info(f"After epoch {epoch}, {steps.describe_progress(control.progress)}.")
+
+    # -- validation -----------------------------------------------------------------------------
+
+    def zero_shot_eval(self, original):
+        @functools.wraps(original)
+        def hooked(model, data, epoch, args, tokenizer=None):
+            metrics = original(model, data, epoch, args, tokenizer=tokenizer)
+            if self.validator is not None:
+                metrics = {**metrics, **self.validator.run(model, epoch)}
+            return metrics
+
+        return hooked
+
+    def _evaluate_alone(self, model, data, epoch: int, args, tb_writer) -> None:
+        """OpenCLIP evaluates only where it has validation data of its own; benchmarks need none."""
+        stock = ("val", "imagenet-val", "imagenet-v2", "audio-zeroshot")
+        if self.validator is None or not args.eval_benchmarks or any(name in data for name in stock):
+            return
+        self.modules["main"].evaluate(
+            model, data, epoch, args, tb_writer=tb_writer, tokenizer=self.validator.tokenizer
+        )
+
+
+def _set_epochs(args, batches_per_epoch: int) -> None:
+    """As many epochs as ``--total-steps`` needs; the last one is cut."""
+    steps_per_epoch = batches_per_epoch // args.accum_freq
+    if steps_per_epoch == 0:
+        raise options.UsageError(
+            f"An epoch has {batches_per_epoch} batches, fewer than --accum-freq {args.accum_freq}; "
+            "lower --accum-freq or --batch-size."
+        )
+    args.epochs = math.ceil(args.total_steps / steps_per_epoch)
+    if args.rank == 0:
+        logging.info(
+            f"--total-steps {args.total_steps}: {steps_per_epoch} steps an epoch, {args.epochs} epochs."
+        )
+
+
+def _save_step(args, checkpoint: dict, epoch: int, step: int) -> None:
+    """Save a mid-epoch checkpoint; a full disk is reported and training goes on."""
+    path = steps.step_checkpoint_path(args, epoch, step)
+    try:
+        steps.save_durably(checkpoint, path)
+    except OSError as error:
+        logging.error(f"Could not save {path} ({error}); training goes on, older checkpoints are kept.")
+        return
+    steps.remove_other_step_checkpoints(path)
+    logging.info(f"Saved {path.name} after {steps.describe_progress(checkpoint[steps.ENTRY])}.")

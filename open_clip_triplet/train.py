@@ -1,0 +1,35 @@
+"""``python -m open_clip_triplet.train``: OpenCLIP's training with the plugin's hooks in place.
+
+Example, 8 GPUs::
+
+    torchrun --nproc_per_node 8 -m open_clip_triplet.train --loss triplet \\
+        --train-data 'shards/{00000..00999}.tar' --model ViT-B-32 --batch-size 128 \\
+        --precision amp_bf16 --local-loss --gather-with-grad --workers 12
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run OpenCLIP's training with hooks; ``argv`` as on the command line. Returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    from open_clip_triplet import hooks
+    from open_clip_triplet.options import UsageError, build_parser
+    from open_clip_triplet.shards import ShardError
+
+    if "-h" in argv or "--help" in argv:
+        print(build_parser().format_help(), end="\n\n", flush=True)
+    try:
+        with hooks.installed():
+            from open_clip_train.main import main as open_clip_main
+
+            return open_clip_main(argv) or 0
+    except (UsageError, ShardError, hooks.HostError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

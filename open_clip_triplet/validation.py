@@ -1,0 +1,118 @@
+"""Validation during training: compositional scores on paired shards, and benchmarks.
+
+Runs inside OpenCLIP's own evaluation, so its metrics land beside OpenCLIP's in the log,
+``results.jsonl``, tensorboard and wandb.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+
+import torch
+
+from open_clip_triplet.shards import ShardError, by_role, expand_shards, first_sample
+
+PAIR_ROLES = ("image", "text", "neg_image", "neg_text")
+
+
+def register_model_configs(paths: list[str]) -> list[str]:
+    """Make OpenCLIP know the model configs of these files or folders; returns the paths.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+    """
+    import open_clip
+
+    for path in paths:
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"--model-config {path}: no such file or folder")
+        open_clip.add_model_config(path)
+    return paths
+
+
+class Validator:
+    """What the plugin adds to one run's validations."""
+
+    def __init__(self, args, tokenizer):
+        self.args = args
+        self.tokenizer = tokenizer
+        self.preprocess = None  # set with the validation data; without it, made from the model
+
+    @functools.cached_property
+    def paired_shards(self) -> list[str]:
+        """The ``--val-data`` shards, where they are paired; empty otherwise."""
+        if not self.args.val_data or not self.args.val_data.split("::")[0].endswith(".tar"):
+            return []
+        shards = expand_shards(self.args.val_data)
+        try:
+            paired = set(PAIR_ROLES) <= set(by_role(first_sample(shards[0])))
+        except ShardError as error:
+            logging.warning(f"No compositional validation: {error}")
+            return []
+        return shards if paired else []
+
+    def due(self, epoch: int) -> bool:
+        frequency = self.args.val_frequency
+        return bool(frequency) and (epoch % frequency == 0 or epoch == self.args.epochs)
+
+    def run(self, model, epoch: int) -> dict[str, float]:
+        """Flat metrics of one validation; ``{}`` where none is due."""
+        if not self.due(epoch) or not (self.paired_shards or self.args.eval_benchmarks):
+            return {}
+        if getattr(self.args, "fsdp", False):
+            logging.warning("No compositional validation under --fsdp; evaluate the checkpoint instead.")
+            return {}
+        from open_clip_train.precision import get_autocast
+
+        model = _unwrap(model)
+        was_training = model.training
+        model.eval()
+        autocast = get_autocast(self.args.precision, device_type=torch.device(self.args.device).type)
+        try:
+            return {**self._composition(model, autocast), **self._benchmarks(model, autocast)}
+        finally:
+            model.train(was_training)
+
+    def _composition(self, model, autocast) -> dict[str, float]:
+        if not self.paired_shards:
+            return {}
+        from open_clip_triplet.evaluation.tripletdata import composition_scores
+
+        scores = composition_scores(
+            model, self.paired_shards, self._preprocess(model), self.tokenizer, self.args.device,
+            batch_size=self.args.batch_size, autocast=autocast, max_samples=self.args.val_num_samples,
+        )
+        if scores.get("dropped"):
+            logging.warning(f"Compositional validation passed over samples, by reason: {scores['dropped']}")
+        return {
+            **{name: scores[name] for name in ("text_score", "image_score", "group_score")},
+            "paired_samples": scores["items"],
+        }
+
+    def _benchmarks(self, model, autocast) -> dict[str, float]:
+        if not self.args.eval_benchmarks:
+            return {}
+        from open_clip_triplet.evaluation import evaluate
+
+        return evaluate(
+            model, preprocess=self._preprocess(model), tokenizer=self.tokenizer,
+            benchmarks=self.args.eval_benchmarks.split(","), data_root=self.args.eval_data_root,
+            device=self.args.device, batch_size=self.args.batch_size, autocast=autocast,
+        )
+
+    def _preprocess(self, model):
+        if self.preprocess is None:
+            from open_clip.transform import PreprocessCfg, image_transform_v2
+
+            self.preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        return self.preprocess
+
+
+def _unwrap(model):
+    """The bare model inside OpenCLIP's task, DistributedDataParallel and torch.compile."""
+    for _ in range(4):
+        for name in ("trainable_module", "module", "_orig_mod"):
+            model = getattr(model, name, model)
+    return model
