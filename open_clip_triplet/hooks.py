@@ -256,8 +256,9 @@ class _Plugin:
 
     def schedule(self, original):
         @functools.wraps(original)
-        def hooked(optimizer, base_lr, warmup_length, steps, *args, **kwargs):
-            return original(optimizer, base_lr, warmup_length, self.control.total_steps or steps, *args, **kwargs)
+        def hooked(optimizer, base_lr, warmup_length, total, *args, **kwargs):
+            total = self.control.total_steps or total
+            return original(optimizer, base_lr, warmup_length, total, *args, **kwargs)
 
         return hooked
 
@@ -293,7 +294,8 @@ class _Plugin:
 
             with self._epoch(args, data, epoch, optimizer, loss, checkpoint) as cut:
                 original(
-                    model, cut, loss, epoch, optimizer, scaler, scheduler, dist_model, args, tb_writer=tb_writer
+                    model, cut, loss, epoch, optimizer, scaler, scheduler, dist_model, args,
+                    tb_writer=tb_writer,
                 )
             self._evaluate_alone(model, data, epoch + 1, args, tb_writer)
 

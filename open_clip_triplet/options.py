@@ -106,7 +106,9 @@ def check(args) -> None:
     """
     method = METHODS[args.loss]
     if args.neg_captions > 1 and not method.neg_texts:
-        raise UsageError(f"--neg-captions {args.neg_captions}: --loss {args.loss} reads no negative captions.")
+        raise UsageError(
+            f"--neg-captions {args.neg_captions}: --loss {args.loss} reads no negative captions."
+        )
     if args.eval_benchmarks and not args.eval_data_root:
         raise UsageError("--eval-benchmarks needs --eval-data-root DIR, the folder that holds their data.")
     if args.train_data:
@@ -124,7 +126,8 @@ def _check_paired(args) -> None:
     if args.train_data and not _is_webdataset(args):
         raise UsageError(
             f"{what} trains on paired webdataset shards, but --train-data is {args.train_data!r} "
-            f"(--dataset-type {args.dataset_type}). Build shards with tools/make_shards.py, or use --loss clip."
+            f"(--dataset-type {args.dataset_type}). Build shards with tools/make_shards.py, "
+            "or use --loss clip."
         )
     if not args.train_data and args.dataset_type == "synthetic":
         raise UsageError(f"{what} cannot train on OpenCLIP's synthetic data set; give paired shards.")

@@ -118,7 +118,7 @@ def read_samples(shard: str | os.PathLike) -> Iterator[dict]:
 
 
 def by_role(sample: dict) -> dict:
-    """A raw sample's bytes under role names (``image text neg_image neg_text meta``); absent ones left out."""
+    """A sample's bytes under role names (``image text neg_image neg_text meta``); absent ones left out."""
     roles = {"__key__": sample["__key__"], "__url__": sample.get("__url__", "")}
     for suffix, value in sample.items():
         role = ROLES.get(suffix)

@@ -1,0 +1,140 @@
+"""The hooks: everything replaced is put back, other OpenCLIPs are refused, flags pass through."""
+
+import inspect
+import subprocess
+import sys
+
+import open_clip_train.data
+import open_clip_train.main
+import open_clip_train.train
+import pytest
+
+from open_clip_triplet import hooks, options
+
+MODULES = {
+    "main": open_clip_train.main,
+    "data": open_clip_train.data,
+    "train": open_clip_train.train,
+}
+
+
+def names():
+    return {name: dict(vars(module)) for name, module in MODULES.items()}
+
+
+def test_uninstall_leaves_openclip_as_it_was():
+    before = names()
+    hooks.install()
+    during = names()
+    hooks.uninstall()
+    assert names() == before
+    replaced = {
+        (module, name)
+        for module in MODULES
+        for name in during[module]
+        if during[module][name] is not before[module].get(name)
+    }
+    assert replaced == {(seam.module, seam.name) for seam in hooks.SEAMS[3]}
+
+
+def test_hooks_come_out_when_the_block_raises():
+    before = names()
+    with pytest.raises(KeyError), hooks.installed():
+        raise KeyError
+    assert names() == before
+
+
+def test_installing_twice_is_installing_once():
+    before = names()
+    hooks.install()
+    hooks.install()
+    hooks.uninstall()
+    assert names() == before
+
+
+def test_another_openclip_is_refused_before_anything_is_replaced(monkeypatch):
+    monkeypatch.setattr(open_clip_train.main, "create_loss", lambda config: None)
+    before = names()
+    with pytest.raises(
+        hooks.HostError, match=r"main\.create_loss\(args\), but its parameters are \(config\)"
+    ):
+        hooks.install()
+    assert names() == before
+
+
+def test_a_missing_name_is_named(monkeypatch):
+    monkeypatch.delattr(open_clip_train.main, "pt_load")
+    with pytest.raises(hooks.HostError, match="pt_load.*it is missing.*Supported"):
+        hooks.install()
+
+
+def parse(*argv):
+    with hooks.installed():
+        return open_clip_train.main.parse_args(list(argv))
+
+
+def test_openclips_flags_reach_openclip_untouched():
+    argv = ["--train-data", "a.tar", "--aug-cfg", "scale=(0.5, 1.0)", "--lr", "0.1", "--accum-freq", "2"]
+    stock = open_clip_train.main.parse_args(argv)
+    ours = parse(*argv)
+    assert {key: getattr(ours, key) for key in vars(stock)} == vars(stock)
+    assert ours.loss == "clip" and not options.uses_paired_pipeline(ours)
+
+
+def test_no_flag_of_ours_is_one_of_openclips():
+    own = {flag for action in options.build_parser()._actions for flag in action.option_strings}
+    source = inspect.getsource(sys.modules["open_clip_train.params"])
+    assert [flag for flag in own if f'"{flag}"' in source] == []
+
+
+def test_angle_brackets_spell_ranges():
+    assert parse("--loss", "triplet", "--train-data", "s/<000..999>.tar").train_data == "s/{000..999}.tar"
+
+
+def test_unknown_method_suggests_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        parse("--loss", "tripplet")
+    assert "did you mean 'triplet'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--train-data", "a.csv"], "paired webdataset shards.*make_shards"),
+        (["--dataset-type", "synthetic"], "synthetic"),
+        (["--train-data", "a.tar", "--model", "coca_ViT-B-32"], "supports CLIP models"),
+        (
+            ["--train-data", "a.tar", "--distill-model", "RN50", "--distill-pretrained", "openai"],
+            "distillation",
+        ),
+        (["--train-data", "a.tar", "--local-loss"], "--gather-with-grad"),
+        (["--train-data", "a.tar", "--eval-benchmarks", "sugarcrepe"], "--eval-data-root"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_way_out(argv, message):
+    with pytest.raises(options.UsageError, match=message):
+        parse("--loss", "triplet", *argv)
+
+
+def test_negative_captions_need_a_method_that_reads_them():
+    with pytest.raises(options.UsageError, match="reads no negative captions"):
+        parse("--loss", "negimage", "--neg-captions", "4", "--train-data", "a.tar")
+
+
+def test_help_lists_our_flags_and_openclips():
+    done = subprocess.run(
+        [sys.executable, "-m", "open_clip_triplet.train", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--loss" in done.stdout and "--accum-freq" in done.stdout
+
+
+def test_importing_the_package_loads_no_builder_or_benchmark():
+    code = (
+        "import sys, open_clip_triplet; "
+        "heavy = {'vllm', 'diffusers', 'ray', 'clip_benchmark', 'spacy', 'faiss'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,283 @@
+"""Training end to end through OpenCLIP's own ``main`` on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_MODEL, checkpoint, train, train_argv, write_shards
+from open_clip_triplet.losses import METHODS
+
+
+def losses(logs: Path, name: str) -> list[float]:
+    """Total loss of every logged step, as OpenCLIP printed it."""
+    log = (logs / name / "out.log").read_text()
+    return [float(value) for value in re.findall(r" Loss: ([0-9.]+)", log)]
+
+
+def assert_same_weights(a: dict, b: dict, **tolerance):
+    assert a["state_dict"].keys() == b["state_dict"].keys()
+    for name, value in a["state_dict"].items():
+        torch.testing.assert_close(
+            value, b["state_dict"][name], msg=lambda m, n=name: f"{n}: {m}", **tolerance
+        )
+
+
+EXACT = {"rtol": 0, "atol": 0}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(method, paired_shards, tiny_config, tmp_path):
+    train(
+        train_argv(
+            tiny_config, tmp_path, method, **{"loss": method, "train-data": paired_shards, "epochs": 2}
+        )
+    )
+    seen = losses(tmp_path, method)
+    assert len(seen) == 8 and seen[-1] < seen[0]
+    entry = checkpoint(tmp_path, method, "epoch_2.pt")["triplet"]
+    assert entry["optimizer_steps"] == 8 and entry["samples_seen"] == 128
+    assert entry["images_seen"] == 128 * METHODS[method].image_group(1)
+
+
+def test_clip_equals_stock_openclip_step_for_step(tiny_config, tmp_path, monkeypatch):
+    """Ordinary shards, ``--loss clip``: the weights after 4 steps are stock OpenCLIP's, bit for bit."""
+    import open_clip_train.main
+    import webdataset.filters
+
+    # webdataset seeds its sample shuffle from the clock; a stopped clock makes the two runs comparable
+    monkeypatch.setattr(webdataset.filters, "time", types.SimpleNamespace(time=lambda: 0.0))
+    shards = write_shards(tmp_path / "plain", [16, 16, 16, 16], paired=False)
+    flags = {"train-data": shards, "dataset-type": "webdataset"}
+    train(train_argv(tiny_config, tmp_path, "ours", **flags, loss="clip"))
+    open_clip_train.main.main(train_argv(tiny_config, tmp_path, "stock", **flags, **{"model-config": None}))
+    assert losses(tmp_path, "ours") == losses(tmp_path, "stock")
+    assert len(losses(tmp_path, "ours")) == 4
+    assert_same_weights(checkpoint(tmp_path, "ours"), checkpoint(tmp_path, "stock"), **EXACT)
+
+
+def test_stock_openclip_reads_paired_shards_as_plain_pairs(paired_shards, tiny_config, tmp_path):
+    import open_clip_train.main
+
+    argv = train_argv(tiny_config, tmp_path, "stock", **{"train-data": paired_shards, "model-config": None})
+    open_clip_train.main.main(argv)
+    assert len(losses(tmp_path, "stock")) == 4
+
+
+def test_accumulation_equals_one_batch(paired_shards, tiny_config, tmp_path):
+    flags = {"loss": "triplet", "train-data": paired_shards}
+    train(train_argv(tiny_config, tmp_path, "whole", **flags, **{"batch-size": 64}))
+    train(train_argv(tiny_config, tmp_path, "parts", **flags, **{"batch-size": 32, "accum-freq": 2}))
+    assert_same_weights(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "parts"), rtol=1e-4, atol=2e-6)
+
+
+def torchrun(argv: list[str], processes: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = subprocess.run(
+        [*command, "-m", "open_clip_triplet.train", *argv],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags", [{}, {"local-loss": True, "gather-with-grad": True}], ids=["plain", "local"]
+)
+def test_two_processes_equal_one(flags, paired_shards, tiny_config, tmp_path):
+    flags = {"loss": "triplet", "train-data": paired_shards, **flags}
+    train(train_argv(tiny_config, tmp_path, "one", **{**flags, "batch-size": 64}))
+    torchrun(
+        train_argv(tiny_config, tmp_path, "two", **{**flags, "batch-size": 32, "dist-backend": "gloo"}), 2
+    )
+    one, two = checkpoint(tmp_path, "one"), checkpoint(tmp_path, "two")
+    two["state_dict"] = {name.removeprefix("module."): value for name, value in two["state_dict"].items()}
+    assert_same_weights(one, two, rtol=1e-4, atol=2e-6)
+    assert losses(tmp_path, "two")[0] == pytest.approx(losses(tmp_path, "one")[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"precision": "amp_bf16"},
+        {"grad-checkpointing": True},
+        {"lock-image": True},
+        {"dataset-resampled": True, "train-num-samples": 64},
+        {"workers": 2},
+        {"report-to": "tensorboard"},
+        {"grad-clip-norm": 1.0, "save-most-recent": True},
+    ],
+    ids=lambda flags: next(iter(flags)),
+)
+def test_openclips_flags_keep_working(flags, paired_shards, tiny_config, tmp_path):
+    train(
+        train_argv(tiny_config, tmp_path, "run", **{"loss": "triplet", "train-data": paired_shards, **flags})
+    )
+    assert len(losses(tmp_path, "run")) == 4
+
+
+def test_locked_text_tower_stays_put(paired_shards, tmp_path):
+    """``--lock-text`` needs a CustomTextCLIP; the locked weights do not move."""
+    import open_clip
+
+    config = tmp_path / "tiny-custom.json"
+    config.write_text(json.dumps({**TINY_MODEL, "custom_text": True}))
+    open_clip.add_model_config(config)
+    flags = {"loss": "triplet", "train-data": paired_shards, "model": "tiny-custom", "lock-text": True}
+    train(train_argv(str(config), tmp_path, "first", **flags))
+    train(train_argv(str(config), tmp_path, "second", **{**flags, "epochs": 2}))
+    first, second = checkpoint(tmp_path, "first"), checkpoint(tmp_path, "second", "epoch_2.pt")
+    text = [name for name in first["state_dict"] if name.startswith("text.")]
+    assert text and all(torch.equal(first["state_dict"][n], second["state_dict"][n]) for n in text)
+
+
+def test_upsampling_factors_weigh_the_sources(paired_shards, tiny_config, tmp_path):
+    flags = {
+        "train-data": f"{paired_shards}::{paired_shards}",
+        "train-data-upsampling-factors": "3::1",
+        "dataset-resampled": True,
+        "train-num-samples": 64,
+    }
+    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
+    assert len(losses(tmp_path, "run")) == 4
+
+
+def test_total_steps_is_exact(paired_shards, tiny_config, tmp_path):
+    """6 steps over 4-step epochs: the second epoch is cut, and the schedule ends at step 6."""
+    train(
+        train_argv(
+            tiny_config, tmp_path, "run", loss="triplet", **{"train-data": paired_shards, "total-steps": 6}
+        )
+    )
+    assert len(losses(tmp_path, "run")) == 6
+    entry = checkpoint(tmp_path, "run", "epoch_2.pt")["triplet"]
+    assert entry["optimizer_steps"] == 6 and entry["samples_seen"] == 96
+    log = (tmp_path / "run" / "out.log").read_text()
+    assert "6 optimizer steps: 96 samples seen, 192 images and 192 captions" in log
+    rates = [float(rate) for rate in re.findall(r"LR: ([0-9.]+)", log)]
+    assert rates[-1] < 0.3 * max(rates)
+
+
+def run_until(argv: list[str], wanted: Path, timeout: float = 120) -> None:
+    """Start training in a process of its own and SIGKILL it as soon as ``wanted`` exists."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "open_clip_triplet.train", *argv],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    deadline = time.monotonic() + timeout
+    while not wanted.exists():
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+
+
+@pytest.mark.slow
+def test_killed_inside_an_epoch_and_resumed_equals_undisturbed(tiny_config, tmp_path):
+    shards = write_shards(tmp_path / "shards", [40, 25, 63])
+    flags = {"loss": "triplet", "train-data": shards, "batch-size": 4, "save-every-n-steps": 5, "epochs": 2}
+    train(train_argv(tiny_config, tmp_path, "whole", **flags))
+    argv = train_argv(tiny_config, tmp_path, "killed", **flags)
+    run_until(argv, tmp_path / "killed" / "checkpoints" / "epoch_0_step_10.pt")
+    assert not (tmp_path / "killed" / "checkpoints" / "epoch_2.pt").exists(), (
+        "killed too late to show anything"
+    )
+    train([*argv, "--resume", "latest"])
+    assert_same_weights(
+        checkpoint(tmp_path, "whole", "epoch_2.pt"), checkpoint(tmp_path, "killed", "epoch_2.pt"), **EXACT
+    )
+    whole, killed = losses(tmp_path, "whole"), losses(tmp_path, "killed")
+    assert killed[-20:] == whole[-20:]
+
+
+def test_resume_latest_continues_after_a_finished_epoch(paired_shards, tiny_config, tmp_path):
+    flags = {"loss": "triplet", "train-data": paired_shards, "lr-scheduler": "const"}
+    train(train_argv(tiny_config, tmp_path, "whole", **{**flags, "epochs": 2}))
+    train(train_argv(tiny_config, tmp_path, "parts", **flags))
+    train([*train_argv(tiny_config, tmp_path, "parts", **{**flags, "epochs": 2}), "--resume", "latest"])
+    assert_same_weights(
+        checkpoint(tmp_path, "whole", "epoch_2.pt"), checkpoint(tmp_path, "parts", "epoch_2.pt"), **EXACT
+    )
+
+
+def test_full_disk_while_saving_keeps_the_older_checkpoint(tmp_path, monkeypatch):
+    from open_clip_triplet import steps
+
+    path = tmp_path / "epoch_1.pt"
+    steps.save_durably({"step": 1}, path)
+
+    def full(file_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        steps.save_durably({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["epoch_1.pt"]
+
+
+def test_validation_logs_compositional_scores(paired_shards, tiny_config, tmp_path):
+    flags = {"train-data": paired_shards, "val-data": paired_shards, "report-to": "tensorboard"}
+    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
+    results = json.loads((tmp_path / "run" / "checkpoints" / "results.jsonl").read_text())
+    assert results["paired_samples"] == 64 and results["num_samples"] == 64
+    assert 0 <= results["group_score"] <= min(results["text_score"], results["image_score"]) <= 1
+    assert "image_to_text_R@1" in results and "clip_val_loss" in results
+    assert "group_score:" in (tmp_path / "run" / "out.log").read_text()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert events.Scalars("val/group_score")[0].value == pytest.approx(results["group_score"])
+
+
+def test_ordinary_validation_data_stays_stock(paired_shards, tiny_config, tmp_path):
+    plain = write_shards(tmp_path / "plain", [16], paired=False)
+    train(
+        train_argv(
+            tiny_config, tmp_path, "run", loss="triplet", **{"train-data": paired_shards, "val-data": plain}
+        )
+    )
+    results = json.loads((tmp_path / "run" / "checkpoints" / "results.jsonl").read_text())
+    assert "group_score" not in results and results["num_samples"] == 16
+
+
+def test_plain_shards_under_a_paired_loss_name_shard_and_members(tiny_config, tmp_path):
+    from open_clip_triplet.shards import ShardError
+
+    plain = write_shards(tmp_path / "plain", [16, 16], paired=False)
+    with pytest.raises(ShardError, match=r"triplet reads neg\.jpg and neg\.txt.*00000\.tar.*jpg, json, txt"):
+        train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **{"train-data": plain}))
+
+
+def test_weight_decay_reaches_every_parameter_on_request(paired_shards, tiny_config, tmp_path):
+    flags = {"loss": "triplet", "train-data": paired_shards, "wd": 0.5}
+    train(train_argv(tiny_config, tmp_path, "some", **flags))
+    train(train_argv(tiny_config, tmp_path, "all", **flags, **{"decay-all": True}))
+    some, every = checkpoint(tmp_path, "some"), checkpoint(tmp_path, "all")
+    assert [group["weight_decay"] for group in some["optimizer"]["param_groups"]] == [0.0, 0.5]
+    assert [group["weight_decay"] for group in every["optimizer"]["param_groups"]] == [0.5, 0.5]
+
+
+def test_errors_end_the_command_with_status_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "open_clip_triplet.train", "--loss", "triplet", "--train-data", "a.csv"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: --loss triplet trains on")
