@@ -9,7 +9,6 @@ import sys
 #: subcommand -> module under open_clip_triplet.tripletdata; imported only when its subcommand is used
 STAGES: dict[str, str] = {
     "shapes": "shapes",
-    "mine": "mine",
 }
 
 
