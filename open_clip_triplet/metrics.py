@@ -33,3 +33,9 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
     centre = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def histogram(values, bins: int = 40, low: float = -1.0, high: float = 1.0) -> tuple[list, list]:
+    """(edges [bins + 1], counts [bins]) of similarities; values beyond an end count in its bin."""
+    counts, edges = np.histogram(np.clip(values, low, high), bins=bins, range=(low, high))
+    return [round(float(edge), 6) for edge in edges], [int(count) for count in counts]

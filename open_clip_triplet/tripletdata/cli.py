@@ -7,7 +7,9 @@ import importlib
 import sys
 
 #: subcommand -> module under open_clip_triplet.tripletdata; imported only when its subcommand is used
-STAGES: dict[str, str] = {}
+STAGES: dict[str, str] = {
+    "shapes": "shapes",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
