@@ -246,6 +246,21 @@ def test_validation_logs_compositional_scores(paired_shards, tiny_config, tmp_pa
     assert events.Scalars("val/group_score")[0].value == pytest.approx(results["group_score"])
 
 
+def test_compositional_scores_reach_wandb(paired_shards, tiny_config, tmp_path, monkeypatch):
+    """A real wandb run, offline; what is logged is recorded on the way in."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logged = {}
+    log = wandb.log
+    monkeypatch.setattr(wandb, "log", lambda data, **more: (logged.update(data), log(data, **more)))
+    flags = {"train-data": paired_shards, "val-data": paired_shards, "report-to": "wandb"}
+    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
+    assert {"val/group_score", "val/image_to_text_R@1", "train/loss"} <= set(logged)
+
+
 def test_ordinary_validation_data_stays_stock(paired_shards, tiny_config, tmp_path):
     plain = write_shards(tmp_path / "plain", [16], paired=False)
     train(
