@@ -28,6 +28,7 @@ demo-short: install
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/python tools/update_readme.py --check
 
 clean:
 	rm -rf demo build dist .pytest_cache .ruff_cache *.egg-info
