@@ -9,6 +9,7 @@ import sys
 #: subcommand -> module under open_clip_triplet.tripletdata; imported only when its subcommand is used
 STAGES: dict[str, str] = {
     "shapes": "shapes",
+    "mine": "mine",
 }
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
 import random
 import sys
@@ -22,13 +21,13 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from ..shards import ShardWriter, write_sizes, write_text_durably
-from . import scenes
+from ..shards import ShardWriter, write_sizes
+from . import folder, scenes
 from .scenes import Scene, Thing
 
 HELP = "an embedded world of coloured shapes, with hard negatives"
 
-#: part of the record that makes a folder: raise it whenever the same options give other bytes
+#: part of the folder's note: raise it whenever the same options give other bytes
 WORLD_VERSION = 1
 
 _CENTRES = {  # of the region that a thing is drawn in, as shares of the image's width and height
@@ -160,35 +159,11 @@ def make_sample(index: int, *, world: str, split: str, seed: int, image_size: in
 
 def _write_shard(job: tuple[Path, range], **options) -> None:
     path, indices = job
-    if path.exists():  # shards are whole or absent, and the folder's record has vouched for the options
+    if path.exists():  # shards are whole or absent, and the folder's note has vouched for the options
         return
     with ShardWriter(path) as writer:
         for index in indices:
             writer.write(make_sample(index, **options))
-
-
-def _claim(output: Path, record: dict) -> None:
-    """Note what a folder holds before the first shard, and refuse a folder that holds something else.
-
-    Raises:
-        SystemExit: the folder has a record of other options; those that differ are printed.
-    """
-    path = output / "world.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before != record:
-            differing = ", ".join(
-                f"{name} {before.get(name)!r} (now {record.get(name)!r})"
-                for name in sorted({*before, *record})
-                if before.get(name) != record.get(name)
-            )
-            raise SystemExit(
-                f"{output} was made with other options: {differing}. Choose another --output, or delete it."
-            )
-    elif any(output.glob("*/*.tar")):
-        raise SystemExit(f"{output} holds shards that this command did not make. Choose another --output.")
-    else:
-        write_text_durably(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def build(
@@ -202,8 +177,8 @@ def build(
     """
     from tqdm import tqdm
 
-    _claim(output, {
-        "version": WORLD_VERSION, "samples": samples, "val_samples": val_samples, "shards": shards,
+    folder.claim(output, {
+        "command": "shapes", "version": WORLD_VERSION, "samples": samples, "val_samples": val_samples, "shards": shards,
         "world": world, "image_size": image_size, "seed": seed,
     })  # fmt: skip
     # one pool for both splits; shard k of n holds samples k·N/n up to (k+1)·N/n

@@ -1,0 +1,195 @@
+"""Paired shards as OpenCLIP's data: flags, checks, and the loader put together."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+
+from open_clip_triplet.captions import SAMPLING
+from open_clip_triplet.epochs import SHUFFLE_BYTES, SHUFFLE_SAMPLES, EpochPlan, Part
+from open_clip_triplet.shards import (
+    ShardError,
+    expand_shards,
+    normalise_ranges,
+    read_sizes,
+    require_roles,
+)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of the paired pipeline."""
+    group = parser.add_argument_group("paired data")
+    group.add_argument(
+        "--caption-sampling",
+        choices=SAMPLING,
+        default="first",
+        help="first: txt and neg.txt. random: one of the captions and neg_captions in json, "
+        "drawn anew each epoch by seed and key.",
+    )
+
+
+def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *, method, as_dict=False, **_):
+    """OpenCLIP's ``DataInfo`` over paired shards; stands in for its ``get_wds_dataset``.
+
+    Batches are grouped rows, see :mod:`open_clip_triplet.pipeline`; ``args.batch_size`` counts samples.
+
+    Args:
+        method: has ``name``, ``neg_images`` and ``neg_texts``, the negatives it reads.
+        as_dict: yield ``{"image", "text"}`` (OpenCLIP 4.x) instead of a pair.
+
+    Raises:
+        ShardError: a source lacks members that the method needs; sizes are unknown; too few shards or samples.
+    """
+    from open_clip_train.data import DataInfo
+
+    from open_clip_triplet.counts import Counts
+    from open_clip_triplet.images import PilImages
+    from open_clip_triplet.pipeline import Position, Rows
+
+    urls, weights = _shards(args, is_train)
+    rows = Rows(
+        images=PilImages(preprocess_fn),
+        tokenizer=tokenizer,
+        seed=args.seed,
+        neg_images=method.neg_images,
+        negatives=getattr(args, "neg_captions", 1) if method.neg_texts else 0,
+        sampling=getattr(args, "caption_sampling", "first") if is_train else "first",
+    )
+    for source in _sources(args.train_data if is_train else args.val_data):
+        require_roles(expand_shards(source)[0], rows.roles, reader=f"--loss {method.name}")
+    counts, position = Counts(max(1, args.workers)), Position(epoch)
+    build = _training_loader if is_train else _evaluation_loader
+    loader = build(args, urls, weights, rows, counts, position, _finisher(as_dict))
+    return DataInfo(dataloader=loader, shared_epoch=position)
+
+
+def _training_loader(args, urls, weights, rows, counts, position, finish):
+    from open_clip_triplet.loader import PairedLoader
+    from open_clip_triplet.pipeline import TrainingBatches
+
+    plan = _plan(args, urls, weights)
+    dataset = TrainingBatches(plan, rows, counts, position, _shuffle_samples(plan))
+    return PairedLoader(
+        _workers(args, dataset),
+        urls=urls,
+        counts=counts,
+        position=position,
+        finish=finish,
+        num_batches=plan.batches,
+        image_rows=plan.used * rows.image_group,
+        total=sum(plan.sizes) if plan.exact else None,
+        used=plan.used,
+        reduce_device=args.device if getattr(args, "distributed", False) else None,
+    )
+
+
+def _evaluation_loader(args, urls, weights, rows, counts, position, finish):
+    from open_clip_triplet.loader import PairedLoader
+    from open_clip_triplet.pipeline import EvaluationBatches
+
+    sizes = read_sizes(urls)
+    parts = [Part(url, 0, size, size) for url, size in zip(urls, sizes or [None] * len(urls))]
+    total = args.val_num_samples or sum(sizes or [0])
+    return PairedLoader(
+        _workers(args, EvaluationBatches(parts, rows, counts, args.batch_size)),
+        urls=urls,
+        counts=counts,
+        position=position,
+        finish=finish,
+        num_batches=-(-total // args.batch_size),
+        image_rows=total * rows.image_group,
+        total=sum(sizes) if sizes else None,
+        used=total,
+    )
+
+
+def _workers(args, dataset):
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+        pin_memory="cuda" in str(getattr(args, "device", "cpu")),
+    )
+
+
+def _finisher(as_dict: bool):
+    def finish(batches):
+        for images, texts in batches:
+            yield {"image": images, "text": texts} if as_dict else (images, texts)
+
+    return finish
+
+
+def _sources(spec) -> list:
+    return normalise_ranges(spec).split("::") if isinstance(spec, str) else list(spec)
+
+
+def _shards(args, is_train: bool) -> tuple[list[str], list[float] | None]:
+    """Urls of all sources, and for resampling the weight of each."""
+    sources = [expand_shards(source) for source in _sources(args.train_data if is_train else args.val_data)]
+    urls = [url for source in sources for url in source]
+    factors = getattr(args, "train_data_upsampling_factors", None) if is_train else None
+    if factors is None:
+        return urls, None
+    if not args.dataset_resampled:
+        raise ValueError("--train-data-upsampling-factors needs --dataset-resampled")
+    weights = [float(factor) for factor in factors.split("::")]
+    if len(weights) != len(sources):
+        raise ValueError(
+            f"--train-data-upsampling-factors has {len(weights)} factors for {len(sources)} sources"
+        )
+    return urls, [weight for weight, source in zip(weights, sources) for _ in source]
+
+
+def _plan(args, urls, weights) -> EpochPlan:
+    sizes = read_sizes(urls)
+    samples = args.train_num_samples or (sum(sizes) if sizes else None)
+    if not samples:
+        raise ShardError(
+            f"The number of training samples is unknown: no sizes.json with all shards beside {urls[0]}. "
+            "Give --train-num-samples, or write sizes.json (shard file name -> samples)."
+        )
+    accumulate = getattr(args, "accum_freq", 1)
+    step = args.batch_size * args.world_size * accumulate
+    if samples < step:
+        raise ShardError(
+            f"{samples:,} training samples are fewer than one global batch of {step:,} (--batch-size "
+            f"{args.batch_size} x {args.world_size} processes x --accum-freq {accumulate})"
+        )
+    slots = max(1, args.workers) * args.world_size
+    if sizes is None and not args.dataset_resampled and len(urls) < slots:
+        raise ShardError(
+            f"{len(urls)} shards for {slots} data workers ({args.workers} --workers x {args.world_size} "
+            "processes): without sizes.json beside the shards each worker needs one of its own. "
+            f"Use --workers {len(urls) // args.world_size}, or write sizes.json (shard file name -> samples)."
+        )
+    if sizes is None and not args.dataset_resampled and args.rank == 0:
+        logging.warning(
+            "No sizes.json with all shards: whole shards are dealt out to the workers, so an epoch may see "
+            "some samples twice and others not at all."
+        )
+    return EpochPlan(
+        urls=tuple(urls),
+        sizes=tuple(sizes) if sizes else None,
+        weights=tuple(weights) if weights else None,
+        batch_size=args.batch_size,
+        batches=samples // step * accumulate,
+        seed=args.seed,
+        rank=args.rank,
+        world_size=args.world_size,
+        workers=max(1, args.workers),
+        resampled=bool(args.dataset_resampled),
+    )
+
+
+def _shuffle_samples(plan: EpochPlan) -> int:
+    """Samples in a worker's shuffle buffer: OpenCLIP's number, or as many as hold in SHUFFLE_BYTES."""
+    try:
+        mean = os.path.getsize(plan.urls[0]) / plan.sizes[0]
+    except (OSError, TypeError, ZeroDivisionError):
+        return SHUFFLE_SAMPLES // 5
+    return max(1, min(SHUFFLE_SAMPLES, int(SHUFFLE_BYTES / mean)))

@@ -1,0 +1,117 @@
+"""The loader that OpenCLIP's training loop iterates: device, resume, epoch report, stalled sources."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from torch.utils.data import DataLoader
+
+from open_clip_triplet.counts import Counts, summary
+from open_clip_triplet.pipeline import Position
+
+#: seconds without a batch after which the shards being read are named in the log, and again each time
+STALL_SECONDS = 60.0
+
+
+class PairedLoader:
+    """Iterates batches as OpenCLIP's loop expects them.
+
+    num_batches: per epoch and rank. num_samples: image rows per epoch over all ranks, which is what
+    OpenCLIP's progress line counts. Set ``first_batch`` before an epoch to pass over the batches of it
+    that were trained on before a resume; it holds for one epoch.
+
+    finish: batch from the workers to what the loop gets; see :mod:`open_clip_triplet.device`.
+    total: samples of an exact pass over the data set, else None. used: samples per epoch, all ranks.
+    """
+
+    def __init__(
+        self,
+        dataloader: DataLoader,
+        *,
+        urls: Sequence[str],
+        counts: Counts,
+        position: Position,
+        finish: Callable[[Iterator], Iterator],
+        num_batches: int,
+        image_rows: int,
+        total: int | None,
+        used: int,
+        reduce_device=None,
+    ):
+        self.dataloader, self.urls, self.counts, self.position = dataloader, urls, counts, position
+        self.num_batches, self.num_samples = num_batches, image_rows
+        self._finish, self._total, self._used, self._reduce_device = finish, total, used, reduce_device
+        self._waiting_since: float | None = None
+        self._last_totals: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    @property
+    def first_batch(self) -> int:
+        return self.position.first_batch
+
+    @first_batch.setter
+    def first_batch(self, batch: int) -> None:
+        if not 0 <= batch <= self.num_batches:
+            raise ValueError(f"first_batch is {batch}; an epoch has {self.num_batches} batches")
+        self.position.first_batch = batch
+
+    def __iter__(self) -> Iterator:
+        first = self.position.first_batch
+        stop = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(stop,), daemon=True)
+        watch.start()
+        try:
+            yield from self._finish(self._from_workers())
+            self._log_epoch(first)
+        finally:
+            stop.set()
+            self.position.first_batch = 0
+
+    def report(self) -> dict[str, int]:
+        """Counts of the last finished epoch by name, over all workers and ranks."""
+        return dict(self._last_totals)
+
+    def _from_workers(self) -> Iterator:
+        self._waiting_since = time.monotonic()
+        batches = iter(self.dataloader)
+        while True:
+            self._waiting_since = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"{error} It died while the workers were reading: {self._reading()}. If the machine ran "
+                    "out of memory, use fewer --workers; then continue with --resume latest."
+                ) from error
+            finally:
+                self._waiting_since = None
+            yield batch
+
+    def _reading(self) -> str:
+        shards = [f"worker {w}: {self.urls[i]}" for w, i in enumerate(self.counts.reading()) if i >= 0]
+        return "; ".join(shards) or "nothing"
+
+    def _watch(self, stop: threading.Event) -> None:
+        warned = 0
+        while not stop.wait(min(STALL_SECONDS / 4, 1.0)):
+            since = self._waiting_since
+            stalls = int((time.monotonic() - since) / STALL_SECONDS) if since else 0
+            if stalls > warned:
+                seconds = stalls * STALL_SECONDS
+                logging.warning("No batch for %g s. Being read: %s", seconds, self._reading())
+            warned = stalls
+
+    def _log_epoch(self, first: int) -> None:
+        self._last_totals = self.counts.totals(self._reduce_device)
+        passed_over = first * self._used // self.num_batches if self.num_batches else 0
+        line = summary(self._last_totals, total=self._total, used=self._used, passed_over=passed_over)
+        logging.info("Data of epoch %d: %s.", self.position.get_value(), line)

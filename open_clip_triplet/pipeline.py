@@ -1,0 +1,248 @@
+"""What a data worker does: read, shuffle, decode, augment, tokenize, group rows, batch.
+
+A batch is ``(images, texts)`` with the rows of a sample side by side: images ``[x0, x0', x1, x1', ...]``
+as one tensor [N*G, 3, H, W], texts ``[y0, y0'a, y0'b, ..., y1, ...]`` as [N*(1+K), L]; one row per sample
+where the method reads no negative of that modality.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
+
+from open_clip_triplet.captions import choose_captions
+from open_clip_triplet.counts import Counts, Dropped
+from open_clip_triplet.epochs import EpochPlan, Part, ShuffleOrder
+from open_clip_triplet.reading import Unreadable, read_part
+from open_clip_triplet.shards import ShardError
+
+
+class Position:
+    """Epoch and first batch, set by the training process and seen by its workers."""
+
+    def __init__(self, epoch: int = 0):
+        self._state = torch.tensor([epoch, 0], dtype=torch.int64).share_memory_()
+
+    def set_value(self, epoch: int) -> None:
+        """Named as OpenCLIP's ``SharedEpoch`` names it, so that ``DataInfo.set_epoch`` reaches it."""
+        self._state[0] = epoch
+
+    def get_value(self) -> int:
+        return int(self._state[0])
+
+    @property
+    def first_batch(self) -> int:
+        return int(self._state[1])
+
+    @first_batch.setter
+    def first_batch(self, batch: int) -> None:
+        self._state[1] = batch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Turns samples into the rows of a batch.
+
+    images: encoded images of a sample, and the names its random state comes from, to their tensors.
+    tokenizer: list of captions to [len, L]. neg_images: whether the method reads negative images.
+    negatives: K, hard negative captions per sample. sampling: one of ``captions.SAMPLING``.
+    """
+
+    images: Callable
+    tokenizer: Callable
+    seed: int = 0
+    neg_images: bool = False
+    negatives: int = 0
+    sampling: str = "first"
+
+    @property
+    def image_group(self) -> int:
+        """Image rows per sample."""
+        return 1 + self.neg_images
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Members that a sample must have."""
+        return ("image", "text") + ("neg_image",) * self.neg_images + ("neg_text",) * bool(self.negatives)
+
+    @property
+    def roles_read(self) -> tuple[str, ...]:
+        return self.roles + ("meta",) * (self.sampling == "random" or self.negatives > 1)
+
+    def load(self, sample: dict | Unreadable, epoch: int, visit: str) -> tuple[list, list[str], bool]:
+        """Image tensors [3, H, W] and captions of a sample, and whether negatives had to be filled up.
+
+        Captions and augmentation depend on seed, epoch, key and ``visit`` alone.
+
+        Raises:
+            Dropped: the sample cannot be used.
+        """
+        if isinstance(sample, Unreadable):
+            raise Dropped(sample.reason)
+        for role in self.roles:
+            if role not in sample:
+                raise Dropped("missing member", role)
+        names = (self.seed, epoch, visit, sample["__key__"])
+        captions, filled = choose_captions(
+            sample,
+            random.Random("/".join(map(str, names))),
+            sampling=self.sampling,
+            negatives=self.negatives,
+            keep_first=self.neg_images,
+        )
+        encoded = [sample[role] for role in ("image", "neg_image")[: self.image_group]]
+        return self.images(encoded, *names), captions, filled
+
+    def collate(self, samples: list) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples as :meth:`load` returns them to one batch of grouped rows."""
+        images = default_collate([image for images, _, _ in samples for image in images])
+        return images, self.tokenizer([text for _, captions, _ in samples for text in captions])
+
+
+class TrainingBatches(IterableDataset):
+    """Batches of one rank, for a DataLoader with ``batch_size=None`` and ``plan.workers`` workers.
+
+    shuffle_samples: size of the shuffle buffer of encoded samples, per worker.
+    """
+
+    def __init__(self, plan: EpochPlan, rows: Rows, counts: Counts, position: Position, shuffle_samples: int):
+        super().__init__()
+        self.plan, self.rows, self.counts = plan, rows, counts
+        self.position, self.shuffle_samples = position, shuffle_samples
+        self._shard_index = {url: i for i, url in enumerate(plan.urls)}
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        info = get_worker_info()
+        self._process = info.id if info else 0
+        self._epoch = self.position.get_value()
+        self.counts.clear(self._process)
+        first = self.position.first_batch
+        # The loader asks worker 0 first, so that one must take the share which holds the first batch wanted.
+        worker = (self._process + first) % self.plan.workers
+        return self._batches(worker, done=len(range(worker, first, self.plan.workers)))
+
+    def _batches(self, worker: int, done: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of a worker's share from its number ``done`` on; those before are not decoded.
+
+        A sample that cannot be used is replaced, in its batch, by one that follows it (which is then
+        also seen in its own turn), or after the last one by the first. So no other batch changes, every
+        rank makes the same number, and a resume needs no record of what was dropped.
+        """
+        size = self.plan.batch_size
+        stream = self._samples(worker, done * size)
+        ahead: deque = deque()
+        for _ in range(done, self.plan.slot_length(worker) // size):
+            own = [ahead.popleft() if ahead else next(stream) for _ in range(size)]
+            loaded = [item for found in own if (item := self._load(found, count=True))]
+            self._count("seen", len(loaded))
+            self._count("repeated", size - len(loaded))
+            tried = 0
+            while len(loaded) < size:
+                if tried == len(ahead):
+                    ahead.append(next(stream))
+                if item := self._load(ahead[tried], count=False):
+                    loaded.append(item)
+                tried += 1
+                if tried > max(self.plan.used, 10_000):
+                    raise ShardError(f"none of {tried:,} samples in a row can be used; last: {ahead[-1]}")
+            yield self.rows.collate(loaded)
+
+    def _samples(self, worker: int, done: int) -> Iterator[tuple[Part, dict | Unreadable]]:
+        """A worker's samples in shuffled order without the first ``done``, then again from the start."""
+        length = self.plan.slot_length(worker) if self.plan.exact else None
+        while True:
+            seed = f"{self.plan.seed}/{self._epoch}/{self.plan.rank}/{worker}"
+            order = ShuffleOrder(length, self.shuffle_samples, seed)
+            for _ in range(done):
+                next(order)
+            held: dict[int, tuple] = {}
+            reader = self._read(worker, frozenset(order.pending), order.following)
+            for place in order:
+                while place not in held:
+                    position, part, sample = next(reader)
+                    held[position] = part, sample
+                yield held.pop(place)
+            done = 0
+
+    def _read(
+        self, worker: int, pending: frozenset[int], following: int
+    ) -> Iterator[tuple[int, Part, dict | Unreadable]]:
+        """(position, part, sample) for the positions pending and from ``following`` on, ascending."""
+        start, empty = 0, 0
+        for part in self.plan.parts(self._epoch, worker):
+            stop = None if part.last is None else start + part.last - part.first
+            if stop is not None and stop <= following and pending.isdisjoint(range(start, stop)):
+                start = stop
+                continue
+            self.counts.set_reading(self._process, self._shard_index[part.url])
+            offset = start - part.first
+
+            def wanted(index: int, offset: int = offset) -> bool:
+                return index + offset >= following or index + offset in pending
+
+            empty += 1
+            for index, sample in read_part(part, self.rows.roles_read, wanted, self._count):
+                start, empty = index + offset + 1, 0
+                if sample is not None:
+                    yield index + offset, part, sample
+            if empty > 2 * len(self.plan.urls):
+                raise ShardError(f"none of the last {empty} shards holds a sample; the last was {part.url}")
+        self.counts.set_reading(self._process, -1)
+
+    def _load(self, found: tuple[Part, dict | Unreadable], *, count: bool) -> tuple | None:
+        part, sample = found
+        try:
+            item = self.rows.load(sample, self._epoch, part.visit)
+        except Dropped as dropped:
+            if count:
+                self._count(dropped.reason)
+            return None
+        if count and item[-1]:
+            self._count("filled up negative captions")
+        return item
+
+    def _count(self, name: str, number: int = 1) -> None:
+        self.counts.add(self._process, name, number)
+
+
+class EvaluationBatches(IterableDataset):
+    """Every sample of the shards once, unshuffled, the last batch of a worker as large as it comes out.
+
+    Workers take whole shards in turn. Samples that cannot be used are counted and left out.
+    """
+
+    def __init__(self, parts: list[Part], rows: Rows, counts: Counts, batch_size: int):
+        super().__init__()
+        self.parts, self.rows, self.counts, self.batch_size = parts, rows, counts, batch_size
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        info = get_worker_info()
+        process, workers = (info.id, info.num_workers) if info else (0, 1)
+        self.counts.clear(process)
+        batch = []
+        for place in range(process, len(self.parts), workers):
+            self.counts.set_reading(process, place)
+            for item in self._load_all(self.parts[place], process):
+                batch.append(item)
+                if len(batch) == self.batch_size:
+                    yield self.rows.collate(batch)
+                    batch = []
+        self.counts.set_reading(process, -1)
+        if batch:
+            yield self.rows.collate(batch)
+
+    def _load_all(self, part: Part, process: int) -> Iterator[tuple]:
+        def note(name: str) -> None:
+            self.counts.add(process, name)
+
+        for _, sample in read_part(part, self.rows.roles_read, lambda index: True, note):
+            try:
+                yield self.rows.load(sample, 0, "")
+                note("seen")
+            except Dropped as dropped:
+                note(dropped.reason)

@@ -1,0 +1,153 @@
+"""Embedding spaces to look for neighbours in: captions alone (no download), a sentence model, an OpenCLIP model.
+
+An embedder turns the pairs of one shard, given as their captions (all of a pair's, the main one first)
+and their image files, into unit rows. ``fit`` sees the captions of every pair once, before.
+A row of NaN marks a pair that cannot be embedded, such as an image that cannot be decoded.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+BATCH = 256
+
+
+class CaptionEmbedder:
+    """Latent semantic analysis: TF-IDF of a pair's captions, reduced to ``width`` dimensions. Needs no weights.
+
+    Words are weighted over the collection being mined, so the space belongs to that collection.
+    """
+
+    name = "captions"
+    reads_images = False
+
+    def __init__(self, width: int = 256):
+        try:
+            from sklearn.decomposition import TruncatedSVD
+            from sklearn.feature_extraction.text import TfidfVectorizer
+        except ImportError as error:
+            raise SystemExit(
+                "--embedder captions needs scikit-learn: pip install 'open_clip_triplet[build]'"
+            ) from error
+        self._words = TfidfVectorizer(sublinear_tf=True, stop_words="english", min_df=2, dtype=np.float32)
+        self._reduce, self._width = TruncatedSVD, width
+
+    def fit(self, captions: Sequence[list[str]]) -> None:
+        try:
+            words = self._words.fit_transform(map(" ".join, captions))
+        except ValueError as error:  # scikit-learn's words for "no word occurs twice"
+            raise SystemExit(f"these captions have too little in common to be compared: {error}") from error
+        width = min(self._width, min(words.shape) - 1)
+        self._space = self._reduce(width, random_state=0).fit(words) if width >= 2 else None
+
+    def __call__(self, captions: Sequence[list[str]], images: Sequence[bytes]) -> np.ndarray:
+        words = self._words.transform(map(" ".join, captions))
+        return _unit(self._space.transform(words) if self._space else words.toarray())
+
+
+class SentenceEmbedder:
+    """A transformers sentence model from a local folder: token states averaged, as sentence-transformers do."""
+
+    reads_images = False
+
+    def __init__(self, folder: str, device: str):
+        try:
+            from transformers import AutoModel, AutoTokenizer
+        except ImportError as error:
+            raise SystemExit(
+                "a sentence model needs transformers: pip install 'open_clip_triplet[build]'"
+            ) from error
+        self.name, self._device = folder, device
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._model = AutoModel.from_pretrained(folder).to(device).eval()
+
+    def fit(self, captions: Sequence[list[str]]) -> None:
+        pass
+
+    def __call__(self, captions: Sequence[list[str]], images: Sequence[bytes]) -> np.ndarray:
+        import torch
+
+        rows = []
+        with torch.inference_mode():
+            for start in range(0, len(captions), BATCH):
+                tokens = self._tokenizer(
+                    [c[0] for c in captions[start : start + BATCH]], padding=True, truncation=True, return_tensors="pt"
+                ).to(self._device)
+                states = self._model(**tokens).last_hidden_state
+                mask = tokens["attention_mask"][..., None]
+                rows.append(((states * mask).sum(1) / mask.sum(1)).float().cpu().numpy())
+        return _unit(np.concatenate(rows))
+
+
+class OpenClipEmbedder:
+    """Any OpenCLIP model: a row is the unit image feature beside the unit caption feature.
+
+    So the similarity of two pairs is the mean of image-image and caption-caption similarity.
+    """
+
+    reads_images = True
+
+    def __init__(self, model: str, pretrained: str | None, device: str):
+        import open_clip
+
+        self.name = f"{model}/{pretrained or 'random'}"
+        self._device = device
+        try:
+            self._model, _, self._preprocess = open_clip.create_model_and_transforms(
+                model, pretrained=pretrained, device=device
+            )
+            self._tokenizer = open_clip.get_tokenizer(model)
+        except (RuntimeError, FileNotFoundError) as error:
+            raise SystemExit(f"--model {model} --pretrained {pretrained}: {error}") from error
+        self._model.eval()
+
+    def fit(self, captions: Sequence[list[str]]) -> None:
+        pass
+
+    def __call__(self, captions: Sequence[list[str]], images: Sequence[bytes]) -> np.ndarray:
+        import torch
+
+        rows = []
+        with torch.inference_mode(), ThreadPoolExecutor() as pool:
+            for start in range(0, len(captions), BATCH):
+                pixels = list(pool.map(self._decode, images[start : start + BATCH]))
+                bad = np.array([image is None for image in pixels])
+                blank = next((torch.zeros_like(image) for image in pixels if image is not None), None)
+                if blank is None:
+                    rows.append(np.full((len(pixels), 1), np.nan))
+                    continue
+                batch = torch.stack([blank if image is None else image for image in pixels])
+                tokens = self._tokenizer([c[0] for c in captions[start : start + BATCH]]).to(self._device)
+                image_rows = _unit(self._model.encode_image(batch.to(self._device)).float().cpu().numpy())
+                text_rows = _unit(self._model.encode_text(tokens).float().cpu().numpy())
+                joined = np.concatenate([image_rows, text_rows], axis=1) / np.sqrt(2)
+                joined[bad] = np.nan
+                rows.append(joined)
+        width = max(block.shape[1] for block in rows)
+        return np.concatenate([np.broadcast_to(b, (len(b), width)) for b in rows]).astype(np.float32)
+
+    def _decode(self, data: bytes):
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return self._preprocess(image)
+        except Exception:  # whatever a damaged file makes Pillow raise; the row says NaN and is counted
+            return None
+
+
+def make_embedder(embedder: str, model: str | None, pretrained: str | None, device: str):
+    """The embedder that the options name: ``--model`` first, else ``captions`` or a sentence model's folder."""
+    if model:
+        return OpenClipEmbedder(model, pretrained, device)
+    return CaptionEmbedder() if embedder == "captions" else SentenceEmbedder(embedder, device)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Rows [n, d] at unit length; a row of zeros (no known word) becomes NaN."""
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.where(norm > 1e-8, rows / np.maximum(norm, 1e-8), np.nan).astype(np.float32)
