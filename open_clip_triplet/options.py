@@ -137,6 +137,12 @@ def _check_paired(args) -> None:
             raise UsageError(f"{what} supports CLIP models (two towers, one loss), not {args.model}.")
     if args.distill_model is not None:
         raise UsageError(f"{what} cannot be combined with distillation; leave out --distill-model.")
+    if args.local_loss and not args.gather_with_grad:
+        raise UsageError(
+            f"{what} with --local-loss needs --gather-with-grad: without it the features of other ranks "
+            "carry no gradient, and the encoders get a wrong one. Add --gather-with-grad, or leave out "
+            "--local-loss (exact as well)."
+        )
     if getattr(args, "use_naflex", False):
         raise UsageError(f"{what} reads images of one size; leave out --use-naflex.")
 

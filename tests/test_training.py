@@ -128,13 +128,19 @@ def test_openclips_flags_keep_working(flags, paired_shards, tiny_config, tmp_pat
 
 
 def test_locked_text_tower_stays_put(paired_shards, tmp_path):
-    """``--lock-text`` needs a CustomTextCLIP; the locked weights do not move."""
+    """``--lock-text`` as OpenCLIP wants it (CustomTextCLIP, frozen norms); the locked weights do not move."""
     import open_clip
 
     config = tmp_path / "tiny-custom.json"
     config.write_text(json.dumps({**TINY_MODEL, "custom_text": True}))
     open_clip.add_model_config(config)
-    flags = {"loss": "triplet", "train-data": paired_shards, "model": "tiny-custom", "lock-text": True}
+    flags = {
+        "loss": "triplet",
+        "train-data": paired_shards,
+        "model": "tiny-custom",
+        "lock-text": True,
+        "lock-text-freeze-layer-norm": True,
+    }
     train(train_argv(str(config), tmp_path, "first", **flags))
     train(train_argv(str(config), tmp_path, "second", **{**flags, "epochs": 2}))
     first, second = checkpoint(tmp_path, "first"), checkpoint(tmp_path, "second", "epoch_2.pt")
@@ -247,18 +253,18 @@ def test_validation_logs_compositional_scores(paired_shards, tiny_config, tmp_pa
 
 
 def test_compositional_scores_reach_wandb(paired_shards, tiny_config, tmp_path, monkeypatch):
-    """A real wandb run, offline; what is logged is recorded on the way in."""
+    """A real wandb run, offline; its summary is read just before OpenCLIP closes it."""
     import wandb
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    logged = {}
-    log = wandb.log
-    monkeypatch.setattr(wandb, "log", lambda data, **more: (logged.update(data), log(data, **more)))
+    summary = {}
+    finish = wandb.finish
+    monkeypatch.setattr(wandb, "finish", lambda: (summary.update(dict(wandb.run.summary)), finish()))
     flags = {"train-data": paired_shards, "val-data": paired_shards, "report-to": "wandb"}
     train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
-    assert {"val/group_score", "val/image_to_text_R@1", "train/loss"} <= set(logged)
+    assert {"val/group_score", "val/image_to_text_R@1", "train/loss"} <= set(summary)
 
 
 def test_ordinary_validation_data_stays_stock(paired_shards, tiny_config, tmp_path):
