@@ -122,7 +122,7 @@ class _Columns:
         return self.logsumexp[first : first + block.stop - block.start]
 
     def add_softmax(self, block: Block, logits, total, log_weight: float) -> None:
-        """Add the softmax over queries, in units of the block's weight, to ``total``; overwrites ``logits``."""
+        """Add the softmax over queries to ``total``, relative to the side's weight; overwrites ``logits``."""
         own = self.slice(block)
         total[:, own] += logits[:, own].sub_(self._weighted[own] + log_weight).exp_()
 
