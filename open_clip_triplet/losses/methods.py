@@ -1,0 +1,178 @@
+"""The table of methods, and the loss that a training run asks for."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import open_clip
+from open_clip.loss import ClipLoss
+
+from open_clip_triplet.losses import modules
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the paper: a loss and the members of a sample that it reads.
+
+    ``options`` are the arguments, beside the common ones, that its loss takes.
+    """
+
+    name: str
+    loss: type[ClipLoss]
+    summary: str
+    several_neg_captions: bool = False
+    supports_sigmoid: bool = True
+    options: tuple[str, ...] = ()
+
+    @property
+    def reads_neg_images(self) -> bool:
+        return getattr(self.loss, "reads_neg_images", False)
+
+    @property
+    def reads_neg_captions(self) -> bool:
+        return getattr(self.loss, "reads_neg_captions", False)
+
+    @property
+    def paired(self) -> bool:
+        """Whether it reads any negative, and so needs paired shards."""
+        return self.reads_neg_images or self.reads_neg_captions
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Members it reads, under the role names of ``shards``."""
+        negatives = {"neg_image": self.reads_neg_images, "neg_text": self.reads_neg_captions}
+        return "image", "text", *(role for role, read in negatives.items() if read)
+
+    def image_group(self, neg_captions: int = 1) -> int:
+        """Image rows that a sample contributes."""
+        return 1 + self.reads_neg_images
+
+    def text_group(self, neg_captions: int = 1) -> int:
+        """Text rows that a sample contributes."""
+        return 1 + neg_captions * self.reads_neg_captions
+
+
+_TRIPLET = ("neg_weight", "neg_images_in_text_denominator")
+_CYCLIP = ("cyclip_in_modal", "cyclip_cross_modal")
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("clip", ClipLoss, "OpenCLIP's own loss on the positive pairs"),
+        Method("clip-hn", modules.ClipHnLoss, "CLIP, negative pairs as ordinary pairs"),
+        Method("negclip", modules.NegClipLoss, "NegCLIP: negative captions only", several_neg_captions=True),
+        Method("negimage", modules.NegImageLoss, "NegCLIP with modalities swapped: negative images only"),
+        Method(
+            "triplet",
+            modules.TripletClipLoss,
+            "TripletCLIP: negative captions and images",
+            several_neg_captions=True,
+            options=_TRIPLET,
+        ),
+        Method(
+            "cyclip",
+            modules.CyClipLoss,
+            "CLIP with CyCLIP's consistency terms",
+            supports_sigmoid=False,
+            options=_CYCLIP,
+        ),
+        Method(
+            "cyclip-triplet",
+            modules.CyClipTripletLoss,
+            "TripletCLIP with CyCLIP's consistency terms",
+            several_neg_captions=True,
+            supports_sigmoid=False,
+            options=_TRIPLET + _CYCLIP,
+        ),
+    )
+}
+
+
+def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this package's losses (``--loss`` and ``--neg-captions`` are the trainer's)."""
+    group = parser.add_argument_group("loss")
+    group.add_argument(
+        "--loss-chunk-size",
+        type=positive(int),
+        metavar="C",
+        help="rows of the similarity matrix formed at a time; bounds memory (default: automatic)",
+    )
+    group.add_argument(
+        "--neg-weight",
+        type=positive(float),
+        default=1.0,
+        help="triplet: weight of the negative pairs' term (default: 1)",
+    )
+    group.add_argument(
+        "--neg-images-in-text-denominator",
+        action="store_true",
+        help="triplet ablation: captions are classified over the images of both sides",
+    )
+    for term, name in (("in-modal", "in-modal"), ("cross-modal", "cross-modal")):
+        group.add_argument(
+            f"--cyclip-{term}",
+            type=float,
+            default=0.25,
+            metavar="WEIGHT",
+            help=f"cyclip: weight of the {name} consistency term (default: 0.25)",
+        )
+
+
+def positive(kind: type):
+    """An argparse type: a number above 0."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
+
+
+def create_loss(args) -> ClipLoss:
+    """The loss module for OpenCLIP's parsed arguments; its own for ``--loss clip``.
+
+    Raises:
+        ValueError: an unknown loss, or a combination that the loss does not support.
+    """
+    method = METHODS.get(getattr(args, "loss", "clip"))
+    if method is None:
+        raise ValueError(f"unknown loss {args.loss!r}; choose from {', '.join(METHODS)}")
+    if method.name == "clip":
+        return open_clip.create_loss(args)
+    neg_captions = getattr(args, "neg_captions", 1)
+    sigmoid = getattr(args, "siglip", False)
+    _refuse_unsupported(args, method, neg_captions, sigmoid)
+    return method.loss(
+        local_loss=getattr(args, "local_loss", False),
+        gather_with_grad=getattr(args, "gather_with_grad", False),
+        cache_labels=True,
+        rank=getattr(args, "rank", 0),
+        world_size=getattr(args, "world_size", 1),
+        use_horovod=getattr(args, "horovod", False),
+        neg_captions=neg_captions,
+        accum_freq=getattr(args, "accum_freq", 1),
+        chunk_size=getattr(args, "loss_chunk_size", None),
+        sigmoid=sigmoid,
+        **{name: getattr(args, name) for name in method.options if hasattr(args, name)},
+    )
+
+
+def _refuse_unsupported(args, method: Method, neg_captions: int, sigmoid: bool) -> None:
+    if sigmoid and not method.supports_sigmoid:
+        names = ", ".join(name for name, other in METHODS.items() if other.supports_sigmoid)
+        raise ValueError(f"--siglip with --loss {method.name} is not defined; it works with {names}")
+    if neg_captions > 1 and method.reads_neg_captions and not method.several_neg_captions:
+        names = ", ".join(name for name, other in METHODS.items() if other.several_neg_captions)
+        raise ValueError(
+            f"--loss {method.name} reads one negative caption, not {neg_captions}; "
+            f"--neg-captions works with {names}"
+        )
+    if getattr(args, "distill", False) or "coca" in str(getattr(args, "model", "")).lower():
+        raise ValueError(
+            f"--loss {method.name} trains CLIP models alone: CoCa and distillation have losses of "
+            "their own; use --loss clip with them"
+        )
