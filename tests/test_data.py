@@ -139,7 +139,7 @@ def test_resume_does_not_open_shards_that_lie_behind(tmp_path, monkeypatch):
     whole = epoch_of(dataset(arguments(spec)))
     for shard in {n // 8 for n in seen(whole)[:40]} - {n // 8 for n in seen(whole)[40:]}:
         (tmp_path / f"{shard:05d}.tar").rename(tmp_path / f"{shard:05d}.gone")
-    assert len(list(tmp_path.glob("*.gone"))) >= 4
+    assert len(list(tmp_path.glob("*.gone"))) >= 3
     (tmp_path / "00000.tar").exists() or (tmp_path / "00000.gone").rename(tmp_path / "00000.tar")
     info = dataset(arguments(spec))
     assert seen(epoch_of(info, first_batch=10)) == seen(whole)[40:]
