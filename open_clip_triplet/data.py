@@ -35,7 +35,7 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
     Batches are grouped rows, see :mod:`open_clip_triplet.pipeline`; ``args.batch_size`` counts samples.
 
     Args:
-        method: has ``name``, ``neg_images`` and ``neg_texts``, the negatives it reads.
+        method: a row of ``losses.METHODS``; tells which negatives are read.
         as_dict: yield ``{"image", "text"}`` (OpenCLIP 4.x) instead of a pair.
 
     Raises:
@@ -52,8 +52,8 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
         images=PilImages(preprocess_fn),
         tokenizer=tokenizer,
         seed=args.seed,
-        neg_images=method.neg_images,
-        negatives=getattr(args, "neg_captions", 1) if method.neg_texts else 0,
+        neg_images=method.reads_neg_images,
+        negatives=getattr(args, "neg_captions", 1) if method.reads_neg_captions else 0,
         sampling=getattr(args, "caption_sampling", "first") if is_train else "first",
     )
     for source in _sources(args.train_data if is_train else args.val_data):

@@ -6,7 +6,7 @@ import argparse
 import difflib
 
 from open_clip_triplet.data import add_data_arguments
-from open_clip_triplet.losses import METHODS, add_loss_arguments
+from open_clip_triplet.losses import METHODS, add_loss_arguments, check_supported
 from open_clip_triplet.shards import normalise_ranges
 
 
@@ -105,7 +105,7 @@ def check(args) -> None:
         UsageError: says what is wrong and what to do instead.
     """
     method = METHODS[args.loss]
-    if args.neg_captions > 1 and not method.neg_texts:
+    if args.neg_captions > 1 and not method.reads_neg_captions:
         raise UsageError(
             f"--neg-captions {args.neg_captions}: --loss {args.loss} reads no negative captions."
         )
@@ -137,6 +137,10 @@ def _check_paired(args) -> None:
             raise UsageError(f"{what} supports CLIP models (two towers, one loss), not {args.model}.")
     if args.distill_model is not None:
         raise UsageError(f"{what} cannot be combined with distillation; leave out --distill-model.")
+    try:
+        check_supported(args)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if args.local_loss and not args.gather_with_grad:
         raise UsageError(
             f"{what} with --local-loss needs --gather-with-grad: without it the features of other ranks "

@@ -87,9 +87,9 @@ def arguments(train_data=None, **changes):
 
 
 def method(name="triplet"):
-    return Namespace(
-        name=name, neg_images=name in ("triplet", "negimage"), neg_texts=name in ("triplet", "negclip")
-    )
+    from open_clip_triplet.losses import METHODS
+
+    return METHODS[name]
 
 
 __all__ = ["SIZE", "arguments", "jpeg", "json", "method", "numbers", "sample", "tokenize", "write_shards"]

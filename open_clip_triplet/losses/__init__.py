@@ -8,7 +8,7 @@ from open_clip_triplet.losses.functional import (
     negimage_loss,
     triplet_clip_loss,
 )
-from open_clip_triplet.losses.methods import METHODS, Method, add_loss_arguments, create_loss
+from open_clip_triplet.losses.methods import METHODS, Method, add_loss_arguments, check_supported, create_loss
 from open_clip_triplet.losses.modules import (
     ClipHnLoss,
     CyClipLoss,
@@ -28,6 +28,7 @@ __all__ = [
     "NegImageLoss",
     "TripletClipLoss",
     "add_loss_arguments",
+    "check_supported",
     "clip_loss",
     "create_loss",
     "cyclic_consistency",

@@ -143,9 +143,7 @@ def create_loss(args) -> ClipLoss:
         raise ValueError(f"unknown loss {args.loss!r}; choose from {', '.join(METHODS)}")
     if method.name == "clip":
         return open_clip.create_loss(args)
-    neg_captions = getattr(args, "neg_captions", 1)
-    sigmoid = getattr(args, "siglip", False)
-    _refuse_unsupported(args, method, neg_captions, sigmoid)
+    check_supported(args)
     return method.loss(
         local_loss=getattr(args, "local_loss", False),
         gather_with_grad=getattr(args, "gather_with_grad", False),
@@ -153,15 +151,22 @@ def create_loss(args) -> ClipLoss:
         rank=getattr(args, "rank", 0),
         world_size=getattr(args, "world_size", 1),
         use_horovod=getattr(args, "horovod", False),
-        neg_captions=neg_captions,
+        neg_captions=getattr(args, "neg_captions", 1),
         accum_freq=getattr(args, "accum_freq", 1),
         chunk_size=getattr(args, "loss_chunk_size", None),
-        sigmoid=sigmoid,
+        sigmoid=getattr(args, "siglip", False),
         **{name: getattr(args, name) for name in method.options if hasattr(args, name)},
     )
 
 
-def _refuse_unsupported(args, method: Method, neg_captions: int, sigmoid: bool) -> None:
+def check_supported(args) -> None:
+    """Refuse flags that the loss of ``args.loss`` does not support.
+
+    Raises:
+        ValueError: says which losses do.
+    """
+    method = METHODS[args.loss]
+    neg_captions, sigmoid = getattr(args, "neg_captions", 1), getattr(args, "siglip", False)
     if sigmoid and not method.supports_sigmoid:
         names = ", ".join(name for name, other in METHODS.items() if other.supports_sigmoid)
         raise ValueError(f"--siglip with --loss {method.name} is not defined; it works with {names}")
