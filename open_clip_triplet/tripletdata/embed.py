@@ -1,4 +1,4 @@
-"""Embedding spaces to look for neighbours in: captions alone (no download), a sentence model, an OpenCLIP model.
+"""Embedding spaces to look for neighbours in: captions, a sentence model, an OpenCLIP model.
 
 An embedder turns the pairs of one shard, given as their captions (all of a pair's, the main one first)
 and their image files, into unit rows. ``fit`` sees the captions of every pair once, before.
@@ -17,9 +17,9 @@ BATCH = 256
 
 
 class CaptionEmbedder:
-    """Latent semantic analysis: TF-IDF of a pair's captions, reduced to ``width`` dimensions. Needs no weights.
+    """Latent semantic analysis: TF-IDF of a pair's captions, reduced to ``width`` dimensions.
 
-    Words are weighted over the collection being mined, so the space belongs to that collection.
+    Needs no weights. Words are weighted over the collection being mined: the space belongs to it.
     """
 
     name = "captions"
@@ -50,7 +50,7 @@ class CaptionEmbedder:
 
 
 class SentenceEmbedder:
-    """A transformers sentence model from a local folder: token states averaged, as sentence-transformers do."""
+    """A transformers sentence model from a local folder: the mean of its token states, caption by caption."""
 
     reads_images = False
 
@@ -74,9 +74,9 @@ class SentenceEmbedder:
         rows = []
         with torch.inference_mode():
             for start in range(0, len(captions), BATCH):
-                tokens = self._tokenizer(
-                    [c[0] for c in captions[start : start + BATCH]], padding=True, truncation=True, return_tensors="pt"
-                ).to(self._device)
+                texts = [c[0] for c in captions[start : start + BATCH]]
+                tokens = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+                tokens = tokens.to(self._device)
                 states = self._model(**tokens).last_hidden_state
                 mask = tokens["attention_mask"][..., None]
                 rows.append(((states * mask).sum(1) / mask.sum(1)).float().cpu().numpy())
@@ -141,7 +141,7 @@ class OpenClipEmbedder:
 
 
 def make_embedder(embedder: str, model: str | None, pretrained: str | None, device: str):
-    """The embedder that the options name: ``--model`` first, else ``captions`` or a sentence model's folder."""
+    """The embedder that the options name: ``model`` first, else ``captions`` or a sentence model's folder."""
     if model:
         return OpenClipEmbedder(model, pretrained, device)
     return CaptionEmbedder() if embedder == "captions" else SentenceEmbedder(embedder, device)

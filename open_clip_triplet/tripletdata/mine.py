@@ -59,7 +59,7 @@ class Pair:
 
 
 def read_pairs(shard: str, dropped: Counter) -> Iterator[Pair]:
-    """The pairs of one local shard, images left in place. What is unusable is counted in ``dropped`` by reason."""
+    """The pairs of one local shard, images left in place. ``dropped`` counts what is unusable, by reason."""
     key, parts = None, {}
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -72,12 +72,14 @@ def read_pairs(shard: str, dropped: Counter) -> Iterator[Pair]:
                         yield from _pair(shard, key, parts, dropped)
                     key, parts = member_key, {}
                 data = tar.extractfile(member).read()
-                if len(data) != member.size:
-                    raise tarfile.ReadError("ends early")
                 parts[suffix] = (data, member.offset_data)
+            # tarfile takes a cut in a header for the end; a whole tar ends in blocks of zeros
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("ends early")
     except (tarfile.TarError, OSError, EOFError) as error:
         if key is None:
-            raise SystemExit(f"{shard}: not a readable, uncompressed tar on this machine ({error})") from error
+            raise SystemExit(f"{shard}: not a readable, uncompressed tar ({error})") from error
         dropped["shard damaged, rest lost"] += 1
         return  # the sample in hand may lack members
     if key is not None:
@@ -117,7 +119,7 @@ def _words(pair: Pair) -> set[str]:
 
 
 def nearest_different(features: np.ndarray, pairs: list[Pair], max_similarity: float, device: str = "cpu",
-                      progress: bool = False) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+                      progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Each pair's nearest neighbour that is not a near-duplicate, by exact search.
 
     Args:
@@ -183,7 +185,7 @@ def paired_sample(pair: Pair, other: Pair, cosine: float, embedder: str) -> dict
 
 
 def _embed_all(embedder, shards: list[list[Pair]], output: Path, progress: bool) -> np.ndarray:
-    """Features [N, D] of all pairs. Those of models are kept in ``features/`` until the shards are written."""
+    """Features [N, D] of all pairs. Those of models are kept in ``features/``, for a run that is repeated."""
     from tqdm import tqdm
 
     embedder.fit([pair.captions for pairs in shards for pair in pairs])
@@ -205,7 +207,7 @@ def _embed_all(embedder, shards: list[list[Pair]], output: Path, progress: bool)
 
 
 def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0.95, device: str = "cpu",
-         progress: bool = False) -> dict:  # fmt: skip
+         progress: bool = False) -> dict:
     """Write paired shards for ``inputs`` and return the counts, also written to ``mined.json``.
 
     Raises:
@@ -216,7 +218,7 @@ def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0
     folder.claim(output, {
         "command": "mine", "inputs": {url: Path(url).stat().st_size for url in inputs},
         "embedder": embedder.name, "max_similarity": max_similarity,
-    })  # fmt: skip
+    })
     dropped: Counter = Counter()
     shards = [list(read_pairs(url, dropped)) for url in tqdm(inputs, "read", disable=not progress)]
     pairs = [pair for shard in shards for pair in shard]
@@ -241,22 +243,22 @@ def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0
         "pairs": len(pairs), "written": sum(sizes.values()), "dropped": dict(sorted(dropped.items())),
         "distinct_negatives": len(set(index[index >= 0].tolist())),
         "similarity_quartiles": [round(float(q), 4) for q in np.nanquantile(cosine, (0.25, 0.5, 0.75))],
-    }  # fmt: skip
+    }
     write_sizes(output, sizes)
     write_text_durably(output / "mined.json", json.dumps(counts, indent=1) + "\n")
     return counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", nargs="+", required=True, help="shards on this machine, brace syntax allowed")
+    parser.add_argument("--input", nargs="+", required=True, help="local shards, brace syntax allowed")
     parser.add_argument("--output", type=Path, required=True, help="folder for the paired shards")
     parser.add_argument("--embedder", default="captions", metavar="captions|FOLDER",
                         help="captions: TF-IDF of the captions, no weights needed (default). FOLDER: a "
-                             "transformers sentence model")  # fmt: skip
+                             "transformers sentence model")
     parser.add_argument("--model", help="an OpenCLIP model instead: mean of image and caption similarity")
     parser.add_argument("--pretrained", help="its weights: OpenCLIP's tag, or a checkpoint file")
     parser.add_argument("--max-similarity", type=float, default=0.95,
-                        help="cosine from which a neighbour is a near-duplicate (%(default)s)")  # fmt: skip
+                        help="cosine from which a neighbour is a near-duplicate (%(default)s)")
     parser.add_argument("--device", default="cpu", help="torch device to embed and search on (%(default)s)")
 
 
@@ -269,11 +271,11 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit("--pretrained goes with --model NAME")
     embedder = embed.make_embedder(args.embedder, args.model, args.pretrained, args.device)
     counts = mine(inputs, args.output, embedder, max_similarity=args.max_similarity, device=args.device,
-                  progress=sys.stderr.isatty())  # fmt: skip
+                  progress=sys.stderr.isatty())
     low, median, high = counts["similarity_quartiles"]
     print(f"{args.output}: {counts['written']} of {counts['pairs']} pairs in {len(inputs)} shards")
     print(f"similarity of negatives: median {median:.2f}, half of them in {low:.2f}-{high:.2f}; "
-          f"{counts['distinct_negatives']} distinct negatives")  # fmt: skip
+          f"{counts['distinct_negatives']} distinct negatives")
     for reason, count in counts["dropped"].items():
         print(f"dropped {count}: {reason}")
     return 0

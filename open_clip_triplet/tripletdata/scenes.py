@@ -25,7 +25,7 @@ COLOURS = {
     "red": (214, 34, 34), "orange": (246, 140, 22), "yellow": (248, 222, 44), "green": (30, 150, 60),
     "cyan": (60, 208, 220), "blue": (32, 66, 206), "purple": (126, 40, 162), "pink": (246, 140, 186),
     "white": (246, 246, 246), "black": (20, 20, 20),
-}  # fmt: skip
+}
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
 SIZES = ("small", "large")
 PATTERNS = ("striped", "dotted")
@@ -71,7 +71,7 @@ class Scene:
 
 
 def is_held_out(colour: str, shape: str) -> bool:
-    """A fifth of the 80 colour-shape combinations, spread so that every colour and shape is seen in others."""
+    """A fifth of the 80 combinations, spread so that every colour and shape is seen in others."""
     return (list(COLOURS).index(colour) + 2 * SHAPES.index(shape)) % 5 == 0
 
 

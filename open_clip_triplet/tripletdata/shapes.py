@@ -75,7 +75,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
             (-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w),
             (-w, -w),
         ],
-    }[shape]  # fmt: skip
+    }[shape]
 
 
 def _draw_thing(draw, thing: Thing, x: float, y: float, r: float, wall: tuple[int, int, int]) -> None:
@@ -169,7 +169,7 @@ def _write_shard(job: tuple[Path, range], **options) -> None:
 def build(
     output: Path, *, samples: int, val_samples: int, shards: int, world: str, image_size: int, seed: int,
     workers: int = 1, progress: bool = True,
-) -> None:  # fmt: skip
+) -> None:
     """Write both splits. Whole shards that are already there are kept; ``sizes.json`` comes last.
 
     Raises:
@@ -178,9 +178,9 @@ def build(
     from tqdm import tqdm
 
     folder.claim(output, {
-        "command": "shapes", "version": WORLD_VERSION, "samples": samples, "val_samples": val_samples, "shards": shards,
-        "world": world, "image_size": image_size, "seed": seed,
-    })  # fmt: skip
+        "command": "shapes", "version": WORLD_VERSION, "samples": samples, "val_samples": val_samples,
+        "shards": shards, "world": world, "image_size": image_size, "seed": seed,
+    })
     # one pool for both splits; shard k of n holds samples k·N/n up to (k+1)·N/n
     with (
         ProcessPoolExecutor(workers) as pool,
@@ -204,7 +204,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val-samples", type=positive, default=1_000, help="held-out samples (%(default)s)")
     parser.add_argument("--shards", type=positive, default=16, help="training shards (%(default)s)")
     parser.add_argument("--world", choices=scenes.WORLDS, default="single",
-                        help="single: one thing on a wall. scenes: counts, and relations of two things")  # fmt: skip
+                        help="single: one thing on a wall (default). scenes: counts, and relations of two")
     parser.add_argument("--image-size", type=positive, default=32, help="pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=positive, default=2, help="processes (%(default)s)")
@@ -222,7 +222,7 @@ def run(args: argparse.Namespace) -> int:
     build(
         args.output, samples=args.samples, val_samples=args.val_samples, shards=shards, world=args.world,
         image_size=args.image_size, seed=args.seed, workers=args.workers, progress=sys.stderr.isatty(),
-    )  # fmt: skip
+    )
     print(f"{args.output}/train: {args.samples} samples in {shards} shards, no held-out combination")
     print(f"{args.output}/val: {args.val_samples} samples, each with a held-out combination")
     return 0

@@ -1,0 +1,244 @@
+"""Mining: the nearest different pair, near-duplicates passed over, nothing lost without a count."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY_MODEL, picture
+
+from open_clip_triplet.shards import ShardWriter, by_role, read_meta, read_samples, read_sizes
+from open_clip_triplet.tripletdata import embed, mine
+from open_clip_triplet.tripletdata.cli import main
+
+CAPTIONS = [
+    "a brown dog runs over green grass", "a brown dog sleeps on green grass", "a black dog runs over snow",
+    "two men ride horses on a beach", "two men ride bicycles on a beach", "a woman rides horses in snow",
+    "a red car parked near a house", "a blue car parked near a house", "a red bus parked near a tree",
+    "a cat sleeps on a red sofa", "a cat sits on a blue sofa", "a kitten sleeps on a blue bed",
+]
+
+
+def write(folder: Path, samples: list[dict], name: str = "00000.tar") -> str:
+    with ShardWriter(folder / name) as writer:
+        for number, sample in enumerate(samples):
+            writer.write({"__key__": f"{Path(name).stem}{number:03d}", **sample})
+    return str(folder / name)
+
+
+def pair(number: int, caption: str | None = None, **more) -> dict:
+    return {"jpg": picture(number), "txt": caption or CAPTIONS[number], "json": {"id": number}, **more}
+
+
+def mined(folder: Path) -> dict[str, dict]:
+    return {
+        sample["__key__"]: sample for tar in sorted(folder.glob("*.tar")) for sample in read_samples(tar)
+    }
+
+
+@pytest.fixture
+def shards(tmp_path):
+    write(tmp_path / "in", [pair(n) for n in range(7)], "a.tar")
+    write(tmp_path / "in", [pair(n) for n in range(7, 12)], "b.tar")
+    return [str(tmp_path / "in" / name) for name in ("a.tar", "b.tar")]
+
+
+def run(inputs, output, *more: str) -> dict:
+    assert main(["mine", "--input", *inputs, "--output", str(output), *more]) == 0
+    return json.loads((output / "mined.json").read_text())
+
+
+def test_paired_shards_come_out_one_for_each_that_went_in(shards, tmp_path, capsys):
+    counts = run(shards, tmp_path / "out")
+    assert counts["pairs"] == counts["written"] == 12 and counts["dropped"] == {}
+    assert read_sizes([str(tmp_path / "out" / f"0000{n}.tar") for n in (0, 1)]) == [7, 5]
+    assert "12 of 12 pairs in 2 shards" in capsys.readouterr().out
+    sources = {s["__key__"]: by_role(s) for url in shards for s in read_samples(url)}
+    for key, sample in mined(tmp_path / "out").items():
+        roles, meta = by_role(sample), read_meta(by_role(sample))
+        other = sources[meta["neg_source_key"]]
+        assert meta["neg_source_key"] != key == meta["source_key"]
+        assert (roles["image"], roles["text"]) == (sources[key]["image"], sources[key]["text"])
+        assert (roles["neg_image"], roles["neg_text"]) == (other["image"], other["text"])
+        assert meta["id"] == read_meta(sources[key])["id"] and meta["embedder"] == "captions"
+        assert meta["captions"] == [roles["text"].decode()]
+        assert meta["neg_captions"] == [roles["neg_text"].decode()] and 0 < meta["similarity"] < 0.95
+
+
+def test_the_nearest_caption_is_found(shards, tmp_path):
+    run(shards, tmp_path / "out")
+    samples = [by_role(sample) for sample in mined(tmp_path / "out").values()]
+    nearest = {roles["text"].decode(): roles["neg_text"].decode() for roles in samples}
+    assert nearest[CAPTIONS[0]] == CAPTIONS[1]
+    assert nearest[CAPTIONS[3]] == CAPTIONS[4]
+    assert nearest[CAPTIONS[6]] in CAPTIONS[7:9]
+
+
+def test_the_same_input_gives_the_same_bytes_and_other_options_are_refused(shards, tmp_path):
+    run(shards, tmp_path / "one")
+    run(shards, tmp_path / "two")
+    run(shards, tmp_path / "two")  # again over itself
+    for path in (tmp_path / "one").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+    with pytest.raises(SystemExit, match=r"other options: max_similarity 0.95 \(now 0.5\)"):
+        run(shards, tmp_path / "one", "--max-similarity", "0.5")
+
+
+def test_near_duplicates_are_passed_over(tmp_path):
+    """Pair 0 has its image again as 12, its caption again as 13: neither is its negative."""
+    samples = [pair(n) for n in range(12)]
+    samples += [{"jpg": picture(0), "txt": "a brown dog runs over grass"}]
+    samples += [{"jpg": picture(50), "txt": "A brown dog  runs over green grass."}]
+    samples += [pair(51, "a dog outside", json={"captions": ["a dog", CAPTIONS[0]]})]
+    url = write(tmp_path, samples)
+    run([url], tmp_path / "out")
+    found = {key: read_meta(by_role(s))["neg_source_key"] for key, s in mined(tmp_path / "out").items()}
+    same = {"00000000", "00000012", "00000013", "00000014"}
+    assert found["00000000"] not in same
+    assert found["00000013"] not in {"00000000", "00000014"}
+    assert found["00000014"] not in {"00000000", "00000013"}
+
+
+def test_what_is_too_similar_is_passed_over(tmp_path):
+    """Of three rows almost alike, none is another's negative; the far row is everyone's."""
+    rows = np.array([[1, 0, 0], [0.999, 0.04, 0], [0.998, 0, 0.06], [0.6, 0.8, 0]], np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    pairs = [fake_pair(n) for n in range(4)]
+    index, cosine = mine.nearest_different(rows, pairs, 0.95)
+    assert index.tolist() == [3, 3, 3, 1] and cosine[0] == pytest.approx(0.6, abs=1e-6)
+    assert mine.nearest_different(rows, pairs, 1.1)[0].tolist() == [1, 0, 0, 1]
+    assert mine.nearest_different(rows[:3], pairs[:3], 0.95)[0].tolist() == [-1, -1, -1]
+
+
+def fake_pair(number: int, digest: bytes | None = None, captions: list[str] | None = None) -> mine.Pair:
+    return mine.Pair(str(number), "x.tar", captions or [f"caption {number}"], "jpg", 0, 0,
+                     digest or str(number).encode(), {})
+
+
+@pytest.mark.parametrize("candidates", [2, 64])
+def test_the_search_is_exact(monkeypatch, candidates):
+    """Against brute force, with many duplicates and a small candidate list, in blocks of three rows."""
+    monkeypatch.setattr(mine, "CANDIDATES", candidates)
+    monkeypatch.setattr(mine, "BLOCK_BYTES", 3 * 4 * 60)
+    rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[7] = np.nan
+    pairs = [fake_pair(n, digest=b"%d" % (n % 5)) for n in range(60)]
+    index, cosine = mine.nearest_different(rows, pairs, 0.98)
+    for me in range(60):
+        allowed = {
+            other: float(rows[me] @ rows[other]) for other in range(60)
+            if other % 5 != me % 5 and other != 7 and rows[me] @ rows[other] < 0.98
+        }
+        if me == 7:
+            assert index[me] == -1 and np.isnan(cosine[me])
+        else:
+            assert index[me] == max(allowed, key=allowed.get)
+            assert cosine[me] == pytest.approx(max(allowed.values()), abs=1e-6)
+
+
+def test_equal_neighbours_go_to_the_lower_index():
+    rows = np.array([[0, 1], [1, 0], [1, 0], [1, 0]], np.float32)
+    assert mine.nearest_different(rows, [fake_pair(n) for n in range(4)], 1.5)[0].tolist() == [1, 2, 1, 1]
+
+
+def test_what_cannot_be_used_is_counted_by_reason(tmp_path):
+    samples = [pair(n) for n in range(10)]
+    samples += [{"txt": "no image"}, {"jpg": picture(1)}, {"jpg": picture(2), "txt": "  "}]
+    good = write(tmp_path, samples)
+    whole = write(tmp_path, [pair(10), pair(11), pair(9, "a dog on a sofa")], "cut.tar")
+    data = Path(whole).read_bytes()
+    Path(whole).write_bytes(data[: len(data) // 2])
+    dropped: Counter = Counter()
+    kept = [pair for url in (good, whole) for pair in mine.read_pairs(url, dropped)]
+    assert dropped == {
+        "no image": 1, "no caption": 1, "empty caption": 1, "shard damaged, rest lost": 1,
+    }
+    assert 10 < len(kept) < 13 and all(len(p.image()) == p.size for p in kept)
+    counts = run([good, whole], tmp_path / "out")
+    assert counts["dropped"] == dict(dropped) and counts["written"] == len(kept)
+
+
+def test_inputs_that_cannot_be_read(tmp_path, shards):
+    with pytest.raises(SystemExit, match=r"nothing.tar: no such file \(1 of 1"):
+        run([str(tmp_path / "nothing.tar")], tmp_path / "out")
+    (tmp_path / "bad.tar").write_bytes(b"not a tar" * 200)
+    with pytest.raises(SystemExit, match="not a readable, uncompressed tar"):
+        run([str(tmp_path / "bad.tar")], tmp_path / "out")
+    with pytest.raises(SystemExit, match="goes with --model"):
+        run(shards, tmp_path / "out", "--pretrained", "openai")
+
+
+@pytest.fixture
+def tiny_model(tmp_path):
+    import open_clip
+
+    (tmp_path / "tiny-mine.json").write_text(json.dumps(TINY_MODEL))
+    open_clip.add_model_config(tmp_path / "tiny-mine.json")
+    return "tiny-mine"
+
+
+def test_an_openclip_model_mines_by_image_and_caption(shards, tmp_path, tiny_model):
+    import torch
+
+    torch.manual_seed(0)
+    weights = tmp_path / "tiny.pt"
+    import open_clip
+
+    model = open_clip.create_model(tiny_model)
+    torch.save(model.state_dict(), weights)
+    options = ("--model", tiny_model, "--pretrained", str(weights), "--max-similarity", "1.1")
+    counts = run(shards, tmp_path / "out", *options)
+    assert counts["written"] == 12 and len(list((tmp_path / "out" / "features").glob("*.npy"))) == 2
+    sample = by_role(next(iter(mined(tmp_path / "out").values())))
+    rows = embed.OpenClipEmbedder(tiny_model, str(weights), "cpu")(
+        [[sample["text"].decode()], [sample["neg_text"].decode()]], [sample["image"], sample["neg_image"]]
+    )
+    assert rows.shape == (2, 2 * TINY_MODEL["embed_dim"])
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-5)
+    assert rows[0] @ rows[1] == pytest.approx(read_meta(sample)["similarity"], abs=1e-4)
+
+
+def test_an_image_that_cannot_be_decoded_is_counted_not_mined(tmp_path, tiny_model):
+    url = write(tmp_path, [pair(0), pair(1), {"jpg": b"not a jpeg", "txt": CAPTIONS[2]}, pair(3)])
+    counts = run([url], tmp_path / "out", "--model", tiny_model, "--max-similarity", "1.1")
+    assert counts["written"] == 3
+    assert counts["dropped"] == {"not embeddable (image cannot be decoded, or no known word)": 1}
+    negatives = {read_meta(by_role(s))["neg_source_key"] for s in mined(tmp_path / "out").values()}
+    assert "00000002" not in negatives
+
+
+def test_a_local_sentence_model_mines_by_caption(shards, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "sentence"
+    folder.mkdir()
+    words = sorted({word for caption in CAPTIONS for word in caption.split()})
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(vocab_size=len(words) + 5, hidden_size=16, num_hidden_layers=1,
+                                     num_attention_heads=2, intermediate_size=16)
+    transformers.BertModel(config).save_pretrained(folder)
+    counts = run(shards, tmp_path / "out", "--embedder", str(folder), "--max-similarity", "1.1")
+    assert counts["written"] == 12
+    rows = embed.SentenceEmbedder(str(folder), "cpu")([[c] for c in CAPTIONS], [])
+    assert rows.shape == (12, 16) and np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_captions_with_nothing_in_common_are_an_error(tmp_path):
+    url = write(tmp_path, [pair(0, "alpha beta"), pair(1, "gamma delta"), pair(2, "epsilon zeta")])
+    with pytest.raises(SystemExit, match="too little in common"):
+        run([url], tmp_path / "out")
+
+
+@pytest.mark.skipif(not os.environ.get("TRIPLET_TEST_DATA"), reason="TRIPLET_TEST_DATA is not set")
+def test_flickr8k_negatives_are_near_and_different(tmp_path):
+    folder = Path(os.environ["TRIPLET_TEST_DATA"]) / "flickr8k"
+    counts = run([str(folder / "val-00000.tar")], tmp_path / "out")
+    assert counts["pairs"] == counts["written"] == 247 and counts["distinct_negatives"] > 100
+    for sample in mined(tmp_path / "out").values():
+        meta = read_meta(by_role(sample))
+        assert not set(meta["captions"]) & set(meta["neg_captions"]) and meta["similarity"] < 0.95
