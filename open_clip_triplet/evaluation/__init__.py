@@ -5,15 +5,15 @@ From Python, for any object with ``encode_image`` and ``encode_text``::
     from open_clip_triplet.evaluation import evaluate
     results = evaluate(model, preprocess=preprocess, tokenizer=tokenizer,
                        benchmarks=["sugarcrepe"], data_root="data")
-    results["metrics"]["sugarcrepe/overall"]
+    results["sugarcrepe/overall"]
 """
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "require_data"]
 
 
 def __getattr__(name: str):
-    if name == "evaluate":
-        from .run import evaluate
+    if name in __all__:
+        from . import run
 
-        return evaluate
+        return getattr(run, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -107,15 +107,16 @@ def _summary(benchmark: Benchmark, outcomes: dict[str, Outcome]) -> dict[str, di
 
 
 def flat_metrics(result: dict) -> dict[str, float]:
-    """``benchmark/subset/metric`` and ``benchmark/overall`` -> value, for a training log."""
+    """``benchmark/subset/metric`` and ``benchmark/overall`` -> value; ``benchmark-partial`` where it is."""
     flat = {}
+    benchmark = result["benchmark"] + ("" if result["complete"] else "-partial")
     for name, subset in result["subsets"].items():
+        place = benchmark if name == result["benchmark"] else f"{benchmark}/{name}"
         for metric, numbers in subset["metrics"].items():
             if numbers["value"] is not None:
-                place = result["benchmark"] if name == result["benchmark"] else f"{result['benchmark']}/{name}"
                 flat[f"{place}/{metric}"] = numbers["value"]
     for average, numbers in result["summary"].items():
-        flat[f"{result['benchmark']}/{average}"] = numbers["value"]
+        flat[f"{benchmark}/{average}"] = numbers["value"]
     return flat
 
 

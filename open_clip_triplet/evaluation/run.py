@@ -24,9 +24,23 @@ class PartialData(DataError):
     """Some items cannot be scored and partial runs were not allowed. The message lists them."""
 
 
+class Evaluation(dict):
+    """Flat metrics, ``benchmark/subset/metric`` -> value in 0..1, ready to be logged.
+
+    ``results``: benchmark -> the full result (see ``results.build_result``). ``skipped``: benchmark ->
+    why there was nothing to run. ``encoded``: embeddings made anew, by kind. A benchmark whose data was
+    not complete is called ``<benchmark>-partial`` in the flat names.
+    """
+
+    def __init__(self, results: dict[str, dict], skipped: dict[str, str], encoded: dict[str, int]):
+        super().__init__(pair for result in results.values() for pair in flat_metrics(result).items())
+        self.results, self.skipped, self.encoded = results, skipped, encoded
+
+
 def evaluate(model, *, preprocess: Callable, tokenizer: Callable, benchmarks: Sequence[str], data_root,
              device="cpu", batch_size: int = 64, autocast=None, input_dtype=None, allow_partial: bool = False,
-             store: EmbeddingStore | None = None, checkpoint: dict | None = None, progress: bool = False) -> dict:
+             store: EmbeddingStore | None = None, checkpoint: dict | None = None,
+             progress: bool = False) -> Evaluation:
     """Run benchmarks on a model held in memory.
 
     Args:
@@ -38,11 +52,6 @@ def evaluate(model, *, preprocess: Callable, tokenizer: Callable, benchmarks: Se
         allow_partial: score what is there instead of raising.
         store: keeps embeddings between calls; without one they are kept in memory for this call.
         checkpoint: facts for the results; ``name`` labels them.
-
-    Returns:
-        ``metrics``: flat ``benchmark/subset/metric`` -> value in 0..1, for a log;
-        ``results``: per benchmark the full result (see ``results.build_result``);
-        ``skipped``: benchmark -> why there was nothing to run.
 
     Raises:
         MissingData, PartialData: data is lacking and ``allow_partial`` is false.
@@ -60,7 +69,7 @@ def evaluate(model, *, preprocess: Callable, tokenizer: Callable, benchmarks: Se
 def run_suite(get_encoder: Callable[[], Encoder], benchmarks: Sequence[Benchmark], data_root,
               store: EmbeddingStore, *, checkpoint: dict, batch_size: int = 64, allow_partial: bool = False,
               progress: bool = False, hashes: ContentHashes | None = None, share: tuple[int, int] = (0, 1),
-              barrier: Callable[[], None] = lambda: None) -> dict:
+              barrier: Callable[[], None] = lambda: None) -> Evaluation:
     """``evaluate`` with the model made only if something has to be encoded.
 
     Args:
@@ -77,7 +86,7 @@ def run_suite(get_encoder: Callable[[], Encoder], benchmarks: Sequence[Benchmark
     by_id: dict[str, ImageRef] = {}
     for ref, identity in image_ids.items():
         by_id.setdefault(identity, ref)
-    captions = {text_id(c): c for tasks in suite.values() for task in tasks[1].values() for c in task.captions()}
+    captions = {text_id(c): c for _, tasks in suite.values() for t in tasks.values() for c in t.captions()}
     job = _EncodingJob(get_encoder, store, batch_size, progress, share)
     job.images(by_id)
     job.texts(captions)
@@ -91,9 +100,20 @@ def run_suite(get_encoder: Callable[[], Encoder], benchmarks: Sequence[Benchmark
                                      lambda texts: store.get("texts", [text_id(text) for text in texts]))
                     for name, task in tasks.items()}
         remarks = _remarks(tasks, image_ids, store)
-        results[benchmark.name] = build_result(benchmark, tasks, outcomes, checkpoint=checkpoint, remarks=remarks)
-    metrics = {key: value for result in results.values() for key, value in flat_metrics(result).items()}
-    return {"metrics": metrics, "results": results, "skipped": skipped, "encoded": dict(store.encoded)}
+        results[benchmark.name] = build_result(
+            benchmark, tasks, outcomes, checkpoint=checkpoint, remarks=remarks
+        )
+    return Evaluation(results, skipped, dict(store.encoded))
+
+
+def require_data(benchmarks: Sequence[str], data_root, *, allow_partial: bool = False) -> None:
+    """Check, before a long run, that the benchmarks' data is there; images are looked for, not opened.
+
+    Raises:
+        MissingData, PartialData: as ``evaluate``. ValueError: unknown benchmark.
+    """
+    suite, _ = load_suite([get(name) for name in benchmarks], data_root, allow_partial=allow_partial)
+    _require_whole(suite, allow_partial)
 
 
 def load_suite(benchmarks: Iterable[Benchmark], data_root, *, allow_partial: bool):
@@ -127,7 +147,7 @@ def load_suite(benchmarks: Iterable[Benchmark], data_root, *, allow_partial: boo
 
 def _identify(suite: dict, hashes: ContentHashes) -> tuple[dict[ImageRef, str], dict[ImageRef, str]]:
     ids, unusable = {}, {}
-    refs = dict.fromkeys(ref for _, tasks in suite.values() for task in tasks.values() for ref in task.images())
+    refs = dict.fromkeys(ref for _, tasks in suite.values() for t in tasks.values() for ref in t.images())
     for ref in refs:
         try:
             ids[ref] = hashes(ref)
@@ -153,7 +173,8 @@ def _require_whole(suite: dict, allow_partial: bool) -> None:
             short = task.dropped if task.expected is None else len(task.items) != task.expected
             if (short or task.note) and (name in benchmark.expected or not benchmark.expected):
                 why = ", ".join(f"{count} {reason}" for reason, count in task.dropped.items()) or task.note
-                lines.append(f"{benchmark.name}/{name}: {len(task.items)} of {task.expected or '?'} items ({why})")
+                count = f"{len(task.items)} of {task.expected or '?'} items"
+                lines.append(f"{benchmark.name}/{name}: {count} ({why})")
     if lines:
         listed = "\n  ".join(lines)
         raise PartialData(f"the data is not complete:\n  {listed}\n"
@@ -171,7 +192,7 @@ def _remarks(tasks: dict[str, Task], image_ids: dict, store: EmbeddingStore) -> 
 class _EncodingJob:
     """Encodes what a store lacks, in batches, this process's share of it."""
 
-    def __init__(self, get_encoder, store: EmbeddingStore, batch_size: int, progress: bool, share: tuple[int, int]):
+    def __init__(self, get_encoder, store: EmbeddingStore, batch_size: int, progress: bool, share: tuple):
         self.get_encoder, self.store = get_encoder, store
         self.batch_size, self.progress = batch_size, progress
         self.rank, self.world = share
