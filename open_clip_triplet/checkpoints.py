@@ -71,7 +71,7 @@ class CheckpointSpec:
 
 @dataclass
 class LoadedCheckpoint:
-    """A model ready to encode: ``model`` has ``encode_image`` and ``encode_text``; on ``device``, in eval mode."""
+    """A model in eval mode with ``encode_image`` and ``encode_text``, and what to feed it."""
 
     model: Any
     preprocess: Callable
@@ -131,8 +131,10 @@ def _model_config(spec: CheckpointSpec) -> dict | None:
         if not file.is_file():
             known = [f.stem for f in (package / "model_configs").glob("*.json")]
             near = ", ".join(difflib.get_close_matches(spec.model, known, 3)) or "see open_clip.list_models()"
-            raise CheckpointError(f"unknown model {spec.model!r}; near it: {near}. "
-                                  "A config of your own goes in with --model-config FILE.json")
+            raise CheckpointError(
+                f"unknown model {spec.model!r}; near it: {near}. "
+                "A config of your own goes in with --model-config FILE.json"
+            )
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -171,13 +173,19 @@ def _create(spec: CheckpointSpec, name: str, device: str):
     is_folder = name.startswith("local-dir:")
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=None if is_folder else spec.pretrained, precision=spec.precision, device=device,
-            force_quick_gelu=spec.force_quick_gelu, force_image_size=spec.force_image_size,
+            name,
+            pretrained=None if is_folder else spec.pretrained,
+            precision=spec.precision,
+            device=device,
+            force_quick_gelu=spec.force_quick_gelu,
+            force_image_size=spec.force_image_size,
         )
     except (RuntimeError, KeyError, ValueError, OSError) as error:
         if "weights_only" in str(error) or "Unpickling" in type(error).__name__:
-            raise CheckpointError(f"{spec.pretrained}: holds more than tensors, so it is not loaded. "
-                                  "Save its state dict alone, or as safetensors") from error
+            raise CheckpointError(
+                f"{spec.pretrained}: holds more than tensors, so it is not loaded. "
+                "Save its state dict alone, or as safetensors"
+            ) from error
         raise CheckpointError(f"{spec.pretrained} does not load as {name}: {_shorten(error)}") from error
     return model, preprocess
 
@@ -193,21 +201,29 @@ def _check_tag(spec: CheckpointSpec) -> None:
 
     tags = open_clip.list_pretrained_tags_by_model(spec.model)
     if spec.pretrained not in tags:
-        raise CheckpointError(f"{spec.pretrained!r} is neither a file nor a tag of {spec.model}; "
-                              f"its tags: {', '.join(tags) or 'none'}")
-    wanted = bool(open_clip.pretrained.get_pretrained_cfg(spec.model, spec.pretrained).get("quick_gelu", False))
+        raise CheckpointError(
+            f"{spec.pretrained!r} is neither a file nor a tag of {spec.model}; "
+            f"its tags: {', '.join(tags) or 'none'}"
+        )
+    wanted = bool(
+        open_clip.pretrained.get_pretrained_cfg(spec.model, spec.pretrained).get("quick_gelu", False)
+    )
     has = spec.force_quick_gelu or bool((_model_config(spec) or {}).get("quick_gelu", False))
     if wanted and not has:
         raise CheckpointError(_quick_gelu_message(spec, f"the tag {spec.pretrained!r}"))
     if has and not wanted:
-        raise CheckpointError(f"the tag {spec.pretrained!r} of {spec.model} was trained with GELU, and QuickGELU "
-                              "is asked for: use a model without -quickgelu, or leave out --force-quick-gelu")
+        raise CheckpointError(
+            f"the tag {spec.pretrained!r} of {spec.model} was trained with GELU, and QuickGELU "
+            "is asked for: use a model without -quickgelu, or leave out --force-quick-gelu"
+        )
 
 
 def _quick_gelu_message(spec: CheckpointSpec, what: str) -> str:
     base = spec.model.removesuffix("-quickgelu")
-    return (f"{what} was trained with QuickGELU but {spec.model} uses GELU, which costs several points: "
-            f"use --model {base}-quickgelu, or --force-quick-gelu")
+    return (
+        f"{what} was trained with QuickGELU but {spec.model} uses GELU, which costs several points: "
+        f"use --model {base}-quickgelu, or --force-quick-gelu"
+    )
 
 
 def _check_file(spec: CheckpointSpec) -> None:
@@ -217,8 +233,9 @@ def _check_file(spec: CheckpointSpec) -> None:
     quick = spec.force_quick_gelu or bool(config.get("quick_gelu", False))
     trained = _training_options(path)
     if trained.get("model") not in (None, spec.model):
-        raise CheckpointError(f"{path}: trained as --model {trained['model']} (its run's params.txt), "
-                              f"not {spec.model}")
+        raise CheckpointError(
+            f"{path}: trained as --model {trained['model']} (its run's params.txt), not {spec.model}"
+        )
     shapes, from_openai = _shapes(path)
     if (from_openai or trained.get("force_quick_gelu") == "True") and not quick:
         raise CheckpointError(_quick_gelu_message(spec, str(path)))
@@ -229,8 +246,10 @@ def _check_file(spec: CheckpointSpec) -> None:
         side = round((positions[-2] - 1) ** 0.5)
         size = spec.force_image_size or vision.get("image_size", 224)
         if side * side + 1 == positions[-2] and side != size // patch:
-            raise CheckpointError(f"{path}: trained on images of {side * patch} pixels, {spec.model} takes {size}: "
-                                  f"use --force-image-size {side * patch}, or the model it was trained as")
+            raise CheckpointError(
+                f"{path}: trained on images of {side * patch} pixels, {spec.model} takes {size}: "
+                f"use --force-image-size {side * patch}, or the model it was trained as"
+            )
 
 
 def _training_options(path: Path) -> dict[str, str]:
@@ -258,10 +277,14 @@ def _shapes(path: Path) -> tuple[dict[str, tuple], bool]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises its own, pickle's and the archive reader's errors
-        raise CheckpointError(f"{path}: cannot be read as weights ({_shorten(error, 2)}). "
-                              "Files that hold more than tensors are not loaded") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as weights ({_shorten(error, 2)}). "
+            "Files that hold more than tensors are not loaded"
+        ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    shapes = {name.removeprefix("module."): tuple(x.shape) for name, x in state.items() if hasattr(x, "shape")}
+    shapes = {
+        name.removeprefix("module."): tuple(x.shape) for name, x in state.items() if hasattr(x, "shape")
+    }
     if not shapes:
         raise CheckpointError(f"{path}: holds no weights")
     return shapes, "input_resolution" in state
@@ -274,12 +297,18 @@ def _tokenizer(name: str, model) -> Callable:
         tokenizer = open_clip.get_tokenizer(name)
         highest = int(tokenizer(["a photo of a dog!"]).max())
     except Exception as error:  # transformers and huggingface_hub raise many kinds
-        raise CheckpointError(f"{name}: its tokenizer cannot be loaded ({_shorten(error, 2)}). Put the tokenizer's "
-                              "files in a folder and name it as text_cfg.hf_tokenizer_name in the config") from error
-    embedding = getattr(model, "token_embedding", None) or getattr(getattr(model, "text", None), "token_embedding", None)
+        raise CheckpointError(
+            f"{name}: its tokenizer cannot be loaded ({_shorten(error, 2)}). Put the tokenizer's "
+            "files in a folder and name it as text_cfg.hf_tokenizer_name in the config"
+        ) from error
+    embedding = getattr(model, "token_embedding", None) or getattr(
+        getattr(model, "text", None), "token_embedding", None
+    )
     if embedding is not None and highest >= embedding.num_embeddings:
-        raise CheckpointError(f"{name}: its tokenizer gives token {highest}, the model knows "
-                              f"{embedding.num_embeddings}: the config names another tokenizer than it was trained with")
+        raise CheckpointError(
+            f"{name}: its tokenizer gives token {highest}, the model knows "
+            f"{embedding.num_embeddings}: the config names another tokenizer than it was trained with"
+        )
     return tokenizer
 
 
@@ -304,10 +333,15 @@ def _load_transformers(spec: CheckpointSpec, device: str) -> LoadedCheckpoint:
     if kind != "clip":
         raise CheckpointError(f"{folder}: neither open_clip_config.json nor a transformers CLIP config.json")
     try:
-        tokenizer, processor = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+        tokenizer, processor = (
+            AutoTokenizer.from_pretrained(folder),
+            AutoImageProcessor.from_pretrained(folder),
+        )
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no tokenizer or image processor beside the weights "
-                              f"({_shorten(error, 2)}). Save both into the folder") from error
+        raise CheckpointError(
+            f"{folder}: no tokenizer or image processor beside the weights "
+            f"({_shorten(error, 2)}). Save both into the folder"
+        ) from error
     clip = CLIPModel.from_pretrained(folder).to(device)
     length = clip.config.text_config.max_position_embeddings
     autocast, input_dtype = _precision(spec.precision, device)
@@ -330,8 +364,9 @@ def _load_transformers(spec: CheckpointSpec, device: str) -> LoadedCheckpoint:
             return self.clip.text_projection(text.pooler_output)
 
     def tokenize(captions: list[str]):
-        return tokenizer(captions, padding="max_length", truncation=True, max_length=length,
-                         return_tensors="pt").input_ids
+        return tokenizer(
+            captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
 
     def preprocess(image):
         return processor(images=image, return_tensors="pt").pixel_values[0]

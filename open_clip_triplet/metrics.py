@@ -111,8 +111,9 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def bootstrap_interval(counts: Sequence[tuple[int, int]], average: Callable, *, seed: int = 0,
-                       draws: int = DRAWS) -> tuple[float, float]:
+def bootstrap_interval(
+    counts: Sequence[tuple[int, int]], average: Callable, *, seed: int = 0, draws: int = DRAWS
+) -> tuple[float, float]:
     """95% percentile bootstrap interval of an average of accuracies, items drawn anew in each part.
 
     Resampling n items of which k are right gives Binomial(n, k/n)/n, so that is drawn directly.
@@ -133,13 +134,16 @@ def mcnemar(only_first: int, only_second: int) -> float:
     n, k = only_first + only_second, min(only_first, only_second)
     if n == 0:
         return 1.0
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2)
-            for i in range(k + 1)]
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2)
+        for i in range(k + 1)
+    ]
     return min(1.0, 2 * math.fsum(math.exp(value) for value in logs))
 
 
-def paired_bootstrap(differences: Sequence[np.ndarray], average: Callable, *, seed: int = 0,
-                     draws: int = DRAWS) -> dict[str, float]:
+def paired_bootstrap(
+    differences: Sequence[np.ndarray], average: Callable, *, seed: int = 0, draws: int = DRAWS
+) -> dict[str, float]:
     """Paired bootstrap of the difference between two models' averages, same items drawn for both.
 
     Args:
@@ -158,8 +162,12 @@ def paired_bootstrap(differences: Sequence[np.ndarray], average: Callable, *, se
     observed = average(np.array([[float(np.mean(part))] for part in differences]))[0]
     low, high = np.percentile(samples, [2.5, 97.5])
     tail = min((samples <= 0).mean(), (samples >= 0).mean())
-    return {"difference": float(observed), "low": float(low), "high": float(high),
-            "p": float(min(1.0, max(2 * tail, 1 / draws)))}
+    return {
+        "difference": float(observed),
+        "low": float(low),
+        "high": float(high),
+        "p": float(min(1.0, max(2 * tail, 1 / draws))),
+    }
 
 
 def histogram(values, bins: int = 40, low: float = -1.0, high: float = 1.0) -> tuple[list, list]:

@@ -68,8 +68,16 @@ class Encoder:
         input_dtype: what images are cast to, e.g. ``torch.float16`` for a model in pure fp16.
     """
 
-    def __init__(self, model, preprocess: Callable, tokenizer: Callable, *, device="cpu", autocast=None,
-                 input_dtype=None):
+    def __init__(
+        self,
+        model,
+        preprocess: Callable,
+        tokenizer: Callable,
+        *,
+        device="cpu",
+        autocast=None,
+        input_dtype=None,
+    ):
         self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
         self.device, self.input_dtype = device, input_dtype
         self.autocast = autocast or contextlib.nullcontext

@@ -13,15 +13,20 @@ from .benchmarks.sugarcrepe_pp import SIZES as SUGARCREPE_PP
 from .benchmarks.valse import SIZES as VALSE
 
 _GITHUB = "https://raw.githubusercontent.com"
-#: benchmark -> {path under the data root: address}; annotations under MIT only, images are the user's to fetch
+_COLA = "COLA_multiobjects_matching_benchmark.json"
+#: benchmark -> {path under the data root: address}: annotations under MIT; images are the user's to fetch
 DOWNLOADS = {
-    "sugarcrepe": {f"sugar-crepe/{s}.json": f"{_GITHUB}/RAIVNLab/sugar-crepe/main/data/{s}.json" for s in SUGARCREPE},
-    "sugarcrepe_pp": {f"scpp/data/{s}.json": f"{_GITHUB}/Sri-Harsha/scpp/main/data/{s}.json" for s in SUGARCREPE_PP},
-    "valse": {f"valse/{s}.json": f"{_GITHUB}/Heidelberg-NLP/VALSE/main/data/{s}.json" for s in VALSE},
-    "cola": {
-        "cola/COLA_multiobjects_matching_benchmark.json":
-            f"{_GITHUB}/arijitray1993/COLA/main/data/COLA_multiobjects_matching_benchmark.json"
+    "sugarcrepe": {
+        f"sugar-crepe/{name}.json": f"{_GITHUB}/RAIVNLab/sugar-crepe/main/data/{name}.json"
+        for name in SUGARCREPE
     },
+    "sugarcrepe_pp": {
+        f"scpp/data/{name}.json": f"{_GITHUB}/Sri-Harsha/scpp/main/data/{name}.json" for name in SUGARCREPE_PP
+    },
+    "valse": {
+        f"valse/{name}.json": f"{_GITHUB}/Heidelberg-NLP/VALSE/main/data/{name}.json" for name in VALSE
+    },
+    "cola": {f"cola/{_COLA}": f"{_GITHUB}/arijitray1993/COLA/main/data/{_COLA}"},
 }
 
 
@@ -58,8 +63,10 @@ def download(name: str, root: Path) -> None:
         ValueError: its files may not be fetched by a program, or their address does not answer.
     """
     if name not in DOWNLOADS:
-        raise ValueError(f"{name}: nothing to download freely (only {', '.join(DOWNLOADS)}); "
-                         f"`triplet-evaluate data --benchmarks {name}` says where it is")
+        raise ValueError(
+            f"{name}: nothing to download freely (only {', '.join(DOWNLOADS)}); "
+            f"`triplet-evaluate data --benchmarks {name}` says where it is"
+        )
     for place, address in DOWNLOADS[name].items():
         path = root / place
         if path.exists():

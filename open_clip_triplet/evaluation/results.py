@@ -21,8 +21,14 @@ from .tasks import Outcome, Task
 SCHEMA = 1
 
 
-def build_result(benchmark: Benchmark, tasks: dict[str, Task], outcomes: dict[str, Outcome], *,
-                 checkpoint: dict, remarks: dict[str, int]) -> dict:
+def build_result(
+    benchmark: Benchmark,
+    tasks: dict[str, Task],
+    outcomes: dict[str, Outcome],
+    *,
+    checkpoint: dict,
+    remarks: dict[str, int],
+) -> dict:
     """The result as a plain dict.
 
     ``subsets`` holds per subset: metrics (value, low, high in 0..1), items, expected, ties, dropped by
@@ -37,9 +43,8 @@ def build_result(benchmark: Benchmark, tasks: dict[str, Task], outcomes: dict[st
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "checkpoint": checkpoint,
-        "complete": set(benchmark.expected) <= subsets.keys() and all(
-            subsets[name]["complete"] for name in counted
-        ),
+        "complete": set(benchmark.expected) <= subsets.keys()
+        and all(subsets[name]["complete"] for name in counted),
         "items": sum(subsets[name]["items"] for name in counted),
         "expected": expected,
         "summary": _summary(benchmark, outcomes),
@@ -63,9 +68,9 @@ def _subset(task: Task, outcome: Outcome) -> dict:
         "metrics": {name: _clean(metric) for name, metric in outcome.metrics.items()},
         "items": outcome.items,
         "expected": task.expected,
-        "complete": outcome.items > 0 and not task.note and (
-            not task.dropped if task.expected is None else outcome.items == task.expected
-        ),
+        "complete": outcome.items > 0
+        and not task.note
+        and (not task.dropped if task.expected is None else outcome.items == task.expected),
         "ties": outcome.ties,
         "dropped": dict(task.dropped),
         "named": task.named,

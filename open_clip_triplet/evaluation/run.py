@@ -37,10 +37,22 @@ class Evaluation(dict):
         self.results, self.skipped, self.encoded = results, skipped, encoded
 
 
-def evaluate(model, *, preprocess: Callable, tokenizer: Callable, benchmarks: Sequence[str], data_root,
-             device="cpu", batch_size: int = 64, autocast=None, input_dtype=None, allow_partial: bool = False,
-             store: EmbeddingStore | None = None, checkpoint: dict | None = None,
-             progress: bool = False) -> Evaluation:
+def evaluate(
+    model,
+    *,
+    preprocess: Callable,
+    tokenizer: Callable,
+    benchmarks: Sequence[str],
+    data_root,
+    device="cpu",
+    batch_size: int = 64,
+    autocast=None,
+    input_dtype=None,
+    allow_partial: bool = False,
+    store: EmbeddingStore | None = None,
+    checkpoint: dict | None = None,
+    progress: bool = False,
+) -> Evaluation:
     """Run benchmarks on a model held in memory.
 
     Args:
@@ -60,16 +72,31 @@ def evaluate(model, *, preprocess: Callable, tokenizer: Callable, benchmarks: Se
     encoder = Encoder(model, preprocess, tokenizer, device=device, autocast=autocast, input_dtype=input_dtype)
     with evaluating(model):
         return run_suite(
-            lambda: encoder, [get(name) for name in benchmarks], data_root, store or EmbeddingStore(),
-            checkpoint=checkpoint or {"name": type(model).__name__}, batch_size=batch_size,
-            allow_partial=allow_partial, progress=progress,
+            lambda: encoder,
+            [get(name) for name in benchmarks],
+            data_root,
+            store or EmbeddingStore(),
+            checkpoint=checkpoint or {"name": type(model).__name__},
+            batch_size=batch_size,
+            allow_partial=allow_partial,
+            progress=progress,
         )
 
 
-def run_suite(get_encoder: Callable[[], Encoder], benchmarks: Sequence[Benchmark], data_root,
-              store: EmbeddingStore, *, checkpoint: dict, batch_size: int = 64, allow_partial: bool = False,
-              progress: bool = False, hashes: ContentHashes | None = None, share: tuple[int, int] = (0, 1),
-              barrier: Callable[[], None] = lambda: None) -> Evaluation:
+def run_suite(
+    get_encoder: Callable[[], Encoder],
+    benchmarks: Sequence[Benchmark],
+    data_root,
+    store: EmbeddingStore,
+    *,
+    checkpoint: dict,
+    batch_size: int = 64,
+    allow_partial: bool = False,
+    progress: bool = False,
+    hashes: ContentHashes | None = None,
+    share: tuple[int, int] = (0, 1),
+    barrier: Callable[[], None] = lambda: None,
+) -> Evaluation:
     """``evaluate`` with the model made only if something has to be encoded.
 
     Args:
@@ -96,9 +123,13 @@ def run_suite(get_encoder: Callable[[], Encoder], benchmarks: Sequence[Benchmark
     _require_whole(suite, allow_partial)
     results = {}
     for benchmark, tasks in suite.values():
-        outcomes = {name: task.score(lambda refs: store.get("images", [image_ids[ref] for ref in refs]),
-                                     lambda texts: store.get("texts", [text_id(text) for text in texts]))
-                    for name, task in tasks.items()}
+        outcomes = {
+            name: task.score(
+                lambda refs: store.get("images", [image_ids[ref] for ref in refs]),
+                lambda texts: store.get("texts", [text_id(text) for text in texts]),
+            )
+            for name, task in tasks.items()
+        }
         remarks = _remarks(tasks, image_ids, store)
         results[benchmark.name] = build_result(
             benchmark, tasks, outcomes, checkpoint=checkpoint, remarks=remarks
@@ -140,8 +171,10 @@ def load_suite(benchmarks: Iterable[Benchmark], data_root, *, allow_partial: boo
         elif allow_partial:
             skipped[benchmark.name] = f"{benchmark.name}: annotations found, but none of the images"
         else:
-            raise PartialData(f"{benchmark.name}: annotations found, but none of the images. Expected:\n  "
-                              + "\n  ".join(str(Path(data_root) / place) for place in benchmark.layout))
+            raise PartialData(
+                f"{benchmark.name}: annotations found, but none of the images. Expected:\n  "
+                + "\n  ".join(str(Path(data_root) / place) for place in benchmark.layout)
+            )
     return suite, skipped
 
 
@@ -177,9 +210,11 @@ def _require_whole(suite: dict, allow_partial: bool) -> None:
                 lines.append(f"{benchmark.name}/{name}: {count} ({why})")
     if lines:
         listed = "\n  ".join(lines)
-        raise PartialData(f"the data is not complete:\n  {listed}\n"
-                          "Complete it, or score what is there with --allow-partial (allow_partial=True); "
-                          "such results are labelled partial and kept out of the paper's tables.")
+        raise PartialData(
+            f"the data is not complete:\n  {listed}\n"
+            "Complete it, or score what is there with --allow-partial (allow_partial=True); "
+            "such results are labelled partial and kept out of the paper's tables."
+        )
 
 
 def _remarks(tasks: dict[str, Task], image_ids: dict, store: EmbeddingStore) -> dict[str, int]:

@@ -45,9 +45,17 @@ def start(args) -> Session:
     if not root.is_dir():
         raise ValueError(f"--data-root {root}: no such folder; `triplet-evaluate data` says what goes in it")
     store = Path(args.store) if args.store else output / ".embeddings"
-    session = Session(root, output, store, args.batch_size, args.device, args.allow_partial,
-                      progress=not args.quiet, rank=int(os.environ.get("RANK", 0)),
-                      world=int(os.environ.get("WORLD_SIZE", 1)))
+    session = Session(
+        root,
+        output,
+        store,
+        args.batch_size,
+        args.device,
+        args.allow_partial,
+        progress=not args.quiet,
+        rank=int(os.environ.get("RANK", 0)),
+        world=int(os.environ.get("WORLD_SIZE", 1)),
+    )
     # each rank keeps its own memory of hashes: they would overwrite one another's
     suffix = f"-{session.rank}" if session.rank else ""
     session.hashes = ContentHashes(store / f"files{suffix}.json")
@@ -65,13 +73,25 @@ def run_checkpoint(session: Session, spec: CheckpointSpec, benchmarks: list) -> 
     facts = identify(spec, _remembered_digest(session))
     store = EmbeddingStore(session.store, facts)
     checkpoint = {
-        "name": spec.label, "model": spec.model, "pretrained": spec.pretrained, "weights": facts["weights"],
-        "precision": spec.precision, "store": store.folder.name,
+        "name": spec.label,
+        "model": spec.model,
+        "pretrained": spec.pretrained,
+        "weights": facts["weights"],
+        "precision": spec.precision,
+        "store": store.folder.name,
     }
     evaluation = run_suite(
-        lambda: _load(session, spec), benchmarks, session.data_root, store, checkpoint=checkpoint,
-        batch_size=session.batch_size, allow_partial=session.allow_partial, progress=session.progress,
-        hashes=session.hashes, share=(session.rank, session.world), barrier=session.barrier,
+        lambda: _load(session, spec),
+        benchmarks,
+        session.data_root,
+        store,
+        checkpoint=checkpoint,
+        batch_size=session.batch_size,
+        allow_partial=session.allow_partial,
+        progress=session.progress,
+        hashes=session.hashes,
+        share=(session.rank, session.world),
+        barrier=session.barrier,
     )
     if session.rank == 0:
         for result in evaluation.results.values():
@@ -88,8 +108,14 @@ def _load(session: Session, spec: CheckpointSpec) -> Encoder:
     if session.progress:
         print(f"loading {spec.label} on {device}", file=sys.stderr)
     loaded = load(spec, device)
-    return Encoder(loaded.model, loaded.preprocess, loaded.tokenizer, device=device,
-                   autocast=loaded.autocast, input_dtype=loaded.input_dtype)
+    return Encoder(
+        loaded.model,
+        loaded.preprocess,
+        loaded.tokenizer,
+        device=device,
+        autocast=loaded.autocast,
+        input_dtype=loaded.input_dtype,
+    )
 
 
 def _default_device() -> str:
@@ -101,7 +127,7 @@ def _default_device() -> str:
 
 
 def _remembered_digest(session: Session) -> Callable[[Path], str]:
-    """SHA-256 of weight files, remembered by path, size and time of change: hashing gigabytes takes seconds."""
+    """SHA-256 of weight files, remembered by path, size and time of change (gigabytes take seconds)."""
     memory = session.store / "weights.json"
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
@@ -122,8 +148,10 @@ def _remembered_digest(session: Session) -> Callable[[Path], str]:
 
 def _brief(label: str, evaluation: Evaluation, output: Path) -> str:
     encoded = evaluation.encoded
-    lines = [f"{label}: encoded {encoded['images']} images and {encoded['texts']} captions"
-             f" ({'nothing new' if not any(encoded.values()) else 'the rest was stored'})"]
+    lines = [
+        f"{label}: encoded {encoded['images']} images and {encoded['texts']} captions"
+        f" ({'nothing new' if not any(encoded.values()) else 'the rest was stored'})"
+    ]
     for result in evaluation.results.values():
         lines.append("  " + _line(result))
     lines.append(f"  results in {output}")
@@ -136,8 +164,9 @@ def _line(result: dict) -> str:
     if overall:
         text = f"{100 * overall['value']:.2f} [{100 * overall['low']:.2f}, {100 * overall['high']:.2f}]"
     else:
-        text = "; ".join(_subset_text(name, subset) for name, subset in result["subsets"].items()
-                         if subset["items"])
+        text = "; ".join(
+            _subset_text(name, subset) for name, subset in result["subsets"].items() if subset["items"]
+        )
     ties = f", {result['ties']} ties" if result["ties"] else ""
     return f"{result['title']}: {text}{ties}{share}"
 

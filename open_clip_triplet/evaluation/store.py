@@ -76,8 +76,15 @@ class EmbeddingStore:
         rows = self._rows[kind]
         return [i for i in dict.fromkeys(ids) if i not in rows and (kind == "texts" or i not in self.failed)]
 
-    def add(self, kind: str, ids: Sequence[str], rows: np.ndarray, *, remarks: dict | None = None,
-            failed: dict | None = None) -> None:
+    def add(
+        self,
+        kind: str,
+        ids: Sequence[str],
+        rows: np.ndarray,
+        *,
+        remarks: dict | None = None,
+        failed: dict | None = None,
+    ) -> None:
         """Keep [n, D] rows under n identities; ``failed`` names images that cannot be decoded, and why."""
         content = {"ids": list(ids), "remarks": remarks or {}, "failed": failed or {}}
         rows = np.ascontiguousarray(rows, dtype=np.float32)

@@ -145,10 +145,12 @@ class ChoiceTask(Task):
         owner = [i for i, item in enumerate(self.items) for _ in getattr(item, side)]
         y = texts([caption for item in self.items for caption in getattr(item, side)])
         x = images([item.image for item in self.items])
-        scores = np.concatenate([
-            np.einsum("nd,nd->n", x[owner[s : s + 8192]], y[s : s + 8192], dtype=np.float64)
-            for s in range(0, len(owner), 8192)
-        ])
+        scores = np.concatenate(
+            [
+                np.einsum("nd,nd->n", x[owner[s : s + 8192]], y[s : s + 8192], dtype=np.float64)
+                for s in range(0, len(owner), 8192)
+            ]
+        )
         out = np.full(len(self.items), np.inf if reduce is np.minimum else -np.inf)
         reduce.at(out, owner, scores)
         return out
@@ -216,7 +218,7 @@ class Captioned:
 
 
 class RetrievalTask(Task):
-    """COCO, Flickr30k: recall at 1, 5 and 10. ``i2t``: find one of an image's captions; ``t2i``: the image."""
+    """COCO, Flickr30k: recall at 1, 5 and 10; ``i2t`` finds an image's caption, ``t2i`` the image."""
 
     main = "i2t_r5"
     depths = (1, 5, 10)

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-PROBES = ("a dog", "a photograph of two dogs in the snow, one of them asleep!", "the red, round thing on a tray")
+PROBES = (
+    "a dog",
+    "a photograph of two dogs in the snow, one of them asleep!",
+    "the red, round thing on a tray",
+)
 
 
 def trimmed_text_encoder(model, tokenizer: Callable, device, run: Callable) -> Callable:

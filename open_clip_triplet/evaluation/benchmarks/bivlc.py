@@ -29,7 +29,9 @@ def load(root: Path) -> dict[str, PairTask]:
     for path in files:
         try:
             table = parquet.ParquetFile(path)
-            rows = (row for batch in table.iter_batches(64, columns=list(COLUMNS)) for row in batch.to_pylist())
+            rows = (
+                row for batch in table.iter_batches(64, columns=list(COLUMNS)) for row in batch.to_pylist()
+            )
             for number, row in enumerate(rows):
                 _append(task, row, f"{path.name}/{number}", path.parent / "unpacked")
         except (OSError, ValueError, KeyError) as error:

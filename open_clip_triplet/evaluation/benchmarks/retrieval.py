@@ -18,7 +18,11 @@ SIZES = {"mscoco": 5000, "flickr30k": 1000}
 
 def load(root: Path) -> dict[str, RetrievalTask]:
     root = Path(root)
-    found = {"mscoco": _coco(root), "flickr30k": _flickr(root, "flickr30k"), "flickr8k": _flickr(root, "flickr8k")}
+    found = {
+        "mscoco": _coco(root),
+        "flickr30k": _flickr(root, "flickr30k"),
+        "flickr8k": _flickr(root, "flickr8k"),
+    }
     tasks = {name: task for name, task in found.items() if task is not None}
     if not tasks:
         raise BENCHMARK.missing(root)
@@ -29,7 +33,10 @@ def _coco(root: Path) -> RetrievalTask | None:
     path = first_file(root, [f"{d}/coco_test_karpathy.json" for d in ("mscoco_captions", "coco", "")])
     note = ""
     if path is None:
-        others = [*root.glob("coco/captions_val2017*.json"), *root.glob("coco/annotations/captions_val2017*.json")]
+        others = [
+            *root.glob("coco/captions_val2017*.json"),
+            *root.glob("coco/annotations/captions_val2017*.json"),
+        ]
         if not others:
             return None
         path, note = sorted(others)[0], "not the Karpathy split"
@@ -102,11 +109,13 @@ BENCHMARK = Benchmark(
     name="retrieval",
     title="Image-text retrieval",
     licence="COCO images: Creative Commons; Flickr images: research use, request them from their authors",
-    source="images: cocodataset.org (val2014), shannon.cs.illinois.edu/DenotationGraph (Flickr30k); captions: "
-    "https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0",
+    source="images: cocodataset.org (val2014), shannon.cs.illinois.edu/DenotationGraph (Flickr30k); "
+    "captions: https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0",
     layout=(
-        "mscoco_captions/coco_test_karpathy.json", "mscoco_captions/val2014/*.jpg",
-        "flickr30k/flickr30k_test_karpathy.txt", "flickr30k/*.jpg",
+        "mscoco_captions/coco_test_karpathy.json",
+        "mscoco_captions/val2014/*.jpg",
+        "flickr30k/flickr30k_test_karpathy.txt",
+        "flickr30k/*.jpg",
         "flickr8k/flickr8k_test_karpathy.txt, flickr8k/*.jpg (or flickr8k/val-*.tar)",
     ),
     load=load,

@@ -11,9 +11,13 @@ from ..tasks import Choice, ChoiceTask
 from .base import COCO_2017, Benchmark, entries, find_image, first_file
 
 SIZES = {
-    "replace_obj": 1652, "replace_att": 788, "replace_rel": 1406,
-    "swap_obj": 245, "swap_att": 666,
-    "add_obj": 2062, "add_att": 692,
+    "replace_obj": 1652,
+    "replace_att": 788,
+    "replace_rel": 1406,
+    "swap_obj": 245,
+    "swap_att": 666,
+    "add_obj": 2062,
+    "add_att": 692,
 }
 FOLDERS = ("sugar-crepe/data", "sugar-crepe", "sugar_crepe", "")
 

@@ -23,10 +23,17 @@ GROUPS = (
 )
 #: items with at least two caption votes
 SIZES = {
-    "existence": 505, "plurals": 851,
-    "counting-hard": 868, "counting-small-quant": 900, "counting-adversarial": 691,
-    "relations": 535, "action-replacement": 648, "actant-swap": 949,
-    "coreference-standard": 708, "coreference-hard": 104, "foil-it": 943,
+    "existence": 505,
+    "plurals": 851,
+    "counting-hard": 868,
+    "counting-small-quant": 900,
+    "counting-adversarial": 691,
+    "relations": 535,
+    "action-replacement": 648,
+    "actant-swap": 949,
+    "coreference-standard": 708,
+    "coreference-hard": 104,
+    "foil-it": 943,
 }
 VOTES = 2
 
@@ -37,8 +44,12 @@ IMAGES = {
     "VisDial_v1.0": (
         "valse/data/coref/release_too_many_is_this_in_color/images",
         "valse/data/coref/release_v18/test_images",
-        "valse/images/visdial", "visdial/VisualDialog_val2018", "visdial",
-        "coco/train2014", "train2014", *COCO_2014,
+        "valse/images/visdial",
+        "visdial/VisualDialog_val2018",
+        "visdial",
+        "coco/train2014",
+        "train2014",
+        *COCO_2014,
     ),
     "FOIL dataset": ("valse/images/coco", *COCO_2014),
     "coco2017": ("valse/data/plurals/test_images", "valse/images/coco", *COCO_2017),
@@ -73,7 +84,9 @@ BENCHMARK = Benchmark(
     source="https://github.com/Heidelberg-NLP/VALSE (data/); each item names its image's data set",
     layout=(
         "valse/{existence,...,foil-it}.json",
-        "visual7w/images/*.jpg", "swig/images_512/*.jpg", "visdial/VisualDialog_val2018/*.jpg",
+        "visual7w/images/*.jpg",
+        "swig/images_512/*.jpg",
+        "visdial/VisualDialog_val2018/*.jpg",
         "coco/{train2014,val2014,val2017}/*.jpg",
     ),
     load=load,

@@ -82,9 +82,14 @@ def _append(task: ClassifyTask, sample: dict, shard: Path) -> None:
 
 def _words(folder: Path, name: str) -> tuple[list[str], list[str]]:
     """Class names and templates: the export's own files, as clip_benchmark reads them."""
+
     def lines(file: str) -> list[str] | None:
         path = folder / file
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else None
+        return (
+            [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            if path.is_file()
+            else None
+        )
 
     classes = lines("classnames.txt") or packaged("en_classnames.json").get(name)
     if not classes:
@@ -103,8 +108,10 @@ def packaged(file: str) -> dict:
 
     spec = importlib.util.find_spec("clip_benchmark")
     if spec is None:
-        raise DataError("zero-shot classification takes its words from clip_benchmark: "
-                        "pip install 'open_clip_triplet[eval]'")
+        raise DataError(
+            "zero-shot classification takes its words from clip_benchmark: "
+            "pip install 'open_clip_triplet[eval]'"
+        )
     path = Path(spec.submodule_search_locations[0]) / "datasets" / file
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -126,8 +133,12 @@ BENCHMARK = Benchmark(
     licence="each set has its own; see its page",
     source="https://huggingface.co/clip-benchmark (wds_* repositories, test split), or "
     "clip_benchmark_export_wds on a clip_benchmark data set",
-    layout=("zeroshot/wds_imagenet1k/test/{nshards.txt,0.tar,...}", "zeroshot/wds_imagenet1k/classnames.txt",
-            "zeroshot/wds_vtab-caltech101/... (18 sets)", "cifar10/<class>/*.jpg"),
+    layout=(
+        "zeroshot/wds_imagenet1k/test/{nshards.txt,0.tar,...}",
+        "zeroshot/wds_imagenet1k/classnames.txt",
+        "zeroshot/wds_vtab-caltech101/... (18 sets)",
+        "cifar10/<class>/*.jpg",
+    ),
     load=load,
     expected={name: size for name, (_, size) in SETS.items()},
     groups=tuple(SETS),
