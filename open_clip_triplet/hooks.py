@@ -19,6 +19,7 @@ What each replaced name does, with ``main``, ``data`` and ``train`` for ``open_c
 ``main.train_one_epoch``   cuts the epoch to its steps, saves in between, reports the data
 ``train.enumerate``        the loop's batch index starts where the epoch continues
 ``train.zero_shot_eval``   adds compositional scores and benchmarks (``zero_shot_eval_all`` in 4.x)
+``torch.nn.parallel``      ``DistributedDataParallel`` of a CPU model without the device ids that OpenCLIP gives
 =========================  ==========================================================================
 """
 
@@ -62,6 +63,7 @@ _SHARED_SEAMS = (
     Seam("main", "const_lr_cooldown", ("optimizer", "base_lr", "warmup_length", "steps"), "schedule"),
     Seam("main", "torch", None, "torch_module"),
     Seam("train", "enumerate", None, "enumerate"),
+    Seam("parallel", "DistributedDataParallel", None, "data_parallel"),
 )
 
 #: OpenCLIP's major version -> the names replaced in it
@@ -98,6 +100,7 @@ def install() -> None:
     if _installed:
         return
     modules = {name: _import(name) for name in ("main", "data", "train", "file_utils")}
+    modules["parallel"] = torch.nn.parallel
     major = 4 if hasattr(modules["main"], "create_task") else 3
     for seam in SEAMS[major]:
         _check(modules[seam.module], seam)
@@ -279,6 +282,16 @@ class _Plugin:
             return builtins.enumerate(iterable, start or getattr(iterable, "first_batch", 0))
 
         return from_first_batch
+
+    def data_parallel(self, original):
+        class DistributedDataParallel(original):
+            """OpenCLIP names a device whatever it is; torch takes device ids for accelerators alone."""
+
+            def __init__(self, module, device_ids=None, **kwargs):
+                on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
+                super().__init__(module, device_ids=None if on_cpu else device_ids, **kwargs)
+
+        return DistributedDataParallel
 
     def train_one_epoch_3(self, original):
         @functools.wraps(original)

@@ -148,7 +148,7 @@ class ShardWriter:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}.tmp")
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self._samples = 0
 
     def __enter__(self) -> ShardWriter:
@@ -216,7 +216,7 @@ def write_text_durably(path: str | os.PathLike, text: str) -> None:
     """Write a small file whole or not at all (temporary name, fsync, rename)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

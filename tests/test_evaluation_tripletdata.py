@@ -35,10 +35,14 @@ def by_loop(shard, model, preprocess, tokenizer):
     for sample in read_samples(shard):
         roles = by_role(sample)
         with torch.no_grad():
-            x = [model.encode_image(preprocess(Image.open(io.BytesIO(roles[r])))[None], normalize=True)[0]
-                 for r in ("image", "neg_image")]
-            y = [model.encode_text(tokenizer([roles[r].decode()]), normalize=True)[0]
-                 for r in ("text", "neg_text")]
+            x = [
+                model.encode_image(preprocess(Image.open(io.BytesIO(roles[r])))[None], normalize=True)[0]
+                for r in ("image", "neg_image")
+            ]
+            y = [
+                model.encode_text(tokenizer([roles[r].decode()]), normalize=True)[0]
+                for r in ("text", "neg_text")
+            ]
         s = [[float(a @ b) for b in y] for a in x]
         text = s[0][0] > s[0][1] and s[1][1] > s[1][0]
         image = s[0][0] > s[1][0] and s[1][1] > s[0][1]
@@ -55,7 +59,9 @@ def test_scores_equal_a_plain_loop_whatever_the_batch_size(tmp_path):
     assert 0 < expected["text"] < 13  # or the test could not tell right from wrong
     model, preprocess, tokenizer = parts
     for batch_size in (1, 5, 64):
-        scores = composition_scores(model, str(tmp_path / "0.tar"), preprocess, tokenizer, batch_size=batch_size)
+        scores = composition_scores(
+            model, str(tmp_path / "0.tar"), preprocess, tokenizer, batch_size=batch_size
+        )
         assert scores["items"] == 13 and scores["dropped"] == {}
         for name, count in expected.items():
             assert scores[f"{name}_score"] == pytest.approx(count / 13)
@@ -78,7 +84,10 @@ def test_half_samples_and_damaged_images_are_counted_by_reason(tmp_path):
     scores = composition_scores(model, tmp_path.joinpath("0.tar").as_posix(), preprocess, tokenizer)
     assert scores["items"] == 2
     assert scores["dropped"] == {
-        "without neg_image": 1, "image damaged": 1, "caption empty": 1, "caption not UTF-8": 1,
+        "without neg_image": 1,
+        "image damaged": 1,
+        "caption empty": 1,
+        "caption not UTF-8": 1,
     }
 
 
@@ -116,10 +125,12 @@ def test_damaged_shard_keeps_the_samples_before_the_damage(tmp_path):
 
 def test_summary_by_hand():
     #        s00  s01  s10  s11  x·x' y·y'
-    rows = [[0.9, 0.1, 0.2, 0.8, 0.5, -2.0],  # all right
-            [0.9, 0.1, 0.9, 0.8, 0.5, 0.99],  # caption 0: a tie between the images; image 1 prefers caption 0
-            [0.5, 0.5, 0.1, 0.9, 0.5, 0.5],   # image 0 ties between the captions
-            [0.1, 0.9, 0.9, 0.1, 0.5, 0.5]]   # all wrong
+    rows = [
+        [0.9, 0.1, 0.2, 0.8, 0.5, -2.0],  # all right
+        [0.9, 0.1, 0.9, 0.8, 0.5, 0.99],  # caption 0: a tie between the images; image 1 prefers caption 0
+        [0.5, 0.5, 0.1, 0.9, 0.5, 0.5],  # image 0 ties between the captions
+        [0.1, 0.9, 0.9, 0.1, 0.5, 0.5],
+    ]  # all wrong
     result = summarise(np.array(rows))
     assert (result["text_score"], result["image_score"], result["group_score"]) == (0.25, 0.5, 0.25)
     assert result["ties"] == 2 and result["items"] == 4

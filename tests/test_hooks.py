@@ -8,6 +8,7 @@ import open_clip_train.data
 import open_clip_train.main
 import open_clip_train.train
 import pytest
+import torch.nn.parallel
 
 from open_clip_triplet import hooks, options
 
@@ -15,6 +16,7 @@ MODULES = {
     "main": open_clip_train.main,
     "data": open_clip_train.data,
     "train": open_clip_train.train,
+    "parallel": torch.nn.parallel,
 }
 
 

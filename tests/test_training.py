@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_MODEL, checkpoint, train, train_argv, write_shards
+
 from open_clip_triplet.losses import METHODS
 
 
@@ -33,6 +34,13 @@ def assert_same_weights(a: dict, b: dict, **tolerance):
 
 
 EXACT = {"rtol": 0, "atol": 0}
+
+
+def assert_same_gradients(a: dict, b: dict):
+    """After one step Adam's first moment is a tenth of the gradient; the weights only keep its sign."""
+    for index, state in a["optimizer"]["state"].items():
+        gradient, other = state["exp_avg"], b["optimizer"]["state"][index]["exp_avg"]
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-7, msg=lambda m, i=index: f"parameter {i}: {m}")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -77,13 +85,14 @@ def test_accumulation_equals_one_batch(paired_shards, tiny_config, tmp_path):
     flags = {"loss": "triplet", "train-data": paired_shards}
     train(train_argv(tiny_config, tmp_path, "whole", **flags, **{"batch-size": 64}))
     train(train_argv(tiny_config, tmp_path, "parts", **flags, **{"batch-size": 32, "accum-freq": 2}))
-    assert_same_weights(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "parts"), rtol=1e-4, atol=2e-6)
+    assert_same_gradients(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "parts"))
 
 
 def torchrun(argv: list[str], processes: int) -> None:
+    """``--logs=`` is OpenCLIP's flag, but torchrun of torch 2.15 takes it for its own unless ``--`` comes before."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     done = subprocess.run(
-        [*command, "-m", "open_clip_triplet.train", *argv],
+        [*command, "-m", "--", "open_clip_triplet.train", *argv],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -101,9 +110,7 @@ def test_two_processes_equal_one(flags, paired_shards, tiny_config, tmp_path):
     torchrun(
         train_argv(tiny_config, tmp_path, "two", **{**flags, "batch-size": 32, "dist-backend": "gloo"}), 2
     )
-    one, two = checkpoint(tmp_path, "one"), checkpoint(tmp_path, "two")
-    two["state_dict"] = {name.removeprefix("module."): value for name, value in two["state_dict"].items()}
-    assert_same_weights(one, two, rtol=1e-4, atol=2e-6)
+    assert_same_gradients(checkpoint(tmp_path, "one"), checkpoint(tmp_path, "two"))
     assert losses(tmp_path, "two")[0] == pytest.approx(losses(tmp_path, "one")[0], rel=1e-4)
 
 
@@ -253,18 +260,18 @@ def test_validation_logs_compositional_scores(paired_shards, tiny_config, tmp_pa
 
 
 def test_compositional_scores_reach_wandb(paired_shards, tiny_config, tmp_path, monkeypatch):
-    """A real wandb run, offline; its summary is read just before OpenCLIP closes it."""
+    """A real wandb run, offline; what it is given to log is noted on the way."""
     import wandb
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    summary = {}
-    finish = wandb.finish
-    monkeypatch.setattr(wandb, "finish", lambda: (summary.update(dict(wandb.run.summary)), finish()))
+    logged = {}
+    log = wandb.Run.log
+    monkeypatch.setattr(wandb.Run, "log", lambda run, data, **more: (logged.update(data), log(run, data, **more)))
     flags = {"train-data": paired_shards, "val-data": paired_shards, "report-to": "wandb"}
     train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
-    assert {"val/group_score", "val/image_to_text_R@1", "train/loss"} <= set(summary)
+    assert {"val/group_score", "val/image_to_text_R@1", "train/loss"} <= set(logged)
 
 
 def test_ordinary_validation_data_stays_stock(paired_shards, tiny_config, tmp_path):

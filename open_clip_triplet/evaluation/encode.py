@@ -68,11 +68,20 @@ class Encoder:
         input_dtype: what images are cast to, e.g. ``torch.float16`` for a model in pure fp16.
     """
 
-    def __init__(self, model, preprocess: Callable, tokenizer: Callable, *, device="cpu", autocast=None,
-                 input_dtype=None):
+    def __init__(
+        self,
+        model,
+        preprocess: Callable,
+        tokenizer: Callable,
+        *,
+        device="cpu",
+        autocast=None,
+        input_dtype=None,
+    ):
         self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
         self.device, self.input_dtype = device, input_dtype
         self.autocast = autocast or contextlib.nullcontext
+        self._encode_text: Callable | None = None
 
     def images(self, tensors: Sequence) -> np.ndarray:
         """[n, D] float32, unit norm, of n preprocessed images."""
@@ -83,14 +92,23 @@ class Encoder:
 
     def texts(self, captions: Sequence[str]) -> np.ndarray:
         """[n, D] float32, unit norm, of n captions."""
-        return self._rows(self.model.encode_text, self.tokenizer(list(captions)).to(self.device))
+        from .trim import trimmed_text_encoder
+
+        if self._encode_text is None:
+            self._encode_text = trimmed_text_encoder(self.model, self.tokenizer, self.device, self._run)
+        return self._rows(self._encode_text, self.tokenizer(list(captions)).to(self.device))
+
+    def _run(self, encode: Callable, batch):
+        import torch
+
+        with torch.inference_mode(), self.autocast():
+            return encode(batch)
 
     def _rows(self, encode: Callable, batch) -> np.ndarray:
         import torch
 
-        with torch.inference_mode(), self.autocast():
-            features = encode(batch)
-        return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+        features = self._run(encode, batch).float()
+        return torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
 
 
 @contextlib.contextmanager

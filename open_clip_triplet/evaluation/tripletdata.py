@@ -19,8 +19,16 @@ from .encode import Encoder, ImageError, decode_all, decoding_threads, evaluatin
 ROLES = ("image", "text", "neg_image", "neg_text")
 
 
-def composition_scores(model, shard_urls, preprocess, tokenizer, device="cpu", batch_size: int = 64,
-                       autocast=None, max_samples: int | None = None) -> dict:
+def composition_scores(
+    model,
+    shard_urls,
+    preprocess,
+    tokenizer,
+    device="cpu",
+    batch_size: int = 64,
+    autocast=None,
+    max_samples: int | None = None,
+) -> dict:
     """Text, image and group score of a model on paired shards, streamed: no shard is held in memory.
 
     Args:
@@ -52,7 +60,9 @@ def composition_scores(model, shard_urls, preprocess, tokenizer, device="cpu", b
             parts.append(pair_similarities(images[0::2], images[1::2], texts[0::2], texts[1::2]))
             items += len(batch)
     if not items:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the shards are empty"
+        reasons = (
+            ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the shards are empty"
+        )
         raise ShardError(f"no sample with image, caption and their negatives to score ({reasons})")
     return {**summarise(np.concatenate(parts)), "dropped": dict(dropped)}
 

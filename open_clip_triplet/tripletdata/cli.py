@@ -6,8 +6,11 @@ import argparse
 import importlib
 import sys
 
+from open_clip_triplet.tripletdata.source import Stop
+
 #: subcommand -> module under open_clip_triplet.tripletdata; imported only when its subcommand is used
 STAGES: dict[str, str] = {
+    "captions": "captions",
     "shapes": "shapes",
     "mine": "mine",
 }
@@ -29,7 +32,14 @@ def main(argv: list[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     args = parser.parse_args(argv)
-    return args.run(args) or 0
+    try:
+        return args.run(args) or 0
+    except Stop as stop:
+        print(f"{parser.prog} {args.command}: {stop}", file=sys.stderr)
+        return stop.status
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

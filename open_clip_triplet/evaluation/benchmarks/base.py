@@ -1,0 +1,123 @@
+"""What every benchmark module offers, and helpers to read their files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..images import ImageRef
+from ..tasks import Task
+
+
+class DataError(ValueError):
+    """A benchmark's file is there but cannot be used. The message names the file."""
+
+
+class MissingData(DataError):
+    """A benchmark's files are not under the data root. The message says what is expected where."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A loader and how its subsets average.
+
+    ``groups`` is the tree that the averages go over: a list of subset names or of further
+    lists; None where the benchmark has a single subset or no agreed average. ``averages`` are (name,
+    metric) of the averages over it.
+    ``load(data_root)`` gives a ``Task`` per subset and raises ``MissingData`` where nothing is found.
+    """
+
+    name: str
+    title: str
+    licence: str
+    source: str
+    layout: tuple[str, ...]
+    load: Callable[[Path], dict[str, Task]]
+    expected: Mapping[str, int]
+    groups: tuple | None = None
+    averages: tuple[tuple[str, str], ...] = (("overall", "accuracy"),)
+    reference: str = ""
+
+    def missing(self, root: Path) -> MissingData:
+        """The error to raise where nothing is found."""
+        places = "\n  ".join(str(Path(root) / place) for place in self.layout)
+        return MissingData(f"{self.name}: no data under {root}. Expected:\n  {places}\nFrom: {self.source}")
+
+
+def tree_leaves(tree: Iterable) -> list[str]:
+    """Subset names of a ``groups`` tree, in order.
+
+    >>> tree_leaves(["a", ["b", "c"]])
+    ['a', 'b', 'c']
+    """
+    return [leaf for node in tree for leaf in ([node] if isinstance(node, str) else tree_leaves(node))]
+
+
+def tree_mean(tree: Iterable, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Mean over the tree's top nodes of the mean within each.
+
+    >>> float(tree_mean(["a", ["b", "c"]], {"a": 1.0, "b": 0.0, "c": 0.5}))
+    0.625
+    """
+    nodes = [values[node] if isinstance(node, str) else tree_mean(node, values) for node in tree]
+    return np.mean(nodes, axis=0)
+
+
+def first_folder(root: Path, candidates: Iterable[str]) -> Path | None:
+    """The first of these folders under ``root`` that exists."""
+    return next((Path(root) / name for name in candidates if (Path(root) / name).is_dir()), None)
+
+
+def first_file(root: Path, candidates: Iterable[str]) -> Path | None:
+    """The first of these files under ``root`` that exists."""
+    return next((Path(root) / name for name in candidates if (Path(root) / name).is_file()), None)
+
+
+def read_json(path: Path):
+    """A JSON file. Raises DataError naming it where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); fetch it again") from error
+
+
+def entries(path: Path, fields: Iterable[str], task: Task) -> Iterable[tuple[str, dict]]:
+    """(key, entry) of a JSON object or list of objects that have all these text fields.
+
+    Keys need not be contiguous. Stray values and entries without the fields are left out of ``task``
+    by reason.
+    """
+    content = read_json(path)
+    if not isinstance(content, (dict, list)):
+        raise DataError(f"{path}: expected an object or a list of entries, found {type(content).__name__}")
+    pairs = content.items() if isinstance(content, dict) else ((str(i), x) for i, x in enumerate(content))
+    for key, entry in pairs:
+        if not isinstance(entry, dict):
+            task.leave_out("stray value in the annotations", f"{path.name} {key}")
+        elif lacking := [name for name in fields if not isinstance(entry.get(name), str)]:
+            task.leave_out("annotation incomplete", f"{path.name} {key} lacks {', '.join(lacking)}")
+        else:
+            yield str(key), entry
+
+
+def find_image(folders: Iterable[Path | None], name: str) -> ImageRef:
+    """Reference to an image by file name in the first folder that has it (or in the first folder).
+
+    A name with a path in it is reduced to its last part: annotations are not trusted with paths.
+    """
+    base = os.path.basename(name.replace("\\", "/"))
+    present = [folder for folder in folders if folder is not None]
+    for folder in present:
+        if (folder / base).is_file():
+            return ImageRef(str(folder / base))
+    return ImageRef(str(present[0] / base) if present else base)
+
+
+#: folders that COCO's images are looked for in, by release
+COCO_2017 = ("coco/val2017", "val2017", "sugar-crepe/val2017", "coco/images/val2017")
+COCO_2014 = ("mscoco_captions/val2014", "coco/val2014", "val2014", "coco/images/val2014")

@@ -1,0 +1,44 @@
+"""Cola, multi-object setting: two images, two captions with attributes swapped; 210 items.
+
+The authors report the image score alone; the paper reports text, image and group.
+Reference: Ray et al., NeurIPS 2023; github.com/arijitray1993/COLA.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..tasks import Pair, PairTask
+from .base import Benchmark, DataError, find_image, first_file, first_folder, read_json
+
+FILE = "COLA_multiobjects_matching_benchmark.json"
+
+
+def load(root: Path) -> dict[str, PairTask]:
+    path = first_file(root, [f"cola/data/{FILE}", f"cola/{FILE}"])
+    if path is None:
+        raise BENCHMARK.missing(root)
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(f"{path}: expected a list of items, found {type(content).__name__}")
+    folder = first_folder(root, ["cola/vg_gqa_images", "cola/images", "gqa/images", "visual_genome/images"])
+    task = PairTask([], expected=210)
+    for number, entry in enumerate(content):
+        if not (isinstance(entry, list) and len(entry) == 4 and all(isinstance(x, str) for x in entry)):
+            task.leave_out("annotation incomplete", f"{FILE} entry {number}")
+            continue
+        images = tuple(find_image([folder or path.parent / "images"], url) for url in entry[0::2])
+        task.items.append(Pair(str(number), images, (entry[1], entry[3])))
+    return {"cola": task}
+
+
+BENCHMARK = Benchmark(
+    name="cola",
+    title="Cola (multi-object)",
+    licence="annotations MIT; Visual Genome images CC BY 4.0",
+    source="https://github.com/arijitray1993/COLA (data/); images at the URLs in the file",
+    layout=(f"cola/{FILE}", "cola/vg_gqa_images/*.jpg"),
+    load=load,
+    expected={"cola": 210},
+    reference="Ray et al., NeurIPS 2023",
+)

@@ -1,0 +1,124 @@
+"""Image-text retrieval: MSCOCO 5k and Flickr30k 1k on the Karpathy splits; Flickr8k beside them.
+
+Layouts are clip_benchmark's. Where only other captions or a part of the images are there, the run is
+partial and says so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..images import ImageRef, read_tar_index
+from ..tasks import Captioned, RetrievalTask
+from .base import COCO_2014, COCO_2017, Benchmark, DataError, find_image, first_file, first_folder, read_json
+
+SIZES = {"mscoco": 5000, "flickr30k": 1000}
+
+
+def load(root: Path) -> dict[str, RetrievalTask]:
+    root = Path(root)
+    found = {
+        "mscoco": _coco(root),
+        "flickr30k": _flickr(root, "flickr30k"),
+        "flickr8k": _flickr(root, "flickr8k"),
+    }
+    tasks = {name: task for name, task in found.items() if task is not None}
+    if not tasks:
+        raise BENCHMARK.missing(root)
+    return tasks
+
+
+def _coco(root: Path) -> RetrievalTask | None:
+    path = first_file(root, [f"{d}/coco_test_karpathy.json" for d in ("mscoco_captions", "coco", "")])
+    note = ""
+    if path is None:
+        others = [
+            *root.glob("coco/captions_val2017*.json"),
+            *root.glob("coco/annotations/captions_val2017*.json"),
+        ]
+        if not others:
+            return None
+        path, note = sorted(others)[0], "not the Karpathy split"
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
+        raise DataError(f"{path}: expected COCO's captions format with images and annotations")
+    captions: dict = {}
+    for annotation in content["annotations"]:
+        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    folders = [root / name for name in (*COCO_2014, *COCO_2017)]
+    folders = [folder for folder in folders if folder.is_dir()] or [path.parent]
+    task = RetrievalTask([], expected=5000, note=note)
+    for image in content["images"]:
+        if image["id"] in captions:
+            ref = find_image(folders, image["file_name"])
+            task.items.append(Captioned(image["file_name"], ref, tuple(captions[image["id"]])))
+        else:
+            task.leave_out("image without captions", image["file_name"])
+    return task
+
+
+def _flickr(root: Path, name: str) -> RetrievalTask | None:
+    path = first_file(root, [f"{name}/{name}_test_karpathy.txt"])
+    if path is not None:
+        return _flickr_text(root, name, path)
+    shards = sorted((root / name).glob("val-*.tar")) if name == "flickr8k" else []
+    return _shards(shards) if shards else None
+
+
+def _flickr_text(root: Path, name: str, path: Path) -> RetrievalTask:
+    """clip_benchmark's file: a heading, then ``<image>.jpg,<caption>`` lines."""
+    captions: dict[str, list[str]] = {}
+    task = RetrievalTask([], expected=1000)
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        image, comma, caption = line.strip().partition(".jpg,")
+        if comma:
+            captions.setdefault(f"{image}.jpg", []).append(caption)
+        elif line.strip():
+            task.leave_out("annotation incomplete", f"{path.name}: {line[:60]}")
+    folder = first_folder(root, [f"{name}/Images", f"{name}/images"]) or root / name
+    task.items = [Captioned(i, find_image([folder, root / name], i), tuple(c)) for i, c in captions.items()]
+    return task
+
+
+def _shards(shards: list[Path]) -> RetrievalTask:
+    """webdataset shards whose json keeps all ``captions`` of an image."""
+    task = RetrievalTask([], expected=1000, note=f"{shards[0].name} ff., not the Karpathy test split")
+    for shard in shards:
+        for sample in read_tar_index(shard):
+            image = next((sample[s] for s in ("jpg", "jpeg", "png", "webp") if s in sample), None)
+            captions = _captions(sample)
+            if image is None or not captions:
+                task.leave_out("sample without image or captions", f"{shard.name} {sample['__key__']}")
+            else:
+                task.items.append(Captioned(sample["__key__"], image, captions))
+    return task
+
+
+def _captions(sample: dict[str, ImageRef]) -> tuple[str, ...]:
+    try:
+        captions = json.loads(sample["json"].read())["captions"] if "json" in sample else None
+        if isinstance(captions, list) and captions and all(isinstance(c, str) for c in captions):
+            return tuple(captions)
+        return (sample["txt"].read().decode("utf-8").strip(),)
+    except (KeyError, ValueError, TypeError):
+        return ()
+
+
+BENCHMARK = Benchmark(
+    name="retrieval",
+    title="Image-text retrieval",
+    licence="COCO images: Creative Commons; Flickr images: research use, request them from their authors",
+    source="images: cocodataset.org (val2014), shannon.cs.illinois.edu/DenotationGraph (Flickr30k); "
+    "captions: https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0",
+    layout=(
+        "mscoco_captions/coco_test_karpathy.json",
+        "mscoco_captions/val2014/*.jpg",
+        "flickr30k/flickr30k_test_karpathy.txt",
+        "flickr30k/*.jpg",
+        "flickr8k/flickr8k_test_karpathy.txt, flickr8k/*.jpg (or flickr8k/val-*.tar)",
+    ),
+    load=load,
+    expected=SIZES,
+    reference="Karpathy and Fei-Fei, CVPR 2015",
+)

@@ -1,0 +1,51 @@
+"""SugarCrepe: one image, its caption and a hard negative caption; seven subsets.
+
+Reference: Hsieh et al., NeurIPS 2023; github.com/RAIVNLab/sugar-crepe.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..tasks import Choice, ChoiceTask
+from .base import COCO_2017, Benchmark, entries, find_image, first_file
+
+SIZES = {
+    "replace_obj": 1652,
+    "replace_att": 788,
+    "replace_rel": 1406,
+    "swap_obj": 245,
+    "swap_att": 666,
+    "add_obj": 2062,
+    "add_att": 692,
+}
+FOLDERS = ("sugar-crepe/data", "sugar-crepe", "sugar_crepe", "")
+
+
+def load(root: Path) -> dict[str, ChoiceTask]:
+    tasks = {}
+    images = [folder for name in COCO_2017 if (folder := Path(root) / name).is_dir()]
+    for subset, size in SIZES.items():
+        path = first_file(root, [f"{folder}/{subset}.json".lstrip("/") for folder in FOLDERS])
+        if path is None:
+            continue
+        task = tasks[subset] = ChoiceTask([], expected=size)
+        for key, entry in entries(path, ("filename", "caption", "negative_caption"), task):
+            image = find_image([*images, path.parent / "val2017"], entry["filename"])
+            task.items.append(Choice(key, image, (entry["caption"],), (entry["negative_caption"],)))
+    if not tasks:
+        raise BENCHMARK.missing(root)
+    return tasks
+
+
+BENCHMARK = Benchmark(
+    name="sugarcrepe",
+    title="SugarCrepe",
+    licence="annotations MIT; COCO images under their own Creative Commons licences",
+    source="https://github.com/RAIVNLab/sugar-crepe (data/) and http://images.cocodataset.org/zips/val2017.zip",
+    layout=("sugar-crepe/{add_att,...,swap_obj}.json", "coco/val2017/*.jpg"),
+    load=load,
+    expected=SIZES,
+    groups=tuple(SIZES),
+    reference="Hsieh et al., NeurIPS 2023",
+)

@@ -1,0 +1,43 @@
+"""SugarCrepe++: two captions that both fit, one that does not; five subsets. Both must beat the negative.
+
+Reference: Dumpala et al., 2024; github.com/Sri-Harsha/scpp (its image-text task).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..tasks import Choice, ChoiceTask
+from .base import COCO_2017, Benchmark, entries, find_image, first_file
+
+SIZES = {"replace_obj": 1652, "replace_att": 788, "replace_rel": 1406, "swap_obj": 245, "swap_att": 666}
+
+
+def load(root: Path) -> dict[str, ChoiceTask]:
+    tasks = {}
+    folders = [Path(root) / name for name in COCO_2017]
+    for subset, size in SIZES.items():
+        path = first_file(root, [f"scpp/data/{subset}.json", f"scpp/{subset}.json"])
+        if path is None:
+            continue
+        task = tasks[subset] = ChoiceTask([], expected=size)
+        for key, entry in entries(path, ("filename", "caption", "caption2", "negative_caption"), task):
+            image = find_image(folders, entry["filename"])
+            positives = (entry["caption"], entry["caption2"])
+            task.items.append(Choice(key, image, positives, (entry["negative_caption"],)))
+    if not tasks:
+        raise BENCHMARK.missing(root)
+    return tasks
+
+
+BENCHMARK = Benchmark(
+    name="sugarcrepe_pp",
+    title="SugarCrepe++",
+    licence="annotations MIT; COCO images under their own Creative Commons licences",
+    source="https://github.com/Sri-Harsha/scpp (data/) and http://images.cocodataset.org/zips/val2017.zip",
+    layout=("scpp/data/{replace_obj,...,swap_att}.json", "coco/val2017/*.jpg"),
+    load=load,
+    expected=SIZES,
+    groups=tuple(SIZES),
+    reference="Dumpala et al., 2024",
+)

@@ -1,0 +1,192 @@
+"""``triplet-evaluate``: run benchmarks on checkpoints, report the paper's tables, look at the data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .benchmarks import PAPER_SUITE, DataError, get, names
+
+EXAMPLES = """examples:
+  triplet-evaluate data --data-root data
+  triplet-evaluate run --model ViT-B-32 --pretrained clip=logs/clip/checkpoints/epoch_9.pt \\
+      triplet=logs/triplet/checkpoints/epoch_9.pt --suite paper --data-root data --output results
+  triplet-evaluate report results --format html --baseline clip --output report.html
+  torchrun --nproc_per_node 4 -m open_clip_triplet.evaluation.cli run ...    # encoding shared by 4 GPUs
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, subcommands and all."""
+    parser = argparse.ArgumentParser(
+        prog="triplet-evaluate",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_run(commands)
+    _add_report(commands)
+    data = commands.add_parser("data", help="what each benchmark expects, and what was found")
+    data.add_argument(
+        "--data-root", metavar="DIR", default="data", help="folder with the data (default: data)"
+    )
+    data.add_argument("--benchmarks", metavar="NAMES", help=f"comma-separated, of: {', '.join(names())}")
+    data.add_argument("--download", metavar="NAMES", help="fetch the freely licensed annotations of these")
+    export = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder")
+    _add_model(export)
+    export.add_argument("--pretrained", required=True, metavar="PATH_OR_TAG")
+    export.add_argument("--output", required=True, metavar="DIR")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="ViT-B-32", help="OpenCLIP's model name (default: ViT-B-32)")
+    parser.add_argument(
+        "--model-config",
+        metavar="FILE",
+        help="config of a model OpenCLIP does not know; the file's stem is the model's name",
+    )
+    parser.add_argument(
+        "--precision", default="fp32", help="as OpenCLIP's: fp32, amp, amp_bf16, fp16, bf16, ..."
+    )
+    parser.add_argument("--force-quick-gelu", action="store_true", help="as OpenCLIP's")
+    parser.add_argument("--force-image-size", type=int, metavar="PIXELS", help="as OpenCLIP's")
+
+
+def _add_run(commands) -> None:
+    run = commands.add_parser("run", help="run benchmarks on one or several checkpoints")
+    _add_model(run)
+    run.add_argument(
+        "--pretrained",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]PATH_OR_TAG",
+        help="checkpoints, Hugging Face folders or OpenCLIP's tags; NAME labels the results",
+    )
+    which = run.add_mutually_exclusive_group(required=True)
+    which.add_argument("--benchmarks", metavar="NAMES", help=f"comma-separated, of: {', '.join(names())}")
+    which.add_argument("--suite", choices=["paper", "all"], help=f"paper: {', '.join(PAPER_SUITE)}")
+    run.add_argument(
+        "--data-root", metavar="DIR", default="data", help="folder with the data (default: data)"
+    )
+    run.add_argument("--output", metavar="DIR", default="results", help="where results go (default: results)")
+    run.add_argument("--store", metavar="DIR", help="where embeddings are kept (default: OUTPUT/.embeddings)")
+    run.add_argument("--batch-size", type=int, default=64)
+    run.add_argument("--device", help="default: cuda where there is one, else cpu")
+    run.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="score what data there is; such results are labelled partial everywhere",
+    )
+    run.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _add_report(commands) -> None:
+    report = commands.add_parser("report", help="the paper's tables from results, beside the paper's values")
+    report.add_argument("results", nargs="+", metavar="PATH", help="result files or folders")
+    report.add_argument("--format", choices=["md", "csv", "latex", "html"], default="md")
+    report.add_argument(
+        "--baseline", metavar="NAME", help="checkpoint that gains and tests are against (default: the first)"
+    )
+    report.add_argument("--output", metavar="FILE", help="default: standard output")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    from ..checkpoints import CheckpointError
+    from ..shards import ShardError
+
+    command = {"run": _run, "report": _report, "data": _data, "export": _export}[args.command]
+    try:
+        return command(args)
+    except (DataError, CheckpointError, ShardError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 1
+
+
+def _specs(args) -> list:
+    from ..checkpoints import CheckpointSpec
+
+    many = args.pretrained if isinstance(args.pretrained, list) else [args.pretrained]
+    specs = [
+        CheckpointSpec.parse(
+            text,
+            model=Path(args.model_config).stem if args.model_config else args.model,
+            model_config=args.model_config,
+            precision=args.precision,
+            force_quick_gelu=args.force_quick_gelu,
+            force_image_size=args.force_image_size,
+        )
+        for text in many
+    ]
+    labels = [spec.label for spec in specs]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(
+            f"two checkpoints are called {', '.join(twice)}; name them: --pretrained a=PATH b=PATH"
+        )
+    return specs
+
+
+def _chosen(args) -> list:
+    if getattr(args, "suite", None):
+        return [get(name) for name in (PAPER_SUITE if args.suite == "paper" else names())]
+    return (
+        [get(name.strip()) for name in args.benchmarks.split(",")]
+        if args.benchmarks
+        else list(map(get, names()))
+    )
+
+
+def _run(args) -> int:
+    from .session import run_checkpoint, start
+
+    specs, benchmarks = _specs(args), _chosen(args)
+    session = start(args)
+    for spec in specs:
+        evaluation = run_checkpoint(session, spec, benchmarks)
+        if session.rank == 0:
+            for why in evaluation.skipped.values():
+                print(f"skipped {why.splitlines()[0]}", file=sys.stderr)
+    return 0
+
+
+def _report(args) -> int:
+    from ..shards import write_text_durably
+    from .report import render
+    from .results import read_results
+
+    text = render(read_results(args.results), args.format, baseline=args.baseline)
+    if args.output:
+        write_text_durably(args.output, text)
+        print(f"wrote {args.output}", file=sys.stderr)
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def _data(args) -> int:
+    from .inventory import describe, download
+
+    if args.download:
+        for name in args.download.split(","):
+            download(name.strip(), Path(args.data_root))
+    for benchmark in _chosen(args):
+        print(describe(benchmark, Path(args.data_root)))
+    return 0
+
+
+def _export(args) -> int:
+    from ..checkpoints import export
+
+    print(f"wrote {export(_specs(args)[0], args.output)}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Where an image lies: a file, a member of a tar or zip, optionally cropped; and its identity.
+
+The identity is a hash of the bytes (and the crop), so the same photograph under SugarCrepe's, COCO's
+and VALSE's file names is encoded once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ..shards import ShardError, split_name, write_text_durably
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One image. ``offset`` and ``size`` locate a tar member, ``member`` names one of a zip.
+
+    ``crop`` is (left, top, right, bottom) in pixels, or None for the whole image.
+    """
+
+    path: str
+    member: str = ""
+    offset: int = -1
+    size: int = -1
+    crop: tuple[int, int, int, int] | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.path}!{self.member}" if self.member else self.path
+        return f"{where} {self.crop}" if self.crop else where
+
+    def exists(self) -> bool:
+        """Whether the file is there, or the zip has the member."""
+        if self.offset >= 0:
+            return True
+        if self.member:
+            return self.member in _zip_members(self.path)
+        return os.path.isfile(self.path)
+
+    def read(self) -> bytes:
+        """The encoded bytes. Raises OSError where they cannot be read."""
+        if self.offset >= 0:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                return file.read(self.size)
+        if self.member:
+            try:
+                with zipfile.ZipFile(self.path) as archive:
+                    return archive.read(self.member)
+            except (zipfile.BadZipFile, KeyError) as error:
+                raise OSError(f"{self}: {error}") from error
+        with open(self.path, "rb") as file:
+            return file.read()
+
+
+@lru_cache(maxsize=16)
+def _zip_members(path: str) -> frozenset[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return frozenset(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return frozenset()
+
+
+def read_tar_index(path: str | os.PathLike) -> list[dict]:
+    """Samples of an uncompressed tar without reading the images.
+
+    Returns:
+        One dict per sample: ``__key__`` and, for each suffix, an ``ImageRef`` to its bytes.
+
+    Raises:
+        ShardError: damaged, or compressed (its members cannot be reached in place).
+    """
+    samples: list[dict] = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, suffix = split_name(member.name)
+                if not member.isreg() or key is None:
+                    continue
+                if not samples or samples[-1]["__key__"] != key or suffix in samples[-1]:
+                    samples.append({"__key__": key})
+                samples[-1][suffix] = ImageRef(str(path), member.name, member.offset_data, member.size)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ShardError(f"{path}: damaged, or compressed ({error}); unpack it first") from error
+    return samples
+
+
+class ContentHashes:
+    """``ImageRef`` -> hash of its bytes, remembered by path, size and time of change.
+
+    Args:
+        file: where the memory is kept between runs, or None.
+    """
+
+    def __init__(self, file: str | os.PathLike | None = None):
+        self.file = Path(file) if file else None
+        self._known: dict[str, str] = {}
+        self._changed = False
+        if self.file and self.file.is_file():
+            try:
+                known = json.loads(self.file.read_text(encoding="utf-8"))
+                self._known = known if isinstance(known, dict) else {}
+            except ValueError:
+                pass  # a damaged memory only costs reading the images again
+
+    def __call__(self, ref: ImageRef, data: bytes | None = None) -> str:
+        """Identity of the image; ``data`` saves reading it where the caller already has.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        stat = os.stat(ref.path)
+        where = f"{os.path.abspath(ref.path)}|{ref.member}|{stat.st_size}|{stat.st_mtime_ns}"
+        digest = self._known.get(where)
+        if digest is None:
+            digest = hashlib.blake2b(ref.read() if data is None else data, digest_size=16).hexdigest()
+            self._known[where] = digest
+            self._changed = True
+        return digest if ref.crop is None else digest + "|" + ",".join(map(str, ref.crop))
+
+    def save(self) -> None:
+        """Write the memory, where there is something new and a file to write it to."""
+        if self.file and self._changed:
+            write_text_durably(self.file, json.dumps(self._known))
+            self._changed = False
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""``triplet-evaluate data``: what a benchmark expects, what is there, under which licence, from where."""
+
+from __future__ import annotations
+
+import sys
+import urllib.request
+from pathlib import Path
+
+from ..shards import replace_durably
+from .benchmarks import Benchmark, DataError
+from .benchmarks.sugarcrepe import SIZES as SUGARCREPE
+from .benchmarks.sugarcrepe_pp import SIZES as SUGARCREPE_PP
+from .benchmarks.valse import SIZES as VALSE
+
+_GITHUB = "https://raw.githubusercontent.com"
+_COLA = "COLA_multiobjects_matching_benchmark.json"
+#: benchmark -> {path under the data root: address}: annotations under MIT; images are the user's to fetch
+DOWNLOADS = {
+    "sugarcrepe": {
+        f"sugar-crepe/{name}.json": f"{_GITHUB}/RAIVNLab/sugar-crepe/main/data/{name}.json"
+        for name in SUGARCREPE
+    },
+    "sugarcrepe_pp": {
+        f"scpp/data/{name}.json": f"{_GITHUB}/Sri-Harsha/scpp/main/data/{name}.json" for name in SUGARCREPE_PP
+    },
+    "valse": {
+        f"valse/{name}.json": f"{_GITHUB}/Heidelberg-NLP/VALSE/main/data/{name}.json" for name in VALSE
+    },
+    "cola": {f"cola/{_COLA}": f"{_GITHUB}/arijitray1993/COLA/main/data/{_COLA}"},
+}
+
+
+def describe(benchmark: Benchmark, root: Path) -> str:
+    """A few lines on one benchmark: state, layout, licence, source."""
+    lines = [f"{benchmark.name} — {benchmark.title} ({benchmark.reference})"]
+    lines += [f"  found     {line}" for line in _found(benchmark, root)]
+    lines += [f"  expected  {place}" for place in benchmark.layout]
+    lines += [f"  licence   {benchmark.licence}", f"  from      {benchmark.source}", ""]
+    return "\n".join(lines)
+
+
+def _found(benchmark: Benchmark, root: Path) -> list[str]:
+    try:
+        tasks = benchmark.load(root)
+    except DataError as error:
+        return [str(error).splitlines()[0]]
+    lines = []
+    for name, task in tasks.items():
+        refs = set(task.images())
+        task.drop({ref: "image missing" for ref in refs if not ref.exists()})
+        expected = "?" if task.expected is None else task.expected
+        why = ", ".join(f"{count} {reason}" for reason, count in task.dropped.items())
+        note = "; ".join(x for x in (why, task.note) if x)
+        lines.append(f"{name}: {len(task.items)} of {expected} items" + (f" ({note})" if note else ""))
+    lines += [f"{name}: no file" for name in benchmark.expected if name not in tasks]
+    return lines
+
+
+def download(name: str, root: Path) -> None:
+    """Fetch a benchmark's annotations; files that are there are left alone.
+
+    Raises:
+        ValueError: its files may not be fetched by a program, or their address does not answer.
+    """
+    if name not in DOWNLOADS:
+        raise ValueError(
+            f"{name}: nothing to download freely (only {', '.join(DOWNLOADS)}); "
+            f"`triplet-evaluate data --benchmarks {name}` says where it is"
+        )
+    for place, address in DOWNLOADS[name].items():
+        path = root / place
+        if path.exists():
+            continue
+        print(f"{address} -> {path}", file=sys.stderr)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        try:
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                temporary.write_bytes(answer.read())
+        except OSError as error:
+            raise ValueError(f"{address}: {error}") from error
+        replace_durably(temporary, path)

@@ -1,0 +1,302 @@
+"""Running benchmarks on one model: load, encode what is new, score, build the results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from .benchmarks import Benchmark, DataError, MissingData, get
+from .encode import Encoder, ImageError, decode_all, decoding_threads, evaluating, open_image
+from .images import ContentHashes, ImageRef
+from .results import build_result, flat_metrics
+from .store import EmbeddingStore, text_id
+from .tasks import Task
+
+#: embeddings are written to the store every so many rows, so that a run cut short loses little
+FLUSH = 2048
+
+
+class PartialData(DataError):
+    """Some items cannot be scored and partial runs were not allowed. The message lists them."""
+
+
+class Evaluation(dict):
+    """Flat metrics, ``benchmark/subset/metric`` -> value in 0..1, ready to be logged.
+
+    ``results``: benchmark -> the full result (see ``results.build_result``). ``skipped``: benchmark ->
+    why there was nothing to run. ``encoded``: embeddings made anew, by kind. A benchmark whose data was
+    not complete is called ``<benchmark>-partial`` in the flat names.
+    """
+
+    def __init__(self, results: dict[str, dict], skipped: dict[str, str], encoded: dict[str, int]):
+        super().__init__(pair for result in results.values() for pair in flat_metrics(result).items())
+        self.results, self.skipped, self.encoded = results, skipped, encoded
+
+
+def evaluate(
+    model,
+    *,
+    preprocess: Callable,
+    tokenizer: Callable,
+    benchmarks: Sequence[str],
+    data_root,
+    device="cpu",
+    batch_size: int = 64,
+    autocast=None,
+    input_dtype=None,
+    allow_partial: bool = False,
+    store: EmbeddingStore | None = None,
+    checkpoint: dict | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Run benchmarks on a model held in memory.
+
+    Args:
+        model: anything with ``encode_image([n, 3, H, W])`` and ``encode_text([n, L])``, both to [n, D].
+        preprocess: PIL image -> [3, H, W]. tokenizer: captions -> integer tensor [n, L].
+        benchmarks: names, as ``triplet-evaluate data`` lists them.
+        data_root: folder with the benchmarks' files.
+        autocast: function to a context manager, or None. input_dtype: what images are cast to, or None.
+        allow_partial: score what is there instead of raising.
+        store: keeps embeddings between calls; without one they are kept in memory for this call.
+        checkpoint: facts for the results; ``name`` labels them.
+
+    Raises:
+        MissingData, PartialData: data is lacking and ``allow_partial`` is false.
+        ValueError: unknown benchmark.
+    """
+    encoder = Encoder(model, preprocess, tokenizer, device=device, autocast=autocast, input_dtype=input_dtype)
+    with evaluating(model):
+        return run_suite(
+            lambda: encoder,
+            [get(name) for name in benchmarks],
+            data_root,
+            store or EmbeddingStore(),
+            checkpoint=checkpoint or {"name": type(model).__name__},
+            batch_size=batch_size,
+            allow_partial=allow_partial,
+            progress=progress,
+        )
+
+
+def run_suite(
+    get_encoder: Callable[[], Encoder],
+    benchmarks: Sequence[Benchmark],
+    data_root,
+    store: EmbeddingStore,
+    *,
+    checkpoint: dict,
+    batch_size: int = 64,
+    allow_partial: bool = False,
+    progress: bool = False,
+    hashes: ContentHashes | None = None,
+    share: tuple[int, int] = (0, 1),
+    barrier: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """``evaluate`` with the model made only if something has to be encoded.
+
+    Args:
+        share: (rank, world size): this process encodes every world-size-th missing item. All processes
+            need the same store on disk.
+        barrier: returns once every process has called it.
+    """
+    suite, skipped = load_suite(benchmarks, data_root, allow_partial=allow_partial)
+    hashes = hashes or ContentHashes()
+    image_ids, unusable = _identify(suite, hashes)
+    hashes.save()
+    _drop(suite, unusable)
+    _require_whole(suite, allow_partial)
+    by_id: dict[str, ImageRef] = {}
+    for ref, identity in image_ids.items():
+        by_id.setdefault(identity, ref)
+    captions = {text_id(c): c for _, tasks in suite.values() for t in tasks.values() for c in t.captions()}
+    job = _EncodingJob(get_encoder, store, batch_size, progress, share)
+    job.images(by_id)
+    job.texts(captions)
+    barrier()
+    store.reload()
+    _drop(suite, {ref: "image damaged" for ref, identity in image_ids.items() if identity in store.failed})
+    _require_whole(suite, allow_partial)
+    results = {}
+    for benchmark, tasks in suite.values():
+        outcomes = {
+            name: task.score(
+                lambda refs: store.get("images", [image_ids[ref] for ref in refs]),
+                lambda texts: store.get("texts", [text_id(text) for text in texts]),
+            )
+            for name, task in tasks.items()
+        }
+        remarks = _remarks(tasks, image_ids, store)
+        results[benchmark.name] = build_result(
+            benchmark, tasks, outcomes, checkpoint=checkpoint, remarks=remarks
+        )
+    return Evaluation(results, skipped, dict(store.encoded))
+
+
+def require_data(benchmarks: Sequence[str], data_root, *, allow_partial: bool = False) -> None:
+    """Check, before a long run, that the benchmarks' data is there; images are looked for, not opened.
+
+    Raises:
+        MissingData, PartialData: as ``evaluate``. ValueError: unknown benchmark.
+    """
+    suite, _ = load_suite([get(name) for name in benchmarks], data_root, allow_partial=allow_partial)
+    _require_whole(suite, allow_partial)
+
+
+def load_suite(benchmarks: Iterable[Benchmark], data_root, *, allow_partial: bool):
+    """Tasks of each benchmark, items with missing images dropped.
+
+    Returns:
+        ({name: (benchmark, tasks)}, {name: why it was skipped}).
+    """
+    suite: dict[str, tuple[Benchmark, dict[str, Task]]] = {}
+    skipped: dict[str, str] = {}
+    for benchmark in benchmarks:
+        try:
+            tasks = benchmark.load(Path(data_root))
+        except MissingData as error:
+            if not allow_partial:
+                raise
+            skipped[benchmark.name] = str(error)
+            continue
+        for task in tasks.values():
+            refs = set(task.images())
+            task.drop({ref: "image missing" for ref in refs if not ref.exists()})
+        if any(task.items for task in tasks.values()):
+            suite[benchmark.name] = (benchmark, tasks)
+        elif allow_partial:
+            skipped[benchmark.name] = f"{benchmark.name}: annotations found, but none of the images"
+        else:
+            raise PartialData(
+                f"{benchmark.name}: annotations found, but none of the images. Expected:\n  "
+                + "\n  ".join(str(Path(data_root) / place) for place in benchmark.layout)
+            )
+    return suite, skipped
+
+
+def _identify(suite: dict, hashes: ContentHashes) -> tuple[dict[ImageRef, str], dict[ImageRef, str]]:
+    ids, unusable = {}, {}
+    refs = dict.fromkeys(ref for _, tasks in suite.values() for t in tasks.values() for ref in t.images())
+    for ref in refs:
+        try:
+            ids[ref] = hashes(ref)
+        except OSError:
+            unusable[ref] = "image unreadable"
+    return ids, unusable
+
+
+def _drop(suite: dict, unusable: dict[ImageRef, str]) -> None:
+    if unusable:
+        for _, tasks in suite.values():
+            for task in tasks.values():
+                task.drop(unusable)
+
+
+def _require_whole(suite: dict, allow_partial: bool) -> None:
+    if allow_partial:
+        return
+    lines = []
+    for benchmark, tasks in suite.values():
+        lines += [f"{benchmark.name}/{name}: not there" for name in benchmark.expected if name not in tasks]
+        for name, task in tasks.items():
+            short = task.dropped if task.expected is None else len(task.items) != task.expected
+            if (short or task.note) and (name in benchmark.expected or not benchmark.expected):
+                why = ", ".join(f"{count} {reason}" for reason, count in task.dropped.items()) or task.note
+                count = f"{len(task.items)} of {task.expected or '?'} items"
+                lines.append(f"{benchmark.name}/{name}: {count} ({why})")
+    if lines:
+        listed = "\n  ".join(lines)
+        raise PartialData(
+            f"the data is not complete:\n  {listed}\n"
+            "Complete it, or score what is there with --allow-partial (allow_partial=True); "
+            "such results are labelled partial and kept out of the paper's tables."
+        )
+
+
+def _remarks(tasks: dict[str, Task], image_ids: dict, store: EmbeddingStore) -> dict[str, int]:
+    """How many of a benchmark's images are unusual, by kind; and how many there are."""
+    identities = {image_ids[ref] for task in tasks.values() for ref in task.images()}
+    counts = Counter(remark for identity in identities for remark in store.remarks.get(identity, ()))
+    return {"unique": len(identities), **counts}
+
+
+class _EncodingJob:
+    """Encodes what a store lacks, in batches, this process's share of it."""
+
+    def __init__(self, get_encoder, store: EmbeddingStore, batch_size: int, progress: bool, share: tuple):
+        self.get_encoder, self.store = get_encoder, store
+        self.batch_size, self.progress = batch_size, progress
+        self.rank, self.world = share
+
+    def images(self, refs: dict[str, ImageRef]) -> None:
+        missing = self.store.missing("images", refs)[self.rank :: self.world]
+        if not missing:
+            return
+        encoder = self.get_encoder()
+
+        def load(identity: str):
+            ref = refs[identity]
+            try:
+                image, remarks = open_image(ref.read())
+                return identity, encoder.preprocess(image.crop(ref.crop) if ref.crop else image), remarks
+            except (ImageError, OSError) as error:
+                return identity, None, str(error)
+
+        rows, ids, tensors, batch_ids, remarks, failed = [], [], [], [], {}, {}
+
+        def encode_batch():
+            if tensors:
+                rows.append(encoder.images(tensors))
+                ids.extend(batch_ids)
+                tensors.clear()
+                batch_ids.clear()
+
+        def flush():
+            encode_batch()
+            if ids or failed:
+                matrix = np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
+                self.store.add("images", ids, matrix, remarks=dict(remarks), failed=dict(failed))
+            for buffer in (rows, ids, remarks, failed):
+                buffer.clear()
+
+        with ThreadPoolExecutor(decoding_threads()) as pool, self._bar(len(missing), "images") as bar:
+            for identity, tensor, said in decode_all(pool, load, missing):
+                bar.update()
+                if tensor is None:
+                    failed[identity] = said
+                    continue
+                tensors.append(tensor)
+                batch_ids.append(identity)
+                if said:
+                    remarks[identity] = said
+                if len(tensors) == self.batch_size:
+                    encode_batch()
+                if len(ids) >= FLUSH:
+                    flush()
+        flush()
+
+    def texts(self, captions: dict[str, str]) -> None:
+        missing = self.store.missing("texts", captions)
+        # neighbours of like length share a batch, which is then as short as they are
+        missing = sorted(missing, key=lambda i: (len(captions[i]), captions[i]))[self.rank :: self.world]
+        if not missing:
+            return
+        encoder = self.get_encoder()
+        with self._bar(len(missing), "captions") as bar:
+            for start in range(0, len(missing), FLUSH):
+                ids = missing[start : start + FLUSH]
+                rows = []
+                for first in range(0, len(ids), self.batch_size):
+                    batch = ids[first : first + self.batch_size]
+                    rows.append(encoder.texts([captions[i] for i in batch]))
+                    bar.update(len(batch))
+                self.store.add("texts", ids, np.concatenate(rows))
+
+    def _bar(self, total: int, what: str):
+        from tqdm import tqdm
+
+        return tqdm(total=total, desc=what, unit=" " + what, disable=not self.progress, leave=False)

@@ -1,0 +1,104 @@
+"""Any OpenAI-compatible chat server: ``vllm serve``, llama.cpp, a hosted one."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from open_clip_triplet.tripletdata.runner import HOW
+from open_clip_triplet.tripletdata.source import Stop
+from open_clip_triplet.tripletdata.textmodels import LanguageModel
+
+#: answers that say "later": the request is sent again
+LATER = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+
+
+@dataclass
+class Server(LanguageModel):
+    """Requests in parallel, each tried again with growing pauses until ``patience`` seconds have passed.
+
+    The key is read from the environment variable ``api_key_env`` and never written anywhere.
+    """
+
+    url: str = field(default="http://127.0.0.1:8000/v1", metadata=HOW)
+    api_key_env: str = field(default="OPENAI_API_KEY", metadata=HOW)
+    concurrency: int = field(default=64, metadata=HOW)
+    patience: float = field(default=120.0, metadata=HOW)
+
+    def open(self, device: str) -> None:
+        try:
+            import httpx
+        except ImportError as error:
+            raise Stop("--backend openai needs httpx: pip install 'open_clip_triplet[build]'") from error
+        key = os.environ.get(self.api_key_env)
+        self._client = httpx.Client(
+            base_url=self.url.rstrip("/") + "/",
+            timeout=httpx.Timeout(300, connect=10),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=self.concurrency),
+        )
+
+    def complete(self, prompts: list[str], seeds: list[int]) -> list[str]:
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            futures = [
+                pool.submit(self._one, prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)
+            ]
+            try:
+                return [future.result() for future in futures]
+            except Stop:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _one(self, prompt: str, seed: int) -> str:
+        """One answer; empty where the server refuses this prompt alone (status 400, 413 or 422)."""
+        import httpx
+
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "seed": seed,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+        }
+        deadline, pause = time.monotonic() + self.patience, 0.5
+        while True:
+            try:
+                response = self._client.post("chat/completions", json=body)
+                status, fault = response.status_code, f"status {response.status_code}: {response.text[:200]}"
+            except httpx.TransportError as error:
+                response, status, fault = None, 0, f"{type(error).__name__}: {error}"
+            if status == 200:
+                return _content(response)
+            if status in (400, 413, 422):
+                return ""
+            if status and status not in LATER:
+                raise Stop(
+                    f"{self.url} refused the request for model {self.model!r} ({fault}). Check --url, --llm and ${self.api_key_env}."
+                )
+            wait = max(pause * random.uniform(0.5, 1.5), _retry_after(response))
+            if time.monotonic() + wait > deadline:
+                raise Stop(
+                    f"no answer from {self.url} for {self.patience:g} s ({fault}). "
+                    "Start the server or mend --url, then run the same command again; finished shards are kept."
+                )
+            time.sleep(wait)
+            pause = min(pause * 2, 30.0)
+
+
+def _content(response) -> str:
+    try:
+        return response.json()["choices"][0]["message"]["content"] or ""
+    except (ValueError, LookupError, TypeError):
+        return ""
+
+
+def _retry_after(response) -> float:
+    """Seconds that the server asks to wait, at most a minute."""
+    try:
+        return min(float(response.headers["retry-after"]), 60.0)
+    except (AttributeError, KeyError, ValueError):
+        return 0.0
