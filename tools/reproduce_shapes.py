@@ -53,9 +53,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("repro"), help="folder for everything (%(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of the first budget (%(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (%(default)s)")
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("repro"), help="folder for everything (%(default)s)")
+    add("--steps", type=int, default=200, help="optimizer steps of the first budget (%(default)s)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (%(default)s)")
     args = parser.parse_args(argv)
     shapes.build(
         args.output / "shards", samples=20_000, val_samples=2_000, shards=8, world="single",
