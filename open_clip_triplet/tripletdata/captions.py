@@ -21,8 +21,10 @@ HELP = "write hard negative captions with a language model or rules"
 
 #: how an assistant declines, at the start of its answer
 REFUSAL = re.compile(
-    r"(i'?m |i am )?(very )?(sorry|afraid)\b|i (can ?not|can'?t|won'?t|am unable|am not able)\b|as an? (ai|language model)"
-    r"|unfortunately,? i\b|i apologi[sz]e|(sure|certainly|of course)[,!. ]|here (is|are) |here'?s |i'?m providing|please provide",
+    r"(i'?m |i am )?(very )?(sorry|afraid)\b"
+    r"|i (can ?not|can'?t|won'?t|am unable|am not able)\b"
+    r"|as an? (ai|language model)|unfortunately,? i\b|i apologi[sz]e"
+    r"|(sure|certainly|of course)[,!. ]|here (is|are) |here'?s |i'?m providing|please provide",
     re.IGNORECASE,
 )
 
@@ -119,7 +121,7 @@ class Ask:
     longest: int = 1000
 
     def __call__(self, samples: list[Sample], tally: Tally) -> list[list[str]]:
-        """Accepted answers per sample, in order of acceptance; empty where the sample must be dropped (counted)."""
+        """Accepted answers per sample, in order of acceptance; none where it must be dropped (counted)."""
         accepted: list[list[str]] = [[] for _ in samples]
         faults: list[str | None] = [
             "caption too long" if len(s.text) > self.longest else None for s in samples
@@ -218,6 +220,6 @@ def run(args) -> int:
     if args.dry_run:
         from open_clip_triplet.tripletdata.plan import print_plan
 
-        return print_plan(args, units, captions=stage)
+        return print_plan(args, units, ["captions"], negatives=args.negatives)
     engine = options.engine(args, cpu=args.backend in ("rules", "openai"))
     return report(run_stage(stage, units, args.output, engine, quiet=args.quiet))

@@ -220,8 +220,8 @@ def _done(run: Run, unit: Unit) -> bool:
         if record["inputs"] != unit.identity():
             was = ", ".join(item["name"] for item in record["inputs"])
             raise Stop(
-                f"{run.output / unit.shard} was made from {was} ({record['inputs'][0]['bytes']} bytes), which is not "
-                f"what {unit.inputs[0]} is now. Choose another --output, or restore the input.",
+                f"{run.output / unit.shard} was made from {was} ({record['inputs'][0]['bytes']} bytes), "
+                f"which is not what {unit.inputs[0]} is now. Choose another --output, or restore the input.",
                 REFUSED,
             )
     return True
