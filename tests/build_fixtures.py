@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
+
+from open_clip_triplet.shards import ShardWriter
+from open_clip_triplet.tripletdata.runner import HOW, Stage
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
@@ -80,6 +87,59 @@ def tiny_chat(folder: Path) -> str:
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
 
+
+
+@dataclass
+class Shout(Stage):
+    """A stage without a model: negative captions in capitals. ``poison`` kills the worker that meets it.
+
+    Args:
+        poison: a text; the process that reads it is killed by SIGKILL, once if ``once`` is a file path.
+        log: a file that gets a line per unit worked.
+    """
+
+    name: ClassVar[str] = "shout"
+    ending: str = "!"
+    poison: str = field(default="", metadata=HOW)
+    once: str = field(default="", metadata=HOW)
+    log: str = field(default="", metadata=HOW)
+
+    def process(self, unit, tally):
+        if self.log:
+            with open(self.log, "a") as log:
+                log.write(unit.name + "\n")
+        for sample in unit.samples(tally):
+            if self.poison and self.poison in sample.text:
+                self._die()
+            if sample.text.startswith("drop"):
+                tally.drop("asked to")
+                continue
+            sample.neg_text = sample.text.upper() + self.ending
+            yield sample
+
+    def _die(self):
+        if not self.once or not os.path.exists(self.once):
+            if self.once:
+                Path(self.once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def plain_shards(folder: Path, texts: list[list[str]], *, size=(40, 48)) -> str:
+    """Image-caption shards as img2dataset writes them: keys start again in every shard."""
+    for number, captions in enumerate(texts):
+        with ShardWriter(folder / f"{number:05d}.tar") as writer:
+            for key, text in enumerate(captions):
+                from conftest import picture
+
+                image = picture(100 * number + key, size=size)
+                writer.write({"__key__": f"{key:09d}", "jpg": image, "txt": text, "json": {"url": "x"}})
+    return str(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but the lock, by relative name."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 if __name__ == "__main__":
     import sys

@@ -149,10 +149,10 @@ def run_stage(
     make_folder(run.output)
     with _locked(run.output):
         todo = _claim(run)
-        for stale in run.output.glob(".*.tmp"):
-            stale.unlink(missing_ok=True)
+        _sweep(run.output)
         if todo:
             _work(run, todo, engine, quiet)
+            _sweep(run.output)
         _finish(run)
     return run
 
@@ -181,6 +181,12 @@ def _locked(output: Path):
         except OSError:
             pass  # a file system without locks
         yield
+
+
+def _sweep(output: Path) -> None:
+    """Remove the half-written files that killed workers left."""
+    for stale in output.glob(".*.tmp"):
+        stale.unlink(missing_ok=True)
 
 
 def _claim(run: Run) -> list[Unit]:
