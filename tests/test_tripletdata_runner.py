@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from build_fixtures import Shout, contents, plain_shards
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from open_clip_triplet.shards import ShardWriter, read_samples
@@ -271,6 +271,7 @@ def test_tables_give_what_the_same_shards_give(kind, tmp_path):
         plan_units(str(table), Table(caption_key="caption"))
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.text(max_size=30), st.integers(0, 5))
 def test_seeds_fit_31_bits_and_differ_by_attempt(key, attempt):
     seed = sample_seed(0, key, attempt)

@@ -84,10 +84,10 @@ class Checker:
         self._opening = normal(self.prompt.partition("{}")[0])[:40]
 
     def _echoes(self, words: str, source: str) -> bool:
-        """Whether an answer shares most of its words with an example, and fewer with its own caption."""
-        mine = set(words.split())
-        near = max((overlap(mine, set(example.split())) for example in self._examples), default=0.0)
-        return near >= 0.5 and near > overlap(mine, set(source.split()))
+        """Whether an answer has most of its words from an example, to which its caption gave no cause."""
+        mine, theirs = set(words.split()), set(source.split())
+        near = [example for example in map(set, map(str.split, self._examples)) if overlap(mine, example) >= 0.5]
+        return any(overlap(theirs, example) < 0.5 for example in near)
 
     def fault(self, caption: str, answer: str) -> str | None:
         """The reason to reject ``answer`` (tidied), or None."""
