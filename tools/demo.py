@@ -36,7 +36,7 @@ COMMON = (
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     started = time.time()
-    steps, samples, held_out = (40, 2_000, 200) if args.short else (500, 20_000, 2_000)
+    steps, samples, held_out = (20, 2_000, 200) if args.short else (400, 20_000, 2_000)
     print(f"1. shards: {samples} training samples, {held_out} held out -> {args.output}/shards", flush=True)
     shapes.build(
         args.output / "shards", samples=samples, val_samples=held_out, shards=8, world="single",
@@ -67,7 +67,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("demo"),
                         help="folder for everything (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of training (%(default)s)")
-    parser.add_argument("--short", action="store_true", help="40 steps: a check that it runs, not a result")
+    parser.add_argument("--short", action="store_true", help="20 steps: a check that it runs, not a result")
     args = parser.parse_args(argv)
     if args.short:  # beside the full demo, so that neither refuses the other's folder
         args.output = args.output / "short"
@@ -166,8 +166,9 @@ img{{max-width:100%}}.s{{display:flex;gap:1rem;margin:.5rem 0}}.s img{{width:72p
 .s div{{flex:1}}pre{{white-space:pre-wrap;background:#f4f4f4;padding:.8rem;font-size:.8rem}}</style>
 <h1>TripletCLIP on a world of shapes</h1><p><b>{html.escape(verdict)}</b></p>
 <p>The same tiny CLIP, the same seed, the same {results[0]['steps']} steps of 128 samples; only
-<code>--loss</code> differs. No model saw the combinations of colour and shape that it is scored on. Text: both images prefer
-their own caption. Image: both captions prefer their own image. Group: all of it. Ties are wrong.</p>
+<code>--loss</code> differs. No model saw the combinations of colour and shape that it is scored on.
+Text: both images prefer their own caption. Image: both captions prefer their own image. Group: all of
+it. Ties are wrong.</p>
 <table><tr><th>method</th><th>text</th><th>image</th><th>group</th><th>R@5</th><th>images seen</th>
 <th>training</th></tr>
 {rows}</table>

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -23,7 +24,8 @@ from open_clip_triplet.metrics import composition_correct, wilson_interval
 from open_clip_triplet.shards import by_role, expand_shards, read_meta, read_samples, write_text_durably
 
 MODEL = "shapes-tiny"
-MODEL_CONFIG = Path(__file__).resolve().parent.parent / "examples" / "configs" / f"{MODEL}.json"
+#: relative to here, so that the commands printed and recorded hold for any checkout
+MODEL_CONFIG = os.path.relpath(Path(__file__).parent.parent / "examples" / "configs" / f"{MODEL}.json")
 SCORES = ("text", "image", "group")
 _PROGRESS = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+).*?\bLoss: ([\d.]+)")
 
@@ -47,7 +49,7 @@ def command(run: Run, shards: str, logs: Path, common: tuple[str, ...]) -> list[
     """The training command. Everything that a method does not add is the same for all."""
     return [
         sys.executable, "-m", "open_clip_triplet.train", *run.flags,
-        "--model", MODEL, "--model-config", str(MODEL_CONFIG), "--train-data", shards,
+        "--model", MODEL, "--model-config", MODEL_CONFIG, "--train-data", shards,
         "--total-steps", str(run.steps), "--seed", str(run.seed), *common,
         "--logs", str(logs), "--name", run.name, "--save-frequency", "0", "--log-every-n-steps", "10",
     ]
