@@ -21,6 +21,18 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the paired pipeline."""
     group = parser.add_argument_group("paired data")
     group.add_argument(
+        "--image-decoder",
+        choices=("auto", "pil", "fast"),
+        default="auto",
+        help="pil: OpenCLIP's own transform, to the bit. fast: the same crops from libjpeg-turbo, uint8 to the "
+        "device. auto (default): fast for a GPU where it can do all of --aug-cfg, else pil; the log says which.",
+    )
+    group.add_argument(
+        "--same-crop",
+        action="store_true",
+        help="give the positive and the negative image of a sample the same random crop",
+    )
+    group.add_argument(
         "--caption-sampling",
         choices=SAMPLING,
         default="first",
@@ -44,12 +56,13 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
     from open_clip_train.data import DataInfo
 
     from open_clip_triplet.counts import Counts
-    from open_clip_triplet.images import PilImages
+    from open_clip_triplet.device import ToDevice
     from open_clip_triplet.pipeline import Position, Rows
 
     urls, weights = _shards(args, is_train)
+    images = _images(args, preprocess_fn, is_train)
     rows = Rows(
-        images=PilImages(preprocess_fn),
+        images=images,
         tokenizer=tokenizer,
         seed=args.seed,
         neg_images=method.reads_neg_images,
@@ -60,7 +73,8 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
         require_roles(expand_shards(source)[0], rows.roles, reader=f"--loss {method.name}")
     counts, position = Counts(max(1, args.workers)), Position(epoch)
     build = _training_loader if is_train else _evaluation_loader
-    loader = build(args, urls, weights, rows, counts, position, _finisher(as_dict))
+    finish = ToDevice(args.device, images.normalize, as_dict=as_dict)
+    loader = build(args, urls, weights, rows, counts, position, finish)
     return DataInfo(dataloader=loader, shared_epoch=position)
 
 
@@ -116,12 +130,28 @@ def _workers(args, dataset):
     )
 
 
-def _finisher(as_dict: bool):
-    def finish(batches):
-        for images, texts in batches:
-            yield {"image": images, "text": texts} if as_dict else (images, texts)
+def _images(args, preprocess, is_train: bool):
+    """The image decoder asked for, or under ``auto`` the right one, with the reason in the log."""
+    from open_clip_triplet.images import FastImages, PilImages
 
-    return finish
+    if not is_train:
+        return PilImages(preprocess)
+    decoder, same_crop = args.image_decoder, args.same_crop
+    reason = "as asked for"
+    if decoder == "auto":
+        decoder, reason = "pil", "the model on a CPU is slower than any decoder"
+        if "cuda" in str(args.device):
+            decoder, reason = "fast", "a GPU waits for images"
+    try:
+        images = (FastImages if decoder == "fast" else PilImages)(preprocess, same_crop=same_crop)
+    except (ValueError, ImportError) as error:
+        if args.image_decoder == "fast":
+            raise
+        decoder, reason = "pil", str(error)
+        images = PilImages(preprocess, same_crop=same_crop)
+    if args.rank == 0:
+        logging.info("Image decoder: %s (%s).", decoder, reason)
+    return images
 
 
 def _sources(spec) -> list:

@@ -349,13 +349,17 @@ class _Plugin:
         def entry(batch: int, *, with_rng: bool) -> dict:
             return control.entry(args, method, epoch, loader.num_batches, batch, with_rng=with_rng)
 
+        def check_finite() -> None:
+            """Wait for the losses so far to be judged, so that no checkpoint keeps a broken model."""
+            if hasattr(loss, "check_finite"):
+                loss.check_finite()
+
         def after_batch(batch: int) -> None:
             if batch % args.accum_freq:
                 return
-            if hasattr(loss, "check_finite"):
-                loss.check_finite()
             step = batch // args.accum_freq
             if args.save_every_n_steps and step % args.save_every_n_steps == 0 and batch < loader.num_batches:
+                check_finite()
                 position = entry(batch, with_rng=True)  # every rank: it gathers
                 if args.save_logs or getattr(args, "fsdp", False):
                     saved = {**checkpoint(), steps.ENTRY: position}
@@ -364,6 +368,7 @@ class _Plugin:
 
         batches = steps.Batches(loader, first, last, after_batch, lambda: control.restore_rng(args))
         yield {**data, "train": replace(info, dataloader=batches)}
+        check_finite()
         finished = loader.num_batches if last is None else last
         control.progress = entry(finished, with_rng=False)
         if finished == loader.num_batches:  # training continues in the next epoch

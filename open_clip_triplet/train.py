@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run OpenCLIP's training with hooks; ``argv`` as on the command line. Returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     from open_clip_triplet import hooks
+    from open_clip_triplet.losses import NonFiniteLossError
     from open_clip_triplet.options import UsageError, build_parser
     from open_clip_triplet.shards import ShardError
 
@@ -26,9 +27,9 @@ def main(argv: list[str] | None = None) -> int:
             from open_clip_train.main import main as open_clip_main
 
             return open_clip_main(argv) or 0
-    except (UsageError, ShardError, hooks.HostError) as error:
+    except (UsageError, ShardError, hooks.HostError, NonFiniteLossError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, NonFiniteLossError) else 2
 
 
 if __name__ == "__main__":

@@ -3,25 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import jpeg, tiny_clip
+from evaluation_fixtures import jpeg, tiny_clip, write_paired_shard
 
 from open_clip_triplet.evaluation.tripletdata import composition_scores, summarise
-from open_clip_triplet.shards import ShardError, ShardWriter
-
-
-def write_shard(path, seeds, **changes):
-    with ShardWriter(path) as writer:
-        for seed in seeds:
-            sample = {
-                "__key__": f"{seed:04d}",
-                "jpg": jpeg(seed),
-                "txt": f"a thing number {seed}",
-                "neg.jpg": jpeg(seed + 1000),
-                "neg.txt": f"another thing {seed + 7}",
-                "json": {},
-            }
-            sample.update(changes.get(f"s{seed}", {}))
-            writer.write({k: v for k, v in sample.items() if v is not None})
+from open_clip_triplet.shards import ShardError
 
 
 def by_loop(shard, model, preprocess, tokenizer):
@@ -53,7 +38,7 @@ def by_loop(shard, model, preprocess, tokenizer):
 
 
 def test_scores_equal_a_plain_loop_whatever_the_batch_size(tmp_path):
-    write_shard(tmp_path / "0.tar", range(13))
+    write_paired_shard(tmp_path / "0.tar", range(13))
     parts = tiny_clip()
     expected = by_loop(tmp_path / "0.tar", *parts)
     assert 0 < expected["text"] < 13  # or the test could not tell right from wrong
@@ -71,7 +56,7 @@ def test_scores_equal_a_plain_loop_whatever_the_batch_size(tmp_path):
 
 
 def test_half_samples_and_damaged_images_are_counted_by_reason(tmp_path):
-    write_shard(
+    write_paired_shard(
         tmp_path / "0.tar",
         range(6),
         s1={"neg.jpg": None},
@@ -92,8 +77,8 @@ def test_half_samples_and_damaged_images_are_counted_by_reason(tmp_path):
 
 
 def test_limit_order_and_mode(tmp_path):
-    write_shard(tmp_path / "0.tar", range(4))
-    write_shard(tmp_path / "1.tar", range(4, 8))
+    write_paired_shard(tmp_path / "0.tar", range(4))
+    write_paired_shard(tmp_path / "1.tar", range(4, 8))
     model, preprocess, tokenizer = tiny_clip()
     model.train()
     model.visual.eval()
@@ -105,7 +90,7 @@ def test_limit_order_and_mode(tmp_path):
 
 
 def test_nothing_to_score_is_an_error_that_says_why(tmp_path):
-    write_shard(tmp_path / "0.tar", [1], s1={"neg.jpg": None, "neg.txt": None})
+    write_paired_shard(tmp_path / "0.tar", [1], s1={"neg.jpg": None, "neg.txt": None})
     model, preprocess, tokenizer = tiny_clip()
     with pytest.raises(ShardError, match="1 without neg_image and neg_text"):
         composition_scores(model, str(tmp_path / "0.tar"), preprocess, tokenizer)
@@ -114,7 +99,7 @@ def test_nothing_to_score_is_an_error_that_says_why(tmp_path):
 
 
 def test_damaged_shard_keeps_the_samples_before_the_damage(tmp_path):
-    write_shard(tmp_path / "0.tar", range(4))
+    write_paired_shard(tmp_path / "0.tar", range(4))
     data = (tmp_path / "0.tar").read_bytes()
     (tmp_path / "0.tar").write_bytes(data[: len(data) * 2 // 3])
     model, preprocess, tokenizer = tiny_clip()

@@ -22,7 +22,7 @@ from open_clip_triplet.losses import METHODS
 def losses(logs: Path, name: str) -> list[float]:
     """Total loss of every logged step, as OpenCLIP printed it."""
     log = (logs / name / "out.log").read_text()
-    return [float(value) for value in re.findall(r" Loss: ([0-9.]+)", log)]
+    return [float(value) for value in re.findall(r"(?<!Avg) Loss: ([0-9.]+)", log)]
 
 
 def assert_same_weights(a: dict, b: dict, **tolerance):

@@ -38,8 +38,8 @@ table.plain tr.measured td { font-weight: 400; background: none; }
 tr.group td { color: var(--soft); padding-top: 9px; border-bottom: 1px solid var(--line); }
 td.partial { color: var(--s1); font-weight: 500 !important; } sup { color: var(--s3); }
 .warn { border-left: 4px solid var(--s1); background: var(--band); padding: 8px 14px; max-width: 78ch; }
-.plots { display: flex; flex-wrap: wrap; gap: 8px 32px; } figure { margin: 0; } svg { max-width: 100%;
-  height: auto; }
+.plots { columns: 2 520px; column-gap: 32px; } figure { margin: 0 0 10px; break-inside: avoid; }
+svg { max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: var(--ink); }
 svg text.tick, svg text.value { fill: var(--soft); font-size: 11px; }
 .grid, .ring { stroke: var(--line); fill: none; } .axis { stroke: var(--soft); }

@@ -220,8 +220,8 @@ TABLE_11 = PaperTable(
         Correction("CC12M", "TripletCLIP", {7: 74.45, 8: 28.04}, _ADD_ONLY),
     ),
     (
-        "The paper heads the text and image scores Txt2Img and Img2Txt. They are read here as Winoground's "
-        "text score (an image picks its caption) and image score: so they agree in size with its Tables 1 and 9.",
+        "The paper heads the text and image scores Txt2Img and Img2Txt; read here as Winoground's text score "
+        "(an image picks its caption) and image score, so that they agree in size with its Tables 1 and 9.",
     ),
     LACLIP,
 )

@@ -8,6 +8,7 @@ from open_clip_triplet.losses.functional import (
     negimage_loss,
     triplet_clip_loss,
 )
+from open_clip_triplet.losses.guard import NonFiniteLossError
 from open_clip_triplet.losses.methods import METHODS, Method, add_loss_arguments, check_supported, create_loss
 from open_clip_triplet.losses.modules import (
     ClipHnLoss,
@@ -26,6 +27,7 @@ __all__ = [
     "Method",
     "NegClipLoss",
     "NegImageLoss",
+    "NonFiniteLossError",
     "TripletClipLoss",
     "add_loss_arguments",
     "check_supported",

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from open_clip_triplet.losses.ranks import Ranks
 from open_clip_triplet.losses.sweep import Block, Sweep, WithGradients
 
-#: bytes of column blocks kept for the sweep, as a multiple of the bytes of the keys
+#: numbers kept from the pass over columns, as a multiple of those in the keys: memory stays linear in N
 KEPT_PER_KEY = 8
 
 ALONE = Ranks()
@@ -55,18 +55,21 @@ def softmax_contrast(
 
     def compute(queries, keys, scale):
         sweep = Sweep(queries, keys, scale, chunk_size, ranks, needed)
-        columns = _Columns(sweep, weights, own_side)
+        over_queries, kept = _logsumexp_over_queries(sweep, own_side)
+        relative = over_queries - over_queries.new_tensor(weights).log().repeat_interleave(sweep.samples)
         for block in sweep.blocks():
             weight = weights[block.side]
-            logits, softmax = columns.logits(block), sweep.buffer(1, block)
+            columns = _columns(sweep, block, own_side)
+            logits, softmax = _block_logits(sweep, block, columns, kept), sweep.buffer(1, block)
             pairs = sweep.pairs(block, logits).clone()
             largest = logits.amax(1)
             torch.softmax(logits, 1, out=softmax)
             # The largest probability is at least 1 / (B * N), so its logarithm is finite.
             over_keys = largest - softmax.amax(1).log_()
-            sweep.set_losses(block, weight * (over_keys + columns.of_pairs(block) - 2 * pairs))
+            over_queries_of_pairs = sweep.pairs(block, over_queries.expand(len(logits), -1))
+            sweep.set_losses(block, weight * (over_keys + over_queries_of_pairs - 2 * pairs))
             if any(needed):
-                columns.add_softmax(block, logits, softmax, math.log(weight))
+                softmax[:, columns] += logits[:, columns].sub_(relative[columns] + math.log(weight)).exp_()
                 sweep.pairs(block, softmax).sub_(2)
                 sweep.add_gradient(block, softmax if weight == 1 else softmax.mul_(weight))
         return sweep.result(per_sample=0.5 / sweep.samples)
@@ -74,62 +77,40 @@ def softmax_contrast(
     return WithGradients.apply(compute, queries, keys, scale)
 
 
-class _Columns:
-    """Log-sum-exp over the queries of each column that is a pair's key, and the blocks kept of it.
-
-    ``logsumexp``: [A * N], side by side, over the queries of every rank.
-    """
-
-    def __init__(self, sweep: Sweep, weights: tuple[float, ...], own_side: bool):
-        self.sweep, self.own_side = sweep, own_side
-        self.logsumexp = sweep.empty(sweep.sides * sweep.samples).fill_(-math.inf)
-        self.kept: dict[Block, torch.Tensor] = {}
-        budget = KEPT_PER_KEY * sweep.keys.numel()
-        for block in sweep.blocks():
-            own = self.slice(block)
-            shape = (block.stop - block.start, own.stop - own.start)
-            budget -= math.prod(shape)
-            logits = sweep.buffer(0, block, own)
-            if budget >= 0:
-                logits = self.kept[block] = torch.empty_like(logits)
-            sweep.logits(block, own, logits)
-            over_queries = _logsumexp_over_rows(logits, sweep.buffer(1, block, own))
-            torch.logaddexp(self.logsumexp[own], over_queries, out=self.logsumexp[own])
-        sweep.ranks.logsumexp_(self.logsumexp)
-        log_weights = sweep.losses.new_tensor(weights).log().repeat_interleave(sweep.samples)
-        self._weighted = self.logsumexp - log_weights
-
-    def slice(self, block: Block) -> slice:
-        """The columns that are classified over a block's queries."""
-        first, count = (block.side, 1) if self.own_side else (0, self.sweep.sides)
-        return slice(first * self.sweep.samples, (first + count) * self.sweep.samples)
-
-    def logits(self, block: Block) -> torch.Tensor:
-        """Logits [stop - start, B * N] of a block."""
-        logits = self.sweep.buffer(0, block)
-        if block not in self.kept:
-            return self.sweep.logits(block, slice(0, len(self.sweep.keys)), logits)
-        own = self.slice(block)
-        logits[:, own] = self.kept.pop(block)
-        for rest in (slice(0, own.start), slice(own.stop, len(self.sweep.keys))):
-            if rest.start < rest.stop:
-                self.sweep.logits(block, rest, logits[:, rest])
-        return logits
-
-    def of_pairs(self, block: Block) -> torch.Tensor:
-        """Log-sum-exp [stop - start] of the keys that belong with a block's queries."""
-        first = self.sweep.first_pair(block)
-        return self.logsumexp[first : first + block.stop - block.start]
-
-    def add_softmax(self, block: Block, logits, total, log_weight: float) -> None:
-        """Add the softmax over queries to ``total``, relative to the side's weight; overwrites ``logits``."""
-        own = self.slice(block)
-        total[:, own] += logits[:, own].sub_(self._weighted[own] + log_weight).exp_()
+def _columns(sweep: Sweep, block: Block, own_side: bool) -> slice:
+    """Columns of the keys that are classified over a block's queries."""
+    first, count = (block.side, 1) if own_side else (0, sweep.sides)
+    return slice(first * sweep.samples, (first + count) * sweep.samples)
 
 
-def _logsumexp_over_rows(logits: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    largest = logits.amax(0)
-    return torch.sub(logits, largest, out=scratch).exp_().sum(0).log_().add_(largest)
+def _logsumexp_over_queries(sweep: Sweep, own_side: bool) -> tuple[torch.Tensor, dict[Block, torch.Tensor]]:
+    """For each of the A * N paired keys, over every rank's queries; and the blocks of logits kept."""
+    total = sweep.empty(sweep.sides * sweep.samples).fill_(-math.inf)
+    kept, room = {}, KEPT_PER_KEY * sweep.keys.numel()
+    for block in sweep.blocks():
+        columns = _columns(sweep, block, own_side)
+        logits = sweep.logits(block, columns)
+        if logits.numel() <= room:
+            room -= logits.numel()
+            kept[block] = logits.clone()
+        largest = logits.amax(0)
+        sums = logits.sub_(largest).exp_().sum(0)
+        torch.logaddexp(total[columns], sums.log_().add_(largest), out=total[columns])
+    return sweep.ranks.logsumexp_(total), kept
+
+
+def _block_logits(
+    sweep: Sweep, block: Block, columns: slice, kept: dict[Block, torch.Tensor]
+) -> torch.Tensor:
+    """Logits [stop - start, B * N] of a block, of which ``columns`` may have been kept."""
+    if block not in kept:
+        return sweep.logits(block)
+    logits = sweep.buffer(0, block)
+    logits[:, columns] = kept.pop(block)
+    for rest in (slice(0, columns.start), slice(columns.stop, len(sweep.keys))):
+        if rest.start < rest.stop:
+            sweep.logits(block, rest, out=logits[:, rest])
+    return logits
 
 
 def sigmoid_contrast(
@@ -155,7 +136,7 @@ def sigmoid_contrast(
         bias_gradient = sweep.empty(1).zero_()
         for block in sweep.blocks():
             weight = weights[block.side]
-            logits = sweep.logits(block, slice(0, len(sweep.keys)), sweep.buffer(0, block)).add_(bias)
+            logits = sweep.logits(block).add_(bias)
             # softplus(-x) = softplus(x) - x: all pairs as mismatches, then the matches corrected.
             losses = F.softplus(logits).sum(1) - sweep.pairs(block, logits)
             sweep.set_losses(block, weight * losses)

@@ -17,6 +17,7 @@ from open_clip.loss import ClipLoss
 from open_clip_triplet.losses.contrast import sigmoid_contrast, softmax_contrast
 from open_clip_triplet.losses.cyclic import cyclic_consistency
 from open_clip_triplet.losses.functional import check_neg_weight
+from open_clip_triplet.losses.guard import FiniteGuard
 from open_clip_triplet.losses.ranks import Ranks
 
 
@@ -64,7 +65,11 @@ class GroupedLoss(ClipLoss):
         self.text_group = 1 + neg_captions * self.reads_neg_captions
         self.accum_freq, self.chunk_size, self.sigmoid = accum_freq, chunk_size, sigmoid
         self.ranks = Ranks(rank, world_size)
+        self.calls = 0
+        self.guard = FiniteGuard()
 
+    # The sweep is made of large products that a compiler cannot improve; it runs as it is.
+    @torch.compiler.disable
     def forward(self, image_features, text_features, logit_scale, logit_bias=None, output_dict=False):
         """The loss of all ranks' samples, the same scalar on every rank.
 
@@ -78,6 +83,7 @@ class GroupedLoss(ClipLoss):
         Raises:
             ValueError: rows that do not divide into groups, or images and captions of different
                 numbers of samples.
+            NonFiniteLossError: the loss is not finite (on an accelerator, some calls later).
         """
         images = split_groups(image_features, self.image_group, "image")
         captions = split_groups(text_features, self.text_group, "text")
@@ -90,7 +96,14 @@ class GroupedLoss(ClipLoss):
         if logit_bias is not None:
             logit_bias = divide_gradient(logit_bias, self.accum_freq)
         losses = self.losses(images, captions, logit_scale, logit_bias)
-        return losses if output_dict else sum(losses.values())
+        total = sum(losses.values())
+        self.guard.watch(self.calls // self.accum_freq, total, logit_scale, image_features, text_features)
+        self.calls += 1
+        return losses if output_dict else total
+
+    def check_finite(self) -> None:
+        """Raise ``NonFiniteLossError`` if any loss so far was not finite. Waits for the device."""
+        self.guard.check()
 
     def losses(self, images, captions, logit_scale, logit_bias) -> dict[str, torch.Tensor]:
         """Addends of the loss, from images [image_group, n, D] and captions [text_group, n, D]."""

@@ -21,8 +21,10 @@ HELP = "write hard negative captions with a language model or rules"
 
 #: how an assistant declines, at the start of its answer
 REFUSAL = re.compile(
-    r"(i'?m |i am )?(very )?(sorry|afraid)\b|i (can ?not|can'?t|won'?t|am unable|am not able)\b|as an? (ai|language model)"
-    r"|unfortunately,? i\b|i apologi[sz]e|(sure|certainly|of course)[,!. ]|here (is|are) |here'?s |i'?m providing|please provide",
+    r"(i'?m |i am )?(very )?(sorry|afraid)\b"
+    r"|i (can ?not|can'?t|won'?t|am unable|am not able)\b"
+    r"|as an? (ai|language model)|unfortunately,? i\b|i apologi[sz]e"
+    r"|(sure|certainly|of course)[,!. ]|here (is|are) |here'?s |i'?m providing|please provide",
     re.IGNORECASE,
 )
 
@@ -82,10 +84,10 @@ class Checker:
         self._opening = normal(self.prompt.partition("{}")[0])[:40]
 
     def _echoes(self, words: str, source: str) -> bool:
-        """Whether an answer shares most of its words with an example, and fewer with its own caption."""
-        mine = set(words.split())
-        near = max((overlap(mine, set(example.split())) for example in self._examples), default=0.0)
-        return near >= 0.5 and near > overlap(mine, set(source.split()))
+        """Whether an answer has most of its words from an example, to which its caption gave no cause."""
+        mine, theirs = set(words.split()), set(source.split())
+        near = [example for example in map(set, map(str.split, self._examples)) if overlap(mine, example) >= 0.5]
+        return any(overlap(theirs, example) < 0.5 for example in near)
 
     def fault(self, caption: str, answer: str) -> str | None:
         """The reason to reject ``answer`` (tidied), or None."""
@@ -119,7 +121,7 @@ class Ask:
     longest: int = 1000
 
     def __call__(self, samples: list[Sample], tally: Tally) -> list[list[str]]:
-        """Accepted answers per sample, in order of acceptance; empty where the sample must be dropped (counted)."""
+        """Accepted answers per sample, in order of acceptance; none where it must be dropped (counted)."""
         accepted: list[list[str]] = [[] for _ in samples]
         faults: list[str | None] = [
             "caption too long" if len(s.text) > self.longest else None for s in samples
@@ -218,6 +220,6 @@ def run(args) -> int:
     if args.dry_run:
         from open_clip_triplet.tripletdata.plan import print_plan
 
-        return print_plan(args, units, captions=stage)
+        return print_plan(args, units, ["captions"], negatives=args.negatives)
     engine = options.engine(args, cpu=args.backend in ("rules", "openai"))
     return report(run_stage(stage, units, args.output, engine, quiet=args.quiet))

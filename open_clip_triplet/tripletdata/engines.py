@@ -70,10 +70,11 @@ class Local:
     ) -> Iterator[tuple]:
         names = ["cpu"] * max(self.workers, 1) if self.cpu else devices(self.workers)
         names = names[: len(units)]
-        if len(names) > 1:
+        # A GPU's memory is given back only when its process ends, and the next stage needs it.
+        if len(names) > 1 or names[0] != "cpu":
             yield from _Pool(stage, units, output, names, progress).events()
             return
-        stage.open(names[0].partition(":")[0])
+        stage.open("cpu")
         for unit in units:
             kind, value = attempt(stage, unit, output, functools.partial(progress, unit))
             yield kind, unit, value

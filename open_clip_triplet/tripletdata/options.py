@@ -13,7 +13,7 @@ def add_common(parser, *, output: bool = True) -> None:
         "--input",
         nargs="+",
         required=True,
-        help="folder of shards, shard pattern a/{000..999}.tar, or csv/tsv/parquet with image paths and captions",
+        help="folder of shards, pattern a/{000..999}.tar, or csv/tsv/parquet of image paths and captions",
     )
     if output:
         group.add_argument("--output", required=True, help="folder of the new shards; rerun to continue")

@@ -235,12 +235,8 @@ def _like(model: str, text: str) -> str:
 def _apply(text: str, edits: list[Edit]) -> str:
     """``text`` with the edits made, "a" and "an" mended where the next word now starts otherwise."""
     for start, end, new in sorted(edits, reverse=True):
-        before = re.sub(
-            r"\b([Aa])n?(\s+)$",
-            lambda m: f"{m[1]}{'n' if new[:1].lower() in 'aeiou' else ''}{m[2]}",
-            text[:start],
-        )
-        text = before + new + text[end:]
+        article = r"\g<1>n\2" if new[:1].lower() in "aeiou" else r"\1\2"
+        text = re.sub(r"\b([Aa])n?(\s+)$", article, text[:start]) + new + text[end:]
     return text
 
 

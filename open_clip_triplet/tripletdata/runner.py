@@ -149,10 +149,10 @@ def run_stage(
     make_folder(run.output)
     with _locked(run.output):
         todo = _claim(run)
-        for stale in run.output.glob(".*.tmp"):
-            stale.unlink(missing_ok=True)
+        _sweep(run.output)
         if todo:
             _work(run, todo, engine, quiet)
+            _sweep(run.output)
         _finish(run)
     return run
 
@@ -181,6 +181,12 @@ def _locked(output: Path):
         except OSError:
             pass  # a file system without locks
         yield
+
+
+def _sweep(output: Path) -> None:
+    """Remove the half-written files that killed workers left."""
+    for stale in output.glob(".*.tmp"):
+        stale.unlink(missing_ok=True)
 
 
 def _claim(run: Run) -> list[Unit]:
@@ -220,8 +226,8 @@ def _done(run: Run, unit: Unit) -> bool:
         if record["inputs"] != unit.identity():
             was = ", ".join(item["name"] for item in record["inputs"])
             raise Stop(
-                f"{run.output / unit.shard} was made from {was} ({record['inputs'][0]['bytes']} bytes), which is not "
-                f"what {unit.inputs[0]} is now. Choose another --output, or restore the input.",
+                f"{run.output / unit.shard} was made from {was} ({record['inputs'][0]['bytes']} bytes), "
+                f"which is not what {unit.inputs[0]} is now. Choose another --output, or restore the input.",
                 REFUSED,
             )
     return True

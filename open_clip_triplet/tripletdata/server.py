@@ -77,13 +77,14 @@ class Server(LanguageModel):
                 return ""
             if status and status not in LATER:
                 raise Stop(
-                    f"{self.url} refused the request for model {self.model!r} ({fault}). Check --url, --llm and ${self.api_key_env}."
+                    f"{self.url} refused the request for model {self.model!r} ({fault}). "
+                    f"Check --url, --llm and ${self.api_key_env}."
                 )
             wait = max(pause * random.uniform(0.5, 1.5), _retry_after(response))
             if time.monotonic() + wait > deadline:
                 raise Stop(
                     f"no answer from {self.url} for {self.patience:g} s ({fault}). "
-                    "Start the server or mend --url, then run the same command again; finished shards are kept."
+                    "Start the server or mend --url, then run the same command again; what is done is kept."
                 )
             time.sleep(wait)
             pause = min(pause * 2, 30.0)

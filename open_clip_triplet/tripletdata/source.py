@@ -138,8 +138,9 @@ class Unit:
                 yield self._plain(raw, images)
             return
         # The last input decides which samples there are: earlier stages have counted their drops.
-        *others, last = self.inputs
-        streams = [Unit(self.index, (other,), self.rows, self.table)._raw(Tally()) for other in others]
+        others, last = self.inputs[:-1], self.inputs[-1]
+        first = Unit(self.index, others[:1], self.rows, self.table)
+        streams = [u._raw(Tally()) for u in (first, *(Unit(self.index, (o,)) for o in others[1:]))]
         for raw in Unit(self.index, (last,))._raw(tally):
             sample = self._plain(raw, images)
             for stream in streams:
@@ -255,7 +256,8 @@ def read_table(path: str, table: Table) -> list[tuple]:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise Stop(
-            f"{path} has no column {' or '.join(map(repr, missing))} (it has: {', '.join(map(str, frame.columns))}). "
+            f"{path} has no column {' or '.join(map(repr, missing))} "
+            f"(it has: {', '.join(map(str, frame.columns))}). "
             "Name the columns with --image-key and --caption-key.",
             2,
         )
@@ -294,7 +296,7 @@ def plan_units(
 
 
 def known_samples(units: list[Unit]) -> int | None:
-    """Samples in all units, from ``sizes.json``, img2dataset's ``_stats.json`` or row counts; None if unknown."""
+    """Samples in all units, by ``sizes.json``, img2dataset's ``_stats.json`` or row counts; None: unknown."""
     total, sizes = 0, {}
     for unit in units:
         if unit.rows:

@@ -7,6 +7,7 @@ Every answer has its own seed, from the sample's key, so that it does not depend
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -62,8 +63,10 @@ class Transformers(LanguageModel):
         try:
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers.utils import logging
         except ImportError as error:
             raise Stop("--backend transformers needs: pip install 'open_clip_triplet[build]'") from error
+        logging.disable_progress_bar()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="left")
             self._model = AutoModelForCausalLM.from_pretrained(
@@ -143,6 +146,8 @@ class Vllm(LanguageModel):
     tensor_parallel: int = field(default=1, metadata=HOW)
 
     def open(self, device: str) -> None:
+        # The engine in this very process: it ends when this process does, however that happens.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
             from vllm import LLM
         except ImportError as error:
@@ -188,9 +193,10 @@ def prompt_sha(prompt: str) -> str:
 
 
 def missing_model(name: str, error: Exception) -> str:
+    cause = " ".join(str(error).split())[:300] or type(error).__name__
     return (
-        f"cannot load the model {name!r}: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}. "
-        "Give a folder that holds it or the name of one on the Hugging Face Hub (hf auth login for gated ones)."
+        f"cannot load the model {name!r}. Give a folder that holds it, or the name of one on the "
+        f"Hugging Face Hub (hf auth login for gated ones). The loader said: {cause}"
     )
 
 

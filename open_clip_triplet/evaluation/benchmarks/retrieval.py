@@ -6,9 +6,9 @@ partial and says so.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from ...shards import read_meta
 from ..images import ImageRef, read_tar_index
 from ..tasks import Captioned, RetrievalTask
 from .base import COCO_2014, COCO_2017, Benchmark, DataError, find_image, first_file, first_folder, read_json
@@ -96,12 +96,14 @@ def _shards(shards: list[Path]) -> RetrievalTask:
 
 
 def _captions(sample: dict[str, ImageRef]) -> tuple[str, ...]:
+    """All captions of the json, else the one of the txt; () where neither can be read."""
     try:
-        captions = json.loads(sample["json"].read())["captions"] if "json" in sample else None
+        meta = read_meta({"meta": sample["json"].read()}) if "json" in sample else {}
+        captions = meta.get("captions")
         if isinstance(captions, list) and captions and all(isinstance(c, str) for c in captions):
             return tuple(captions)
-        return (sample["txt"].read().decode("utf-8").strip(),)
-    except (KeyError, ValueError, TypeError):
+        return (sample["txt"].read().decode("utf-8").strip(),) if "txt" in sample else ()
+    except UnicodeDecodeError:
         return ()
 
 

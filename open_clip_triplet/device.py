@@ -1,0 +1,60 @@
+"""Batches from the workers to the training device, one ahead of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+
+class ToDevice:
+    """Iterates batches as OpenCLIP's loop wants them, given those of the workers.
+
+    uint8 images [N, H, W, 3] are moved as they are and become normalised floats [N, 3, H, W] on the
+    device, in one pass; float images pass unchanged. On a GPU the next batch is copied, by a stream of
+    its own, while the step on the present one runs.
+
+    normalize: torchvision's Normalize, or None where the workers have normalised.
+    as_dict: yield ``{"image", "text"}`` (OpenCLIP 4.x) instead of a pair.
+    """
+
+    def __init__(self, device, normalize=None, *, as_dict: bool = False):
+        self.device = torch.device(device)
+        self.as_dict = as_dict
+        self._scale = self._shift = None
+        if normalize is not None:
+            mean, std = (
+                torch.as_tensor(values, dtype=torch.float32, device=self.device).view(1, 3, 1, 1)
+                for values in (normalize.mean, normalize.std)
+            )
+            self._scale, self._shift = 1 / (255 * std), -mean / std
+
+    def __call__(self, batches: Iterator) -> Iterator:
+        return self._ahead(batches) if self.device.type == "cuda" else map(self._finish, batches)
+
+    def _finish(self, batch):
+        images, texts = (part.to(self.device, non_blocking=True) for part in batch)
+        if self._scale is not None:
+            images = torch.addcmul(self._shift, images.permute(0, 3, 1, 2), self._scale).contiguous()
+        return {"image": images, "text": texts} if self.as_dict else (images, texts)
+
+    def _ahead(self, batches: Iterator) -> Iterator:
+        copying = torch.cuda.Stream(self.device)
+        waiting = None
+        for batch in batches:
+            with torch.cuda.stream(copying):
+                finished = self._finish(batch)
+                copied = copying.record_event()
+            if waiting is not None:
+                yield self._handed_over(*waiting)
+            waiting = finished, copied
+        if waiting is not None:
+            yield self._handed_over(*waiting)
+
+    def _handed_over(self, finished, copied):
+        """A finished batch, safe to use on the current stream."""
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(copied)
+        for tensor in finished.values() if self.as_dict else finished:
+            tensor.record_stream(stream)
+        return finished

@@ -1,0 +1,138 @@
+"""The whole way: rewrite? -> negative captions -> negative images? -> filter? -> pack -> data card.
+
+Side shards of the stages are kept under ``--output``/.work until you delete them; the paired shards,
+``sizes.json``, ``summary.json`` and ``README.md`` are in ``--output``. The same command continues
+after a crash, and does nothing when all is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from open_clip_triplet.shards import write_text_durably
+from open_clip_triplet.tripletdata import captions, images, options, quality, rewrite
+from open_clip_triplet.tripletdata.card import write_card
+from open_clip_triplet.tripletdata.pack import Pack
+from open_clip_triplet.tripletdata.runner import DONE, FAILED_SHARDS, Run, report, run_stage, totals
+from open_clip_triplet.tripletdata.source import Stop, Unit, plan_units
+
+HELP = "build paired shards from image-caption shards or tables, all stages in one command"
+
+
+def add_arguments(parser) -> None:
+    options.add_common(parser)
+    group = parser.add_argument_group("stages")
+    group.add_argument(
+        "--rewrite", action="store_true", help="rewrite captions with the language model first"
+    )
+    group.add_argument("--rewrite-prompt", metavar="FILE", help="prompt of the rewrites")
+    group.add_argument("--no-images", action="store_true", help="negative captions only (NegCLIP's data)")
+    captions.add_caption_arguments(parser)
+    images.add_image_arguments(parser)
+    rewrite.add_laclip_arguments(parser)
+    quality.add_filter_arguments(parser)
+    group.add_argument("--title", help="heading of the data card (default the output folder's name)")
+
+
+def run(args) -> int:
+    if args.top_k is not None or args.threshold is not None:
+        quality.check_arguments(args)
+        if args.no_images:
+            raise Stop("the filter scores negative images; leave out --no-images, --top-k and --threshold", 2)
+    units = plan_units(args.input, options.table(args), args.samples_per_shard)
+    stages = list(model_stages(args))
+    if args.dry_run:
+        from open_clip_triplet.tripletdata.plan import print_plan
+
+        names = [stage.name for stage in stages if getattr(stage, "model", None)]
+        return print_plan(args, units, [n for n in names if n != "scores"], negatives=args.negatives)
+    return Build(args, units).run(stages)
+
+
+def model_stages(args):
+    """The stages before packing, in order, without models loaded."""
+    if args.rewrite or args.laclip_original:
+        changed = {"prompt": args.rewrite_prompt}
+        if args.backend == "rules" and not args.laclip_original:
+            raise Stop("--rewrite needs a language model: choose another --backend", 2)
+        yield rewrite.make_stage(type(args)(**{**vars(args), **changed}), images=False)
+    yield captions.make_stage(args, images=False)
+    if not args.no_images:
+        yield images.make_stage(args, images=False)
+        if args.top_k is not None or args.threshold is not None:
+            yield quality.make_stage(args)
+
+
+class Build:
+    """Runs stages one after another over the units that are left, then packs and reports."""
+
+    def __init__(self, args, units: list[Unit]):
+        self.args, self.units = args, units
+        self.output = Path(args.output)
+        self.runs: list[Run] = []
+
+    def run(self, stages) -> int:
+        left = self.units  # what the next stage reads
+        for stage in stages:
+            work = self.output / ".work" / stage.name
+            if stage.name == "scores":  # scores look at both images, so they need the source as well
+                left = [self._joined(unit, [self.runs[-1]]) for unit in left]
+            run = self._run(stage, left, work)
+            left = [Unit(unit.index, (str(work / unit.shard),)) for unit in quality.kept_units(run)]
+        return self._pack(left)
+
+    def _run(self, stage, units: list[Unit], folder: Path, *, cpu: bool = False) -> Run:
+        cpu = (
+            cpu
+            or getattr(self.args, "backend", "") in ("rules", "openai")
+            and stage.name in ("captions", "rewrite")
+        )
+        run = run_stage(stage, units, folder, options.engine(self.args, cpu=cpu), quiet=self.args.quiet)
+        self.runs.append(run)
+        report(run)
+        return run
+
+    def _joined(self, unit: Unit, runs: list[Run]) -> Unit:
+        """The source of a unit beside its side shards of ``runs``."""
+        source = next(u for u in self.units if u.index == unit.index)
+        sides = [str(run.output / unit.shard) for run in runs]
+        return Unit(unit.index, (*source.inputs, *sides), source.rows, source.table)
+
+    def _pack(self, left: list[Unit]) -> int:
+        *_, last = self.runs
+        scored = last if last.stage.name == "scores" else None
+        if scored and any(run.failed for run in self.runs):
+            print("Not packed: a cut-off needs the scores of every shard.", file=sys.stderr)
+            return FAILED_SHARDS
+        sides = [run for run in self.runs if run.stage.name in ("images", "scores")] or [last]
+        need = ("text",) if self.args.no_images else ("text", "image")
+        chosen = quality.selection(self.args, scored) if scored else None
+        stage = Pack(self.args.save_size, self.args.quality, need, chosen)
+        self._run(stage, [self._joined(unit, sides) for unit in left], self.output, cpu=True)
+        failed = {shard: error for run in self.runs for shard, error in run.failed.items()}
+        summary = self._summary(failed)
+        write_text_durably(
+            self.output / "summary.json",
+            json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False) + "\n",
+        )
+        card = write_card(self.output, self.args.title or self.output.absolute().name, summary)
+        print(f"{summary['kept']:,} samples; data card {card}", file=sys.stderr)
+        return FAILED_SHARDS if failed else DONE
+
+    def _summary(self, failed: dict[str, str]) -> dict:
+        stages = {
+            run.stage.name: {"config": run.stage.config(), **totals(run.records())} for run in self.runs
+        }
+        first, *_, last = stages.values()
+        shards = sum(1 for record in self.runs[-1].records() if record["kept"])
+        failed = {os.path.basename(shard): error for shard, error in sorted(failed.items())}
+        return {
+            "read": first["read"],
+            "kept": last["kept"],
+            "shards": shards,
+            "stages": stages,
+            "failed": failed,
+        }

@@ -1,0 +1,132 @@
+"""The data card: a README.md beside the shards that says what they are, with 8 samples to look at."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from itertools import islice
+from pathlib import Path
+
+from open_clip_triplet.shards import by_role, read_meta, read_samples, replace_durably, write_text_durably
+
+SAMPLES = 8
+
+
+def write_card(output: Path, title: str, summary: dict) -> Path:
+    """Write ``README.md`` and the pictures of its samples (``card/``) into ``output``.
+
+    Args:
+        summary: as build writes it: ``stages`` with ``config``, ``read``, ``kept``, ``dropped``.
+    """
+    shards = sorted(path for path in output.glob("*.tar") if not path.name.startswith("."))
+    lines = [f"# {cell(title)}", "", *_facts(summary), "", *_stages(summary), "", *_dropped(summary)]
+    if shards:
+        lines += ["", *_samples(output, shards)]
+    lines += ["", *_prompts(summary), "", *_use()]
+    path = output / "README.md"
+    write_text_durably(path, "\n".join(lines).rstrip() + "\n")
+    return path
+
+
+def cell(text: str, width: int = 200) -> str:
+    """Untrusted text for one cell of a Markdown table: no markup, no line break.
+
+    >>> cell("a | <b>\\n*c*")
+    'a &#124; &lt;b&gt; &#42;c&#42;'
+    """
+    text = " ".join(text.split())
+    text = text if len(text) <= width else text[: width - 1] + "…"
+    return re.sub(r"[|*_`\[\]\\#~!]", lambda m: f"&#{ord(m[0])};", html.escape(text, quote=False))
+
+
+def _facts(summary: dict) -> list[str]:
+    return [
+        f"{summary['kept']:,} samples in {summary['shards']:,} shards, from {summary['read']:,} pairs read. "
+        "Each sample is an image and its caption (`jpg`, `txt`) with a hard negative caption and, where "
+        "one was drawn, its image (`neg.txt`, `neg.jpg`); `json` holds every caption and the origin of each.",
+        "",
+        "Negatives are made by models: they may be wrong, and they carry the models' biases. "
+        "The terms of the source images and of the models apply.",
+    ]
+
+
+def _stages(summary: dict) -> list[str]:
+    rows = ["| stage | model | settings | read | kept |", "|---|---|---|---:|---:|"]
+    for name, stage in summary["stages"].items():
+        config = dict(stage["config"])
+        model = config.pop("model", None)
+        settings = {**config, **model} if isinstance(model, dict) else config
+        settings.pop("prompt", None)
+        shown = settings.pop("model", None) or (model if isinstance(model, str) else settings.get("backend"))
+        text = ", ".join(f"{k} {json.dumps(v)}" for k, v in sorted(settings.items()) if v not in ("", None))
+        shown = Path(shown).name if shown and Path(shown).is_absolute() else shown or "none"
+        rows.append(f"| {name} | {cell(shown)} | {cell(text, 400)} | {stage['read']:,} | {stage['kept']:,} |")
+    return rows
+
+
+def _dropped(summary: dict) -> list[str]:
+    rows = [
+        f"| {name} | {cell(reason)} | {count:,} |"
+        for name, stage in summary["stages"].items()
+        for reason, count in sorted(stage["dropped"].items(), key=lambda item: (-item[1], item[0]))
+    ]
+    if summary["failed"]:
+        failed = summary["failed"]
+        rows.append(f"| input | shards not read: {cell(', '.join(failed))} | {len(failed)} shards |")
+    return (
+        ["## Dropped", "", "| stage | reason | samples |", "|---|---|---:|", *rows]
+        if rows
+        else ["Nothing was dropped."]
+    )
+
+
+def _samples(output: Path, shards: list[Path]) -> list[str]:
+    """Samples from the first shards, with their pictures as files of their own."""
+    folder = output / "card"
+    folder.mkdir(exist_ok=True)
+    rows = ["## Samples", "", "| image | caption | negative caption | negative image |", "|---|---|---|---|"]
+    found = (sample for shard in shards for sample in read_samples(shard))
+    for number, sample in enumerate(islice(found, SAMPLES)):
+        roles = by_role(sample)
+        negatives = read_meta(roles).get("neg_captions") or [
+            roles.get("neg_text", b"").decode("utf-8", "replace")
+        ]
+        pictures = [
+            _picture(folder, f"{number}{end}", roles.get(role))
+            for role, end in (("image", ""), ("neg_image", "-neg"))
+        ]
+        caption = cell(roles.get("text", b"").decode("utf-8", "replace"))
+        negative = "<br>".join(cell(str(text)) for text in negatives)
+        rows.append(f"| {pictures[0]} | {caption} | {negative} | {pictures[1]} |")
+    return rows
+
+
+def _picture(folder: Path, name: str, data: bytes | None) -> str:
+    if data is None:
+        return ""
+    file = folder / f"{name}.jpg"
+    temporary = folder / f".{name}.tmp"
+    temporary.write_bytes(data)
+    replace_durably(temporary, file)
+    return f'<img src="card/{file.name}" width="128">'
+
+
+def _prompts(summary: dict) -> list[str]:
+    lines = []
+    for name, stage in summary["stages"].items():
+        model = stage["config"].get("model")
+        if isinstance(model, dict) and model.get("prompt"):
+            fence = "`" * (max(map(len, re.findall("`+", model["prompt"])), default=2) + 1)
+            lines += [f"## Prompt of {name}", "", fence, model["prompt"], fence, ""]
+    return lines
+
+
+def _use() -> list[str]:
+    return [
+        "## Use",
+        "",
+        "```",
+        "python -m open_clip_triplet.train --loss triplet --train-data 'THIS_FOLDER/<00000..NNNNN>.tar'",
+        "```",
+    ]

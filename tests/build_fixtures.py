@@ -1,0 +1,147 @@
+"""Tiny random weights for the tests of tripletdata: an SDXL-type pipeline and a chat model, both real."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from open_clip_triplet.shards import ShardWriter
+from open_clip_triplet.tripletdata.runner import HOW, Stage
+
+CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+
+
+def clip_tokenizer(folder: Path):
+    """transformers' CLIP tokenizer over OpenCLIP's bundled byte-pair table."""
+    import open_clip.tokenizer as bundled
+    from transformers import CLIPTokenizer
+
+    merges = gzip.open(bundled.default_bpe()).read().decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    letters = list(bundled.bytes_to_unicode().values())
+    words = letters + [f"{letter}</w>" for letter in letters]
+    words += ["".join(merge.split()) for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}), encoding="utf-8"
+    )
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def tiny_sdxl(folder: Path) -> str:
+    """Save a random SDXL pipeline (64 px, about 27 MB, 0.1 s per image); returns its folder."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        EulerAncestralDiscreteScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(folder / "bpe")
+    text = CLIPTextConfig(
+        hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=2, projection_dim=32,
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+    )
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64), layers_per_block=1, sample_size=32, attention_head_dim=(2, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), use_linear_projection=True,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), addition_embed_type="text_time",
+        addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), cross_attention_dim=64,
+        projection_class_embeddings_input_dim=80,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, sample_size=128,
+    )
+    pipe = StableDiffusionXLPipeline(
+        vae=vae, text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet,
+        scheduler=EulerAncestralDiscreteScheduler(timestep_spacing="trailing"),
+    )
+    pipe.save_pretrained(folder / "pipe")
+    return str(folder / "pipe")
+
+
+def tiny_chat(folder: Path) -> str:
+    """Save a random two-layer Llama with a chat template; returns its folder. Its answers are noise."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=49408, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+
+@dataclass
+class Shout(Stage):
+    """A stage without a model: negative captions in capitals. ``poison`` kills the worker that meets it.
+
+    Args:
+        poison: a text; the process that reads it is killed by SIGKILL, once if ``once`` is a file path.
+        log: a file that gets a line per unit worked.
+    """
+
+    name: ClassVar[str] = "shout"
+    ending: str = "!"
+    poison: str = field(default="", metadata=HOW)
+    once: str = field(default="", metadata=HOW)
+    log: str = field(default="", metadata=HOW)
+
+    def process(self, unit, tally):
+        if self.log:
+            with open(self.log, "a") as log:
+                log.write(unit.name + "\n")
+        for sample in unit.samples(tally):
+            if self.poison and self.poison in sample.text:
+                self._die()
+            if sample.text.startswith("drop"):
+                tally.drop("asked to")
+                continue
+            sample.neg_text = sample.text.upper() + self.ending
+            yield sample
+
+    def _die(self):
+        if not self.once or not os.path.exists(self.once):
+            if self.once:
+                Path(self.once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def plain_shards(folder: Path, texts: list[list[str]], *, size=(40, 48)) -> str:
+    """Image-caption shards as img2dataset writes them: keys start again in every shard."""
+    for number, captions in enumerate(texts):
+        with ShardWriter(folder / f"{number:05d}.tar") as writer:
+            for key, text in enumerate(captions):
+                from conftest import picture
+
+                image = picture(100 * number + key, size=size)
+                writer.write({"__key__": f"{key:09d}", "jpg": image, "txt": text, "json": {"url": "x"}})
+    return str(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but the lock, by relative name."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+if __name__ == "__main__":
+    import sys
+
+    print(tiny_sdxl(Path(sys.argv[1])))

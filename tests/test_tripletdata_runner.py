@@ -1,0 +1,284 @@
+"""The runner and its engines: resume, refusal, faults, and the same bytes from every engine."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from build_fixtures import Shout, contents, plain_shards
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from open_clip_triplet.shards import ShardWriter, read_samples
+from open_clip_triplet.tripletdata import cli, runner
+from open_clip_triplet.tripletdata.engines import Local, Ray
+from open_clip_triplet.tripletdata.runner import run_stage, sample_seed
+from open_clip_triplet.tripletdata.source import Stop, Table, Tally, known_samples, plan_units
+
+ROOT = Path(__file__).parents[1]
+TEXTS = [["a dog", "drop me", "a cat"], ["a {red} \"hat\"\nand\ta coat", "b"], ["drop", "drop"], ["x" * 10_000]]
+CPU = Local(cpu=True)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return plain_shards(tmp_path / "in", TEXTS)
+
+
+def shout(shards, output, *, engine=CPU, **options):
+    return run_stage(Shout(**options), plan_units(shards), output, engine, quiet=True)
+
+
+def test_samples_get_unique_keys_and_every_loss_is_counted(shards, tmp_path):
+    run = shout(shards, tmp_path / "out")
+    samples = [s for path in sorted((tmp_path / "out").glob("*.tar")) for s in read_samples(path)]
+    keys = [sample["__key__"] for sample in samples]
+    assert keys == ["00000_000000", "00000_000002", "00001_000000", "00001_000001", "00003_000000"]
+    assert [json.loads(s["json"])["source_key"] for s in samples[:2]] == ["000000000", "000000002"]
+    assert samples[2]["neg.txt"].decode() == 'A {RED} "HAT"\nAND\tA COAT!'
+    assert runner.totals(run.records()) == {"read": 8, "kept": 5, "dropped": {"asked to": 3}, "counts": {}}
+    assert not (tmp_path / "out/00002.tar").exists()  # nothing kept: a record, no empty shard
+    assert json.loads((tmp_path / "out/sizes.json").read_text()) == {
+        "00000.tar": 2, "00001.tar": 2, "00003.tar": 1,
+    }
+
+
+def test_a_second_stage_keeps_the_keys_of_the_first(shards, tmp_path):
+    shout(shards, tmp_path / "one")
+    run = shout(str(tmp_path / "one" / "00000.tar"), tmp_path / "two")
+    (first, second) = read_samples(tmp_path / "two/00000.tar")
+    assert (first["__key__"], second["__key__"]) == ("00000_000000", "00000_000002")
+    assert json.loads(second["json"])["source_key"] == "000000002"
+    assert not run.failed
+
+
+def test_repeated_keys_inside_our_own_shards_are_dropped(tmp_path):
+    with ShardWriter(tmp_path / "in/0.tar") as writer:
+        for text in ("a", "b"):
+            writer.write({"__key__": "00000_000003", "txt": text, "json": {"source_key": "k"}})
+            writer.write({"__key__": "zz", "txt": text, "json": {"source_key": "k"}})
+    run = shout(str(tmp_path / "in"), tmp_path / "out")
+    assert runner.totals(run.records())["dropped"] == {"repeated key": 3}
+
+
+def test_unusable_captions_are_dropped_by_reason(tmp_path):
+    with ShardWriter(tmp_path / "in/0.tar") as writer:
+        for number, text in enumerate([b"\xff\xfe", b"  ", b"fine"]):
+            writer.write({"__key__": f"{number}", "txt": text})
+        writer.write({"__key__": "9", "jpg": b"x"})
+    run = shout(str(tmp_path / "in"), tmp_path / "out")
+    reasons = {"caption is not UTF-8": 1, "empty caption": 1, "no caption": 1}
+    assert runner.totals(run.records())["dropped"] == reasons
+
+
+def test_resume_of_a_finished_run_opens_no_model(shards, tmp_path):
+    shout(shards, tmp_path / "out")
+    before = contents(tmp_path / "out")
+
+    def engine(*_):
+        raise AssertionError("there is nothing to do")
+
+    shout(shards, tmp_path / "out", engine=engine)
+    assert contents(tmp_path / "out") == before
+
+
+def test_another_configuration_is_refused_by_name(shards, tmp_path):
+    shout(shards, tmp_path / "out")
+    with pytest.raises(Stop, match=r'ending: "!" there, "\?" now') as stop:
+        shout(shards, tmp_path / "out", ending="?")
+    assert stop.value.status == 2
+    shout(shards, tmp_path / "out", poison="never met")  # how, not what: no reason to refuse
+
+
+def test_another_input_under_the_same_name_is_refused(shards, tmp_path):
+    shout(shards, tmp_path / "out")
+    plain_shards(tmp_path / "in", [["a", "b", "c", "d", "e", "f", "g"] * 9, *TEXTS[1:]])
+    with pytest.raises(Stop, match="00000.tar was made from 00000.tar"):
+        shout(shards, tmp_path / "out")
+
+
+def test_two_runs_into_one_folder_are_refused(shards, tmp_path):
+    def engine(*_):
+        shout(shards, tmp_path / "out")
+        yield
+
+    with pytest.raises(Stop, match="another run is writing"):
+        shout(shards, tmp_path / "out", engine=engine)
+
+
+def test_a_damaged_shard_is_named_and_alone_redone_once_mended(shards, tmp_path):
+    good = (tmp_path / "in/00001.tar").read_bytes()
+    (tmp_path / "in/00001.tar").write_bytes(good[: len(good) // 2])
+    run = shout(shards, tmp_path / "out")
+    assert list(run.failed) == [str(tmp_path / "in/00001.tar")] and "damaged" in [*run.failed.values()][0]
+    assert runner.report(run) == 3
+    assert not (tmp_path / "out/00001.tar").exists() and (tmp_path / "out/00003.tar").exists()
+    (tmp_path / "in/00001.tar").write_bytes(good)
+    log = tmp_path / "log"
+    assert not shout(shards, tmp_path / "out", log=str(log)).failed
+    assert log.read_text() == "00001\n"
+    shout(shards, tmp_path / "undisturbed")
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_a_shard_that_is_not_there_is_named(shards, tmp_path):
+    run = run_stage(Shout(), plan_units(f"{shards}/{{00003..00004}}.tar"), tmp_path / "out", CPU, quiet=True)
+    assert "no such file" in run.failed[f"{shards}/00004.tar"]
+
+
+def test_a_full_disk_stops_the_run_and_says_what_to_do(shards, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ShardWriter, "write", full)
+    with pytest.raises(Stop, match=r"disk full while writing 00000.tar.*same command again") as stop:
+        shout(shards, tmp_path / "out")
+    assert stop.value.status == 4
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_really_full_file_system(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", small], capture_output=True).returncode:
+        pytest.skip("this machine does not let root mount a file system")
+    try:
+        shards = plain_shards(tmp_path / "in", [["a"], ["b"] * 60])
+        assert cli.main(["pack", "--input", shards, "--output", str(small / "out"), "--need", "--quiet"]) == 4
+        assert (small / "out/00000.record.json").exists() and not (small / "out/00001.record.json").exists()
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_stage_that_loses_count_fails_its_shard(shards, tmp_path, capfd):
+    class Leaky(Shout):
+        def process(self, unit, tally):
+            yield from list(super().process(unit, tally))[1:]
+
+    run = run_stage(Leaky(), plan_units(shards), tmp_path / "out", CPU, quiet=True)
+    assert "lost count of 1 of 3 samples" in run.failed[f"{shards}/00000.tar"]
+
+
+def test_processes_write_the_same_bytes_as_one(shards, tmp_path):
+    shout(shards, tmp_path / "one")
+    shout(shards, tmp_path / "two", engine=Local(workers=2, cpu=True))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_killed_process_is_replaced_and_its_shard_redone_once(shards, tmp_path, capfd):
+    once, log = tmp_path / "once", tmp_path / "log"
+    run = shout(
+        shards, tmp_path / "out", engine=Local(workers=2, cpu=True), poison="a cat", once=str(once), log=str(log)
+    )
+    assert not run.failed and once.exists() and "signal 9" in capfd.readouterr().err
+    assert sorted(log.read_text().split()) == ["00000", "00000", "00001", "00002", "00003"]
+    shout(shards, tmp_path / "calm")
+    assert contents(tmp_path / "out") == contents(tmp_path / "calm")
+
+
+def test_a_shard_that_always_kills_its_process_fails_alone(shards, tmp_path, capfd):
+    run = shout(shards, tmp_path / "out", engine=Local(workers=2, cpu=True), poison="a cat")
+    assert "signal 9, twice" in run.failed[f"{shards}/00000.tar"] and len(run.records()) == 3
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """A real local cluster of two CPUs."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'open_clip_triplet[ray]'")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    ray.init(
+        num_cpus=2, num_gpus=0, include_dashboard=False, logging_level="ERROR", log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_ray_workers_write_the_same_bytes_one_killed(shards, tmp_path, ray_cluster):
+    once, log = tmp_path / "once", tmp_path / "log"
+    run = shout(shards, tmp_path / "ray", engine=Ray(workers=2, cpu=True), poison="a cat", once=str(once), log=str(log))
+    assert not run.failed and once.exists()
+    assert sorted(log.read_text().split()) == ["00000", "00000", "00001", "00002", "00003"]
+    shout(shards, tmp_path / "local")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    run = shout(shards, tmp_path / "bad", engine=Ray(workers=1, cpu=True), poison="a cat")
+    assert "died more than once" in run.failed[f"{shards}/00000.tar"] and len(run.records()) == 3
+
+
+def pack_command(shards, output) -> list[str]:
+    program = "import sys; from open_clip_triplet.tripletdata.cli import main; sys.exit(main())"
+    options = ["--need", "--save-size", "64", "--workers", "2", "--quiet"]
+    return [sys.executable, "-c", program, "pack", "--input", shards, "--output", str(output), *options]
+
+
+def test_killed_anywhere_and_rerun_gives_the_bytes_of_an_undisturbed_run(tmp_path):
+    shards = plain_shards(tmp_path / "in", [["a"] * 25] * 10, size=(300, 400))
+    run = {"cwd": ROOT, "stderr": subprocess.DEVNULL}
+    assert subprocess.run(pack_command(shards, tmp_path / "calm"), **run).returncode == 0
+    output, seen = tmp_path / "out", {}
+    for finished in (0, 1, 3, 4, 6):
+        process = subprocess.Popen(pack_command(shards, output), **run)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            records = list(output.glob("*.record.json"))
+            # With none finished yet: as soon as a shard is half written.
+            if len(records) > finished or (not finished and list(output.glob(".*.tmp"))):
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for name, stamp in seen.items():
+            assert (output / name).stat().st_mtime_ns == stamp, f"{name} was done again"
+        seen = {path.name: path.stat().st_mtime_ns for path in output.glob("*.record.json")}
+    assert subprocess.run(pack_command(shards, output), **run).returncode == 0
+    for name, stamp in seen.items():
+        assert (output / name).stat().st_mtime_ns == stamp
+    assert contents(output) == contents(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_tables_give_what_the_same_shards_give(kind, tmp_path):
+    import pandas
+    from conftest import picture
+
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(number))
+    frame = pandas.DataFrame(
+        {"filepath": ["0.jpg", "1.jpg", "gone.jpg", "2.jpg"], "title": ["a, {}", 'say "b"', "c", "NA"]}
+    )
+    table = tmp_path / f"table.{kind}"
+    if kind == "parquet":
+        frame.to_parquet(table)
+    else:
+        frame.to_csv(table, sep="," if kind == "csv" else "\t", index=False)
+    units = plan_units(str(table), Table(), samples_per_shard=3)
+    assert [unit.rows for unit in units] == [(0, 3), (3, 4)] and known_samples(units) == 4
+    tally = Tally()
+    samples = [sample for unit in units for sample in unit.samples(tally)]
+    assert [s.text for s in samples] == ["a, {}", 'say "b"', "NA"]
+    assert [s.meta["source_key"] for s in samples] == ["0", "1", "2"]
+    assert samples[1].image == picture(1) and tally.dropped == {"image file missing": 1}
+    with pytest.raises(Stop, match=r"no column 'caption' \(it has: filepath, title\).*--caption-key"):
+        plan_units(str(table), Table(caption_key="caption"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text(max_size=30), st.integers(0, 5))
+def test_seeds_fit_31_bits_and_differ_by_attempt(key, attempt):
+    seed = sample_seed(0, key, attempt)
+    assert 0 <= seed < 2**31 and seed == sample_seed(0, key, attempt) != sample_seed(0, key, attempt + 1)
+
+
+def test_empty_and_absent_inputs_are_usage_errors(tmp_path, capsys):
+    for spec in (str(tmp_path), str(tmp_path / "none.tar"), str(tmp_path / "none.csv")):
+        assert cli.main(["pack", "--input", spec, "--output", str(tmp_path / "out")]) == 2
+        assert spec in capsys.readouterr().err
