@@ -33,11 +33,15 @@ ROWS = {
     "CyCLIP+TripletLoss": (("--loss", "cyclip-triplet"), 4),
 }
 
+BUDGETS = ("steps", "work")
 
-def plan(steps: int, seeds: list[int]) -> list[Run]:
+
+def plan(steps: int, seeds: list[int], budgets: tuple[str, ...] = BUDGETS) -> list[Run]:
     """All runs, the equal-steps table first; a row whose steps are the same in both budgets runs once."""
-    runs = [Run(label, seed, steps, flags) for seed in seeds for label, (flags, _) in ROWS.items()]
-    for seed in seeds:
+    runs = []
+    if "steps" in budgets:
+        runs += [Run(label, seed, steps, flags) for seed in seeds for label, (flags, _) in ROWS.items()]
+    for seed in seeds if "work" in budgets else ():
         for label, (flags, encoded) in ROWS.items():
             if encoded != ROWS["TripletCLIP"][1]:
                 runs.append(Run(label, seed, equal_work_steps(steps, encoded), flags))
@@ -57,12 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--output", type=Path, default=Path("repro"), help="folder for everything (%(default)s)")
     add("--steps", type=int, default=300, help="optimizer steps of the first budget (%(default)s)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (%(default)s)")
+    add("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS, help="which tables (both)")
     args = parser.parse_args(argv)
     shapes.build(
         args.output / "shards", samples=20_000, val_samples=2_000, shards=8, world="single",
         image_size=32, seed=0, workers=2,
     )
-    runs = plan(args.steps, args.seeds)
+    runs = plan(args.steps, args.seeds, tuple(args.budgets))
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {run.name}", flush=True)
         shape_runs.execute(run, args.output, COMMON, keep_checkpoint=False)
