@@ -14,6 +14,7 @@ sys.path.insert(0, str(TOOLS))
 
 import demo  # noqa: E402
 import reproduce_shapes  # noqa: E402
+import shape_page  # noqa: E402
 import shape_runs  # noqa: E402
 
 
@@ -74,7 +75,7 @@ def test_a_finished_run_is_not_repeated_unless_its_command_changed(tmp_path, mon
     (tmp_path / "shards" / "train").mkdir(parents=True)
     (tmp_path / "shards" / "train" / "00000.tar").write_bytes(b"")
     run = shape_runs.Run("NegCLIP++", 1, 10, ("--loss", "negclip"))
-    assert run.name == "negclip-10-steps-seed-1"
+    assert run.name == "negclip-plus-plus-10-steps-seed-1"
     trained = []
     monkeypatch.setattr(shape_runs, "_train", lambda run, argv, folder, **_: trained.append(argv) or "x.pt")
     monkeypatch.setattr(shape_runs, "_position", lambda checkpoint: {})
@@ -95,4 +96,48 @@ def test_runs_have_different_names():
 def test_equal_work_counts_what_is_encoded():
     assert reproduce_shapes.equal_work_steps(150, 2) == 300
     assert reproduce_shapes.equal_work_steps(150, 6) == 100
-    assert sum(run.steps == 150 for run in reproduce_shapes.plan(150, [0])) == len(reproduce_shapes.ROWS)
+    runs = reproduce_shapes.plan(150, [0])
+    assert sum(run.steps == 150 for run in runs) == len(reproduce_shapes.ROWS)
+    # LaCLIP+HN and both triplet rows encode what TripletCLIP does, so they are not run again
+    assert len(runs) == 2 * len(reproduce_shapes.ROWS) - 3
+
+
+def shape_results(seeds=(0, 1)) -> list[dict]:
+    rates = {"LaCLIP": 5, "NegImage": 6, "NegCLIP++": 4, "TripletCLIP": 8}
+    return [
+        result(label, "1" * right + "0" * (10 - right), seed=seed, images_seen=100, captions_seen=200)
+        for label, right in rates.items()
+        for seed in seeds
+    ]
+
+
+def test_the_page_orders_and_pairs():
+    groups = shape_page.by_label(shape_results())
+    assert list(groups) == ["LaCLIP", "NegImage", "NegCLIP++", "TripletCLIP"]
+    words = shape_page.ordering(groups)
+    assert "Here (group score): NegCLIP++ < LaCLIP < NegImage < TripletCLIP: not the same." in words
+    # both seeds are alike: the differences are 0 0 0 0 0 1 1 1 0 0, mean 0.3, deviation 0.483
+    lead, low, high = shape_page.lead(groups["TripletCLIP"], groups["LaCLIP"])
+    assert (lead, low, high) == (
+        pytest.approx(0.3), pytest.approx(0.3 - 0.2994, abs=1e-3), pytest.approx(0.3 + 0.2994, abs=1e-3)
+    )
+    table = shape_page.score_table(groups)
+    assert "| +30.0 [+0.1, +59.9] |" in table and "| 80.0 80.0 |" in table
+    assert "| TripletCLIP | 75.0 | 83.3 | 79.2 |" in shape_page.category_table(groups)
+
+
+def test_a_lead_uses_the_seeds_that_both_have():
+    runs = [result("TripletCLIP", "1111", seed=0), result("TripletCLIP", "0000", seed=1)]
+    assert shape_page.lead(runs, [result("LaCLIP", "1100", seed=0)])[0] == pytest.approx(0.5)
+
+
+def test_the_page_is_written_from_what_is_done(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    for run in reproduce_shapes.plan(300, [0], ["steps"], ["LaCLIP", "TripletCLIP"]):
+        done = result(run.label, "1110" * 5, images_seen=1, captions_seen=1)
+        (tmp_path / "results" / f"{run.name}.json").write_text(json.dumps(done))
+    assert reproduce_shapes.main(["--output", str(tmp_path), "--page-only", "--budgets", "steps"]) == 0
+    page = (tmp_path / "shapes.md").read_text()
+    assert "22 of 24 runs are not done" in page and "| TripletCLIP | 63.49 |" in page
+    assert (tmp_path / "shapes.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "shapes.csv").read_text().count("\n") == 3

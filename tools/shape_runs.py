@@ -41,7 +41,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        words = re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
+        # NegCLIP and NegCLIP++ are two methods
+        words = re.sub(r"[^a-z0-9]+", "-", self.label.lower().replace("+", "-plus-")).strip("-")
         return f"{words}-{self.steps}-steps-seed-{self.seed}"
 
 
