@@ -42,10 +42,11 @@ class Case:
     neg_captions: int = 1
     precision: str = "fp32"
     stock: bool = False
+    fsdp: bool = False
 
     def __str__(self) -> str:
         parts = [self.loss, self.flags, f"accum{self.accum_freq}", f"K{self.neg_captions}", self.precision]
-        return "-".join(parts + ["siglip"] * self.siglip + ["stock"] * self.stock)
+        return "-".join(parts + ["siglip"] * self.siglip + ["stock"] * self.stock + ["fsdp"] * self.fsdp)
 
 
 GROUPED = [name for name in METHODS if name != "clip"]
@@ -56,6 +57,7 @@ EXACT = [
     Case("triplet", neg_captions=3, accum_freq=2),
 ]
 BF16 = [Case("triplet", flags, accum, precision="amp_bf16") for flags in FLAGS for accum in (1, 2)]
+FSDP = [Case("triplet", "local+gather", fsdp=True), Case("triplet", siglip=True, fsdp=True)]
 OPENCLIPS = [Case("clip", flags, accum, stock=True) for flags in (*FLAGS, "local") for accum in (1, 2)]
 
 
@@ -150,12 +152,30 @@ def measured_gradients(case: Case, rank: int = 0, world_size: int = 1) -> dict[s
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+def fsdp_gradients(case: Case, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """Of one step with the towers sharded as OpenCLIP 4.x does it: scalars as [1], then FSDP2."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = Towers(case.siglip)
+    for name in ("logit_scale", "logit_bias"):
+        if hasattr(model, name):
+            setattr(model, name, nn.Parameter(getattr(model, name).detach()[None]))
+    fully_shard(model)
+    images, captions = (rows.chunk(world_size)[rank] for rows in joined_batch(case))
+    args = Namespace(**asdict(case), rank=rank, world_size=world_size)
+    loss = create_loss(args)
+    losses = loss(**model(images.flatten(0, 1), captions.flatten(0, 1)), output_dict=True)
+    sum(losses.values()).backward()
+    return {name: parameter.grad.full_tensor().squeeze() for name, parameter in model.named_parameters()}
+
+
 def run_rank(rank: int, world_size: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     cases = [case for case in EXACT + BF16 + OPENCLIPS if case.accum_freq * world_size <= SAMPLES]
     results = {str(case): measured_gradients(case, rank, world_size) for case in cases}
+    results |= {str(case): fsdp_gradients(case, rank, world_size) for case in FSDP}
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -203,7 +223,7 @@ def assert_gradients(measured, expected, tolerance):
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("case", EXACT, ids=str)
+@pytest.mark.parametrize("case", EXACT + FSDP, ids=str)
 def test_ranks_equal_one_process(case, world_size, gradients):
     for rank in gradients(world_size):
         assert_gradients(rank[str(case)], expected_gradients(case), 1e-5)
