@@ -162,6 +162,7 @@ class Vllm(LanguageModel):
                 max_model_len=self.max_model_len,
                 tensor_parallel_size=self.tensor_parallel,
                 disable_log_stats=True,
+                enforce_eager=device != "cuda",  # compiling for a CPU takes longer than it saves
                 **memory,
             )
         except (OSError, ValueError, RuntimeError) as error:
