@@ -117,24 +117,34 @@ def test_any_kind_of_picture_becomes_rgb(mode):
 def test_pack_drops_what_a_trainer_could_not_read(tmp_path, capfd):
     whole = {"jpg": picture(0), "txt": "a", "neg.jpg": picture(1), "neg.txt": "b"}
     samples = {
-        "kept": whole, "broken": {**whole, "jpg": whole["jpg"][:200]}, "noise": {**whole, "neg.jpg": b"\0" * 99},
-        "bare": {"jpg": picture(0), "txt": "a"}, "half": {k: v for k, v in whole.items() if k != "neg.jpg"},
+        "kept": whole,
+        "broken": {**whole, "jpg": whole["jpg"][:200]},
+        "noise": {**whole, "neg.jpg": b"\0" * 99},
+        "bare": {"jpg": picture(0), "txt": "a"},
+        "half": {k: v for k, v in whole.items() if k != "neg.jpg"},
         "blind": {k: v for k, v in whole.items() if k != "jpg"},
     }
     with ShardWriter(tmp_path / "in/0.tar") as writer:
         for key, sample in samples.items():
             writer.write({"__key__": key, **sample})
-    assert cli.main(["pack", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]) == 0
+    assert (
+        cli.main(["pack", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]) == 0
+    )
     (sample,) = read_samples(tmp_path / "out/00000.tar")
     assert json.loads(sample["json"])["source_key"] == "kept"
     assert json.loads((tmp_path / "out/summary.json").read_text())["dropped"] == {
-        "image cannot be decoded": 1, "negative image cannot be decoded": 1, "no image": 1,
-        "no negative caption": 1, "no negative image": 1,
+        "image cannot be decoded": 1,
+        "negative image cannot be decoded": 1,
+        "no image": 1,
+        "no negative caption": 1,
+        "no negative image": 1,
     }
     assert cli.main(["validate", "--input", str(tmp_path / "out"), "--quiet"]) == 0
     assert cli.main(["validate", "--input", str(tmp_path / "in"), "--quiet"]) == 3
     report = capfd.readouterr().out
-    assert "image cannot be decoded: 1, first broken" in report and "no negative text: 1, first bare" in report
+    assert (
+        "image cannot be decoded: 1, first broken" in report and "no negative text: 1, first bare" in report
+    )
 
 
 def test_validate_finds_repeated_keys_and_wrong_sizes(tmp_path, capfd):
@@ -146,5 +156,6 @@ def test_validate_finds_repeated_keys_and_wrong_sizes(tmp_path, capfd):
     assert cli.main(["validate", "--need", "pair", "--input", str(tmp_path), "--quiet", "--json"]) == 3
     faults = {k: v["faults"] for k, v in json.loads(capfd.readouterr().out)["shards"].items()}
     assert faults == {
-        str(tmp_path / "0.tar"): {"sizes.json says 2 samples": 1}, str(tmp_path / "1.tar"): {"repeated key": 1}
+        str(tmp_path / "0.tar"): {"sizes.json says 2 samples": 1},
+        str(tmp_path / "1.tar"): {"repeated key": 1},
     }

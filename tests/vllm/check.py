@@ -1,6 +1,6 @@
 """Ask real vLLM for negative captions of 32 captions: in process, then over HTTP. Called by run.sh.
 
-    python tests/vllm/check.py MODEL_FOLDER
+python tests/vllm/check.py MODEL_FOLDER
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def check(name: str, output: Path, arguments: list[str]) -> None:
     summary = json.loads((output / "summary.json").read_text())
     assert summary["read"] == 32 == summary["kept"] + sum(summary["dropped"].values()), summary
     assert summary["kept"] >= 8, f"{name}: only {summary['kept']} of 32 answers passed: {summary['dropped']}"
-    print(f"{name}: {summary['kept']} of 32 kept, dropped {summary['dropped']}, {time.monotonic() - start:.0f} s")
+    print(
+        f"{name}: {summary['kept']} of 32 kept, dropped {summary['dropped']}, {time.monotonic() - start:.0f} s"
+    )
 
 
 @contextmanager
