@@ -6,7 +6,7 @@ many steps as encode the images and captions that TripletCLIP's steps encode. Ru
 not repeated, so the command can be stopped and given again. Writes OUTPUT/results/*.json, and the
 page, plot and csv with --page.
 
-  python tools/reproduce_shapes.py --output repro --steps 200 --seeds 0 1 2
+  python tools/reproduce_shapes.py --output repro --steps 150 --seeds 0 1 2
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--output", type=Path, default=Path("repro"), help="folder for everything (%(default)s)")
-    add("--steps", type=int, default=200, help="optimizer steps of the first budget (%(default)s)")
+    add("--steps", type=int, default=150, help="optimizer steps of the first budget (%(default)s)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (%(default)s)")
     args = parser.parse_args(argv)
     shapes.build(
