@@ -17,8 +17,8 @@ $(VENV)/.installed: pyproject.toml
 test: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-test-vllm: install
-	bash tests/vllm/run.sh $(BIN)/python
+test-vllm:
+	PYTHON=$(PYTHON) bash tests/vllm/run.sh
 
 demo: install
 	$(BIN)/python tools/demo.py --output demo

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +90,7 @@ def identify(spec: CheckpointSpec, digest: Callable[[Path], str]) -> dict:
     """
     facts: dict[str, Any] = {
         "model": spec.model,
-        "model_config": _model_config(spec),
+        "model_config": model_config(spec),
         "precision": spec.precision,
         "force_quick_gelu": spec.force_quick_gelu,
         "force_image_size": spec.force_image_size,
@@ -117,7 +116,7 @@ def _open_clip_version() -> str:
     return version("open_clip_torch")
 
 
-def _model_config(spec: CheckpointSpec) -> dict | None:
+def model_config(spec: CheckpointSpec) -> dict | None:
     """The config the model is built from, read without importing open_clip; None for a folder's own."""
     import importlib.util
 
@@ -149,8 +148,12 @@ def load(spec: CheckpointSpec, device: str = "cpu") -> LoadedCheckpoint:
     """
     folder = Path(spec.pretrained)
     if folder.is_dir() and not (folder / "open_clip_config.json").is_file():
-        return _load_transformers(spec, device)
+        from .transformers_clip import load_transformers
+
+        return load_transformers(spec, device)
     import open_clip
+
+    from .checkpoint_checks import check_file, check_tag
 
     if spec.model_config:
         open_clip.add_model_config(spec.model_config)
@@ -158,12 +161,12 @@ def load(spec: CheckpointSpec, device: str = "cpu") -> LoadedCheckpoint:
     if folder.is_dir():
         name = f"local-dir:{folder}"
     elif spec.is_path:
-        _check_file(spec)
+        check_file(spec)
     else:
-        _check_tag(spec)
+        check_tag(spec)
     model, preprocess = _create(spec, name, device)
     tokenizer = _tokenizer(name, model)
-    autocast, input_dtype = _precision(spec.precision, device)
+    autocast, input_dtype = autocast_and_dtype(spec.precision, device)
     return LoadedCheckpoint(model.eval(), preprocess, tokenizer, autocast, input_dtype)
 
 
@@ -186,108 +189,14 @@ def _create(spec: CheckpointSpec, name: str, device: str):
                 f"{spec.pretrained}: holds more than tensors, so it is not loaded. "
                 "Save its state dict alone, or as safetensors"
             ) from error
-        raise CheckpointError(f"{spec.pretrained} does not load as {name}: {_shorten(error)}") from error
+        raise CheckpointError(f"{spec.pretrained} does not load as {name}: {shorten(error)}") from error
     return model, preprocess
 
 
-def _shorten(error: Exception, lines: int = 6) -> str:
+def shorten(error: Exception, lines: int = 6) -> str:
+    """The first lines of an error's text; OpenCLIP's list every key of a model."""
     found = str(error).strip().splitlines()
     return "\n".join(found[:lines] + ([f"... and {len(found) - lines} more"] if len(found) > lines else []))
-
-
-def _check_tag(spec: CheckpointSpec) -> None:
-    """A known tag, whose activation is the model's."""
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(spec.model)
-    if spec.pretrained not in tags:
-        raise CheckpointError(
-            f"{spec.pretrained!r} is neither a file nor a tag of {spec.model}; "
-            f"its tags: {', '.join(tags) or 'none'}"
-        )
-    wanted = bool(
-        open_clip.pretrained.get_pretrained_cfg(spec.model, spec.pretrained).get("quick_gelu", False)
-    )
-    has = spec.force_quick_gelu or bool((_model_config(spec) or {}).get("quick_gelu", False))
-    if wanted and not has:
-        raise CheckpointError(_quick_gelu_message(spec, f"the tag {spec.pretrained!r}"))
-    if has and not wanted:
-        raise CheckpointError(
-            f"the tag {spec.pretrained!r} of {spec.model} was trained with GELU, and QuickGELU "
-            "is asked for: use a model without -quickgelu, or leave out --force-quick-gelu"
-        )
-
-
-def _quick_gelu_message(spec: CheckpointSpec, what: str) -> str:
-    base = spec.model.removesuffix("-quickgelu")
-    return (
-        f"{what} was trained with QuickGELU but {spec.model} uses GELU, which costs several points: "
-        f"use --model {base}-quickgelu, or --force-quick-gelu"
-    )
-
-
-def _check_file(spec: CheckpointSpec) -> None:
-    """A weights file against the model it is to fill, before OpenCLIP adapts it silently."""
-    path = Path(spec.pretrained)
-    config = _model_config(spec) or {}
-    quick = spec.force_quick_gelu or bool(config.get("quick_gelu", False))
-    trained = _training_options(path)
-    if trained.get("model") not in (None, spec.model):
-        raise CheckpointError(
-            f"{path}: trained as --model {trained['model']} (its run's params.txt), not {spec.model}"
-        )
-    shapes, from_openai = _shapes(path)
-    if (from_openai or trained.get("force_quick_gelu") == "True") and not quick:
-        raise CheckpointError(_quick_gelu_message(spec, str(path)))
-    vision = config.get("vision_cfg", {})
-    positions = shapes.get("visual.positional_embedding") or shapes.get("visual.trunk.pos_embed")
-    patch = vision.get("patch_size")
-    if positions and isinstance(patch, int) and isinstance(vision.get("layers"), int):
-        side = round((positions[-2] - 1) ** 0.5)
-        size = spec.force_image_size or vision.get("image_size", 224)
-        if side * side + 1 == positions[-2] and side != size // patch:
-            raise CheckpointError(
-                f"{path}: trained on images of {side * patch} pixels, {spec.model} takes {size}: "
-                f"use --force-image-size {side * patch}, or the model it was trained as"
-            )
-
-
-def _training_options(path: Path) -> dict[str, str]:
-    """``name: value`` lines of the ``params.txt`` that OpenCLIP writes beside ``checkpoints/``."""
-    params = path.parent.parent / "params.txt"
-    if path.parent.name != "checkpoints" or not params.is_file():
-        return {}
-    lines = params.read_text(encoding="utf-8", errors="replace").splitlines()
-    return {name: value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
-
-
-def _shapes(path: Path) -> tuple[dict[str, tuple], bool]:
-    """(parameter -> shape, whether OpenAI published it), reading no more of the file than needed."""
-    import torch
-
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, False  # noqa: SIM118
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                return {}, True  # TorchScript: how OpenAI published its weights
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises its own, pickle's and the archive reader's errors
-        raise CheckpointError(
-            f"{path}: cannot be read as weights ({_shorten(error, 2)}). "
-            "Files that hold more than tensors are not loaded"
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    shapes = {
-        name.removeprefix("module."): tuple(x.shape) for name, x in state.items() if hasattr(x, "shape")
-    }
-    if not shapes:
-        raise CheckpointError(f"{path}: holds no weights")
-    return shapes, "input_resolution" in state
 
 
 def _tokenizer(name: str, model) -> Callable:
@@ -298,7 +207,7 @@ def _tokenizer(name: str, model) -> Callable:
         highest = int(tokenizer(["a photo of a dog!"]).max())
     except Exception as error:  # transformers and huggingface_hub raise many kinds
         raise CheckpointError(
-            f"{name}: its tokenizer cannot be loaded ({_shorten(error, 2)}). Put the tokenizer's "
+            f"{name}: its tokenizer cannot be loaded ({shorten(error, 2)}). Put the tokenizer's "
             "files in a folder and name it as text_cfg.hf_tokenizer_name in the config"
         ) from error
     embedding = getattr(model, "token_embedding", None) or getattr(
@@ -312,7 +221,8 @@ def _tokenizer(name: str, model) -> Callable:
     return tokenizer
 
 
-def _precision(precision: str, device: str) -> tuple[Callable | None, Any]:
+def autocast_and_dtype(precision: str, device: str) -> tuple[Callable | None, Any]:
+    """(autocast for ``amp`` precisions, dtype of images for pure low ones); None where not needed."""
     import torch
     from open_clip.model import get_input_dtype
 
@@ -320,58 +230,6 @@ def _precision(precision: str, device: str) -> tuple[Callable | None, Any]:
         return None, get_input_dtype(precision)
     kind = torch.float16 if precision == "amp" else torch.bfloat16
     return (lambda: torch.autocast(torch.device(device).type, dtype=kind)), None
-
-
-def _load_transformers(spec: CheckpointSpec, device: str) -> LoadedCheckpoint:
-    """A folder that transformers' ``CLIPModel.save_pretrained`` and its processor wrote."""
-    import torch
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
-
-    folder = spec.pretrained
-    config = Path(folder) / "config.json"
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
-    if kind != "clip":
-        raise CheckpointError(f"{folder}: neither open_clip_config.json nor a transformers CLIP config.json")
-    try:
-        tokenizer, processor = (
-            AutoTokenizer.from_pretrained(folder),
-            AutoImageProcessor.from_pretrained(folder),
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: no tokenizer or image processor beside the weights "
-            f"({_shorten(error, 2)}). Save both into the folder"
-        ) from error
-    clip = CLIPModel.from_pretrained(folder).to(device)
-    length = clip.config.text_config.max_position_embeddings
-    autocast, input_dtype = _precision(spec.precision, device)
-    if input_dtype:
-        clip = clip.to(input_dtype)
-
-    class TransformersClip(torch.nn.Module):
-        """transformers' CLIP under OpenCLIP's two names."""
-
-        def __init__(self):
-            super().__init__()
-            self.clip = clip
-
-        def encode_image(self, images):
-            vision = self.clip.vision_model(pixel_values=images)
-            return self.clip.visual_projection(vision.pooler_output)
-
-        def encode_text(self, tokens):
-            text = self.clip.text_model(input_ids=tokens)
-            return self.clip.text_projection(text.pooler_output)
-
-    def tokenize(captions: list[str]):
-        return tokenizer(
-            captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        ).input_ids
-
-    def preprocess(image):
-        return processor(images=image, return_tensors="pt").pixel_values[0]
-
-    return LoadedCheckpoint(TransformersClip().eval(), preprocess, tokenize, autocast, input_dtype)
 
 
 def export(spec: CheckpointSpec, folder: str | Path) -> Path:
@@ -395,7 +253,7 @@ def export(spec: CheckpointSpec, folder: str | Path) -> Path:
     temporary.replace(folder / "open_clip_model.safetensors")
     if hasattr(getattr(loaded.tokenizer, "tokenizer", None), "save_pretrained"):
         loaded.tokenizer.tokenizer.save_pretrained(folder)
-    config = dict(_model_config(spec) or {})
+    config = dict(model_config(spec) or {})
     if spec.force_quick_gelu:
         config["quick_gelu"] = True
     if spec.force_image_size:

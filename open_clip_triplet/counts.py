@@ -73,8 +73,8 @@ def summary(totals: dict[str, int], *, total: int | None, used: int, passed_over
         used: samples in the epoch's batches, over all ranks.
         passed_over: those of the epoch's batches before a resume.
 
-    >>> summary({"seen": 8, "corrupt image": 1, "repeated": 1}, total=10, used=9)
-    '8 of 10 samples seen once, 1 left over for the last batch; 1 dropped (corrupt image 1), 1 repeated instead'
+    >>> print(summary({"seen": 8, "corrupt image": 1}, total=10, used=9))
+    8 of 10 samples seen once, 1 left over for the last batch; 1 dropped (corrupt image 1)
     """
     totals = {name: totals.get(name, 0) for name in NAMES}
     reasons = {name: totals[name] for name in DROPPED if totals[name]}

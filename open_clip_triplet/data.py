@@ -13,7 +13,6 @@ from open_clip_triplet.shards import (
     expand_shards,
     normalise_ranges,
     read_sizes,
-    require_roles,
 )
 
 
@@ -24,8 +23,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-decoder",
         choices=("auto", "pil", "fast"),
         default="auto",
-        help="pil: OpenCLIP's own transform, to the bit. fast: the same crops from libjpeg-turbo, uint8 to the "
-        "device. auto (default): fast for a GPU where it can do all of --aug-cfg, else pil; the log says which.",
+        help="pil: OpenCLIP's own transform, to the bit. fast: the same crops by libjpeg-turbo, uint8 to the "
+        "device. auto (default): fast for a GPU if it can do all of --aug-cfg, else pil; the log says which.",
     )
     group.add_argument(
         "--same-crop",
@@ -51,13 +50,14 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
         as_dict: yield ``{"image", "text"}`` (OpenCLIP 4.x) instead of a pair.
 
     Raises:
-        ShardError: a source lacks members that the method needs; sizes are unknown; too few shards or samples.
+        ShardError: a source lacks members that the method needs; unknown sizes; too few shards or samples.
     """
     from open_clip_train.data import DataInfo
 
     from open_clip_triplet.counts import Counts
     from open_clip_triplet.device import ToDevice
     from open_clip_triplet.pipeline import Position, Rows
+    from open_clip_triplet.reading import check_shard
 
     urls, weights = _shards(args, is_train)
     images = _images(args, preprocess_fn, is_train)
@@ -70,7 +70,7 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
         sampling=getattr(args, "caption_sampling", "first") if is_train else "first",
     )
     for source in _sources(args.train_data if is_train else args.val_data):
-        require_roles(expand_shards(source)[0], rows.roles, reader=f"--loss {method.name}")
+        check_shard(expand_shards(source)[0], rows.roles, reader=f"--loss {method.name}")
     counts, position = Counts(max(1, args.workers)), Position(epoch)
     build = _training_loader if is_train else _evaluation_loader
     finish = ToDevice(args.device, images.normalize, as_dict=as_dict)

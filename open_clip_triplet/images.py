@@ -19,9 +19,9 @@ from torch.utils.data import get_worker_info
 
 from open_clip_triplet.counts import Dropped
 
-#: A JPEG is decoded at a fraction of its size only if this many of its pixels remain for each of the
-#: crop's, in height and width: from there on the mean difference to ``pil`` stays under 1.5 / 255.
-PIXELS_LEFT = 1.5
+#: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only if at least this many of its pixels remain for
+#: each of the crop's, in height and width; so the mean difference to ``pil`` stays under 1.5 / 255.
+PIXELS_LEFT = {8: 2.5, 4: 2.0, 2: 1.5}
 
 
 def decode_pil(data: bytes):
@@ -145,7 +145,7 @@ class FastImages:
             if name not in done:
                 raise ValueError(f"--image-decoder fast cannot do the augmentation {name}; use pil")
         if str(self._crop.interpolation.value) != "bicubic" or names[-1] != "Normalize":
-            raise ValueError("--image-decoder fast needs bicubic interpolation and a final Normalize; use pil")
+            raise ValueError("--image-decoder fast needs a bicubic crop and a final Normalize; use pil")
         self.normalize = rest[-1]
 
     def __call__(self, encoded: list[bytes], *names) -> list[torch.Tensor]:
@@ -209,8 +209,8 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 def fraction_for(box: tuple[int, int, int, int], out: tuple[int, int]) -> int:
     """1, 2, 4 or 8: the part of the image's height and width at which to decode it for a crop."""
-    spare = min(box[2] / out[0], box[3] / out[1]) / PIXELS_LEFT
-    return next(part for part in (8, 4, 2, 1) if spare >= part or part == 1)
+    pixels = min(box[2] / out[0], box[3] / out[1])
+    return next((part for part, left in PIXELS_LEFT.items() if pixels >= part * left), 1)
 
 
 def decode_fast(data: bytes, part: int) -> np.ndarray:

@@ -89,7 +89,7 @@ class PairedLoader:
                 if "DataLoader worker" not in str(error):
                     raise
                 raise RuntimeError(
-                    f"{error} It died while the workers were reading: {self._reading()}. If the machine ran "
+                    f"{error}. It died while the workers were reading: {self._reading()}. If the machine ran "
                     "out of memory, use fewer --workers; then continue with --resume latest."
                 ) from error
             finally:

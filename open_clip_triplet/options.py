@@ -75,6 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="benchmarks to run at OpenCLIP's validation frequency, e.g. sugarcrepe,winoground",
     )
     group.add_argument("--eval-data-root", metavar="DIR", help="where the benchmarks' data lies")
+    group.add_argument(
+        "--eval-allow-partial", action="store_true",
+        help="run benchmarks on the part of their data that is there; their metrics are named -partial",
+    )
     return parser
 
 
@@ -109,8 +113,8 @@ def check(args) -> None:
         raise UsageError(
             f"--neg-captions {args.neg_captions}: --loss {args.loss} reads no negative captions."
         )
-    if args.eval_benchmarks and not args.eval_data_root:
-        raise UsageError("--eval-benchmarks needs --eval-data-root DIR, the folder that holds their data.")
+    if args.eval_benchmarks:
+        _check_benchmarks(args)
     if args.train_data:
         args.train_data = normalise_ranges(args.train_data)
     if args.val_data:
@@ -118,6 +122,19 @@ def check(args) -> None:
     if args.loss == "clip":
         return
     _check_paired(args)
+
+
+def _check_benchmarks(args) -> None:
+    """Hours before the first validation: are the benchmarks known, and is their data there?"""
+    from open_clip_triplet.evaluation import require_data
+
+    if not args.eval_data_root:
+        raise UsageError("--eval-benchmarks needs --eval-data-root DIR, the folder that holds their data.")
+    try:
+        names = args.eval_benchmarks.split(",")
+        require_data(names, args.eval_data_root, allow_partial=args.eval_allow_partial)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--eval-benchmarks {args.eval_benchmarks}: {error}") from error
 
 
 def _check_paired(args) -> None:

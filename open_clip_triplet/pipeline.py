@@ -154,10 +154,12 @@ class TrainingBatches(IterableDataset):
 
     def _samples(self, worker: int, done: int) -> Iterator[tuple[Part, dict | Unreadable]]:
         """A worker's samples in shuffled order without the first ``done``, then again from the start."""
-        length = self.plan.slot_length(worker) if self.plan.exact else None
+        share = self.plan.slot_length(worker)
         while True:
             seed = f"{self.plan.seed}/{self._epoch}/{self.plan.rank}/{worker}"
-            order = ShuffleOrder(length, self.shuffle_samples, seed)
+            order = ShuffleOrder(
+                share if self.plan.exact else None, buffer=min(self.shuffle_samples, share), seed=seed
+            )
             for _ in range(done):
                 next(order)
             held: dict[int, tuple] = {}

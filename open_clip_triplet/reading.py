@@ -6,11 +6,11 @@ import contextlib
 import gzip
 import logging
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from open_clip_triplet.epochs import Part
-from open_clip_triplet.shards import ROLES, ShardError, split_name
+from open_clip_triplet.shards import ROLES, MembersMissing, ShardError, require_roles, split_name
 
 BLOCK = 512
 #: attempts after the first to read a remote shard, counted anew after every sample that comes through
@@ -186,7 +186,7 @@ def read_part(
     position, attempts, reason = part.first, 0, "shard shorter than sizes.json"
     while True:
         try:
-            for index, sample in read_shard(part.url, roles, lambda i: i < position or not wanted(i)):
+            for index, sample in read_shard(part.url, roles, _behind_or_not(wanted, position)):
                 if part.last is not None and index >= part.last:
                     note("not in sizes.json")
                 elif index >= position:
@@ -202,13 +202,34 @@ def read_part(
                 logging.warning("%s: %s at sample %d; the rest is skipped", part.url, error, position)
                 reason = "damaged shard"
                 break
-            pause = BACK_OFF * 2**attempts
+            _pause(part.url, error, attempts)
             attempts += 1
-            logging.warning("%s: %s; attempt %d of %d in %g s", part.url, error, attempts, RETRIES, pause)
-            time.sleep(pause)
     if part.last is None:
         if reason == "damaged shard":
             yield position, Unreadable(reason)
         return
     for index in range(position, part.last):
         yield index, Unreadable(reason) if wanted(index) else None
+
+
+def _pause(url: str, error: Exception, attempts: int) -> None:
+    pause = BACK_OFF * 2**attempts
+    logging.warning("%s: %s; attempt %d of %d in %g s", url, error, attempts + 1, RETRIES, pause)
+    time.sleep(pause)
+
+
+def check_shard(url: str, roles: Iterable[str], *, reader: str) -> None:
+    """:func:`shards.require_roles`, tried again where a remote shard cannot be read."""
+    for attempts in range(RETRIES + 1):
+        try:
+            return require_roles(url, roles, reader=reader)
+        except MembersMissing:
+            raise
+        except ShardError as error:
+            if not is_remote(url) or attempts == RETRIES:
+                raise
+            _pause(url, error, attempts)
+
+
+def _behind_or_not(wanted: Callable[[int], bool], position: int) -> Callable[[int], bool]:
+    return lambda index: index < position or not wanted(index)

@@ -42,6 +42,10 @@ class ShardError(ValueError):
     """A shard cannot be read, or lacks members that are needed. The message names the shard."""
 
 
+class MembersMissing(ShardError):
+    """A shard can be read, but its samples lack members that are needed."""
+
+
 def expand_shards(spec: str | Iterable[str]) -> list[str]:
     """Shard urls of OpenCLIP's brace syntax.
 
@@ -282,7 +286,8 @@ def require_roles(url: str, needed: Iterable[str], *, reader: str) -> None:
     """Check that a shard's first sample has the roles that ``reader`` (a method's name) needs.
 
     Raises:
-        ShardError: names the shard, the members found and the members missing.
+        MembersMissing: names the shard, the members found and the members missing.
+        ShardError: the shard cannot be read.
     """
     sample = first_sample(url)
     found = by_role(sample)
@@ -290,7 +295,7 @@ def require_roles(url: str, needed: Iterable[str], *, reader: str) -> None:
     missing = [names[role] for role in needed if role not in found]
     if missing:
         members = ", ".join(sorted(k for k in sample if not k.startswith("__")))
-        raise ShardError(
+        raise MembersMissing(
             f"{reader} reads {' and '.join(missing)}, which {url} does not have (its first sample, "
             f"{sample['__key__']!r}, has: {members}). "
             "Build paired shards with tools/make_shards.py, or use --loss clip."

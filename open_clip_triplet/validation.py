@@ -100,6 +100,7 @@ class Validator:
             model, preprocess=self._preprocess(model), tokenizer=self.tokenizer,
             benchmarks=self.args.eval_benchmarks.split(","), data_root=self.args.eval_data_root,
             device=self.args.device, batch_size=self.args.batch_size, autocast=autocast,
+            allow_partial=self.args.eval_allow_partial,
         )
 
     def _preprocess(self, model):

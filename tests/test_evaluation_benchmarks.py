@@ -223,6 +223,7 @@ def test_sugarcrepe_pp_needs_both_positives(tmp_path):
 
 def test_bivlc_from_parquet(tmp_path):
     pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet  # noqa: F401
 
     row = {
         "image": {"bytes": jpeg(0), "path": None},

@@ -17,6 +17,7 @@ import torch
 from conftest import TINY_MODEL, checkpoint, train, train_argv, write_shards
 
 from open_clip_triplet.losses import METHODS
+from open_clip_triplet.options import UsageError
 
 
 def losses(logs: Path, name: str) -> list[float]:
@@ -309,3 +310,23 @@ def test_errors_end_the_command_with_status_2(tmp_path):
         text=True,
     )
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: --loss triplet trains on")
+
+
+def test_benchmarks_run_at_validations_without_any_validation_data(paired_shards, tiny_config, tmp_path, real_data):
+    """SugarCrepe's real annotations and the COCO images that are there, after each of two epochs."""
+    root = tmp_path / "benchmarks"
+    root.mkdir()
+    (root / "sugar-crepe").symlink_to(real_data / "sugar-crepe")
+    (root / "coco").symlink_to(real_data / "coco")
+    flags = {"train-data": paired_shards, "eval-benchmarks": "sugarcrepe", "eval-data-root": root, "epochs": 2}
+    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags, **{"eval-allow-partial": True}))
+    lines = (tmp_path / "run" / "checkpoints" / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert any(name.startswith("sugarcrepe-partial/") for name in json.loads(lines[-1]))
+
+
+def test_missing_benchmark_data_is_told_before_training(paired_shards, tiny_config, tmp_path):
+    flags = {"train-data": paired_shards, "eval-benchmarks": "sugarcrepe", "eval-data-root": tmp_path}
+    with pytest.raises(UsageError, match="sugarcrepe"):
+        train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
+    assert not (tmp_path / "run").exists()

@@ -31,7 +31,7 @@ CAPTION = "A brown dog runs on the beach."
         ("A brown cat runs on the beach.", None),
         ("Output: 'A white dog sleeps on the beach.'", None),
         ("", "empty"),
-        (" \"...\" ", "empty"),
+        (' "..." ', "empty"),
         ("a brown dog, runs on the BEACH!", "unchanged"),
         ("I'm sorry, I cannot help with that.", "refusal"),
         ("As an AI language model I do not see images.", "refusal"),
@@ -227,7 +227,9 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.bodies.append((self.path, dict(self.headers), body))
         status, text = self.server.script(body, len(self.server.bodies))
-        answer = json.dumps({"choices": [{"message": {"content": text}}]} if status == 200 else {"error": text})
+        answer = json.dumps(
+            {"choices": [{"message": {"content": text}}]} if status == 200 else {"error": text}
+        )
         self.send_response(status)
         self.send_header("Content-Length", str(len(answer.encode())))
         if status == 429:
@@ -242,7 +244,11 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.bodies, server.lock, server.script = [], threading.Lock(), lambda body, n: (200, "A cat on a mat there.")
+    server.bodies, server.lock, server.script = (
+        [],
+        threading.Lock(),
+        lambda body, n: (200, "A cat on a mat there."),
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
@@ -251,8 +257,22 @@ def server():
 
 
 def ask_server(tmp_path, url, *options):
-    shards = plain_shards(tmp_path / "in", [["A dog on a mat here.", "A {bird} on a mat here.", "bad request here"]])
-    argv = ["captions", "--backend", "openai", "--url", url, "--llm", "m", "--input", shards, "--quiet", *options]
+    shards = plain_shards(
+        tmp_path / "in", [["A dog on a mat here.", "A {bird} on a mat here.", "bad request here"]]
+    )
+    argv = [
+        "captions",
+        "--backend",
+        "openai",
+        "--url",
+        url,
+        "--llm",
+        "m",
+        "--input",
+        shards,
+        "--quiet",
+        *options,
+    ]
     return cli.main([*argv, "--output", str(tmp_path / "out")])
 
 
@@ -262,14 +282,22 @@ def test_a_server_is_asked_with_key_seed_and_prompt_and_busy_ones_again(server, 
     def script(body, number):
         if "bad request" in body["messages"][0]["content"]:
             return 400, "prompt refused"
-        return (429, "busy") if number <= 2 else (503, "later") if number == 3 else (200, "A cat on a mat there.")
+        return (
+            (429, "busy")
+            if number <= 2
+            else (503, "later")
+            if number == 3
+            else (200, "A cat on a mat there.")
+        )
 
     server.script = script
     assert ask_server(tmp_path, server.url, "--attempts", "1") == 0
     path, headers, body = server.bodies[0]
     assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret-key"
     assert body["model"] == "m" and body["messages"][0]["role"] == "user" and isinstance(body["seed"], int)
-    assert any("Input: A {bird} on a mat here. Output:" in b["messages"][0]["content"] for _, _, b in server.bodies)
+    assert any(
+        "Input: A {bird} on a mat here. Output:" in b["messages"][0]["content"] for _, _, b in server.bodies
+    )
     assert "dropped: empty 1" in capfd.readouterr().err
     assert all(b"secret-key" not in p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
 

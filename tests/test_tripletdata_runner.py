@@ -23,7 +23,7 @@ from open_clip_triplet.tripletdata.runner import run_stage, sample_seed
 from open_clip_triplet.tripletdata.source import Stop, Table, Tally, known_samples, plan_units
 
 ROOT = Path(__file__).parents[1]
-TEXTS = [["a dog", "drop me", "a cat"], ["a {red} \"hat\"\nand\ta coat", "b"], ["drop", "drop"], ["x" * 10_000]]
+TEXTS = [["a dog", "drop me", "a cat"], ['a {red} "hat"\nand\ta coat', "b"], ["drop", "drop"], ["x" * 10_000]]
 CPU = Local(cpu=True)
 
 
@@ -46,7 +46,9 @@ def test_samples_get_unique_keys_and_every_loss_is_counted(shards, tmp_path):
     assert runner.totals(run.records()) == {"read": 8, "kept": 5, "dropped": {"asked to": 3}, "counts": {}}
     assert not (tmp_path / "out/00002.tar").exists()  # nothing kept: a record, no empty shard
     assert json.loads((tmp_path / "out/sizes.json").read_text()) == {
-        "00000.tar": 2, "00001.tar": 2, "00003.tar": 1,
+        "00000.tar": 2,
+        "00001.tar": 2,
+        "00003.tar": 1,
     }
 
 
@@ -148,7 +150,9 @@ def test_a_full_disk_stops_the_run_and_says_what_to_do(shards, tmp_path, monkeyp
 def test_a_really_full_file_system(tmp_path):
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", small], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", small], capture_output=True
+    ).returncode:
         pytest.skip("this machine does not let root mount a file system")
     try:
         shards = plain_shards(tmp_path / "in", [["a"], ["b"] * 60])
@@ -176,7 +180,12 @@ def test_processes_write_the_same_bytes_as_one(shards, tmp_path):
 def test_a_killed_process_is_replaced_and_its_shard_redone_once(shards, tmp_path, capfd):
     once, log = tmp_path / "once", tmp_path / "log"
     run = shout(
-        shards, tmp_path / "out", engine=Local(workers=2, cpu=True), poison="a cat", once=str(once), log=str(log)
+        shards,
+        tmp_path / "out",
+        engine=Local(workers=2, cpu=True),
+        poison="a cat",
+        once=str(once),
+        log=str(log),
     )
     assert not run.failed and once.exists() and "signal 9" in capfd.readouterr().err
     assert sorted(log.read_text().split()) == ["00000", "00000", "00001", "00002", "00003"]
@@ -195,7 +204,11 @@ def ray_cluster():
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'open_clip_triplet[ray]'")
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     ray.init(
-        num_cpus=2, num_gpus=0, include_dashboard=False, logging_level="ERROR", log_to_driver=False,
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": path}},
     )
     yield ray
@@ -205,7 +218,14 @@ def ray_cluster():
 @pytest.mark.slow
 def test_ray_workers_write_the_same_bytes_one_killed(shards, tmp_path, ray_cluster):
     once, log = tmp_path / "once", tmp_path / "log"
-    run = shout(shards, tmp_path / "ray", engine=Ray(workers=2, cpu=True), poison="a cat", once=str(once), log=str(log))
+    run = shout(
+        shards,
+        tmp_path / "ray",
+        engine=Ray(workers=2, cpu=True),
+        poison="a cat",
+        once=str(once),
+        log=str(log),
+    )
     assert not run.failed and once.exists()
     assert sorted(log.read_text().split()) == ["00000", "00000", "00001", "00002", "00003"]
     shout(shards, tmp_path / "local")

@@ -41,9 +41,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--annotations", required=True, help="folder with SugarCrepe's seven json files")
-    parser.add_argument(
-        "--model", default="ViT-S-32", help="OpenCLIP model, random weights (default: ViT-S-32)"
-    )
+    parser.add_argument("--model", help="OpenCLIP model, random weights (default: a small ViT, see SMALL)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", help="write the numbers there as JSON")
     parser.add_argument("--skip-retrieval", action="store_true")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from html import escape
 
 from .benchmarks import get
+from .comparison import comparison_blocks
 from .plots import bars, histograms, legend, radar
 from .report import INTRO, TITLE
-from .tables import Block, Cell, Results, Row, comparison_blocks, interval_blocks, paper_blocks, provenance
+from .tables import Block, Cell, Results, Row, interval_blocks, paper_blocks, provenance
 
 STYLE = """
 :root { color-scheme: light dark; --ink:#1c1f24; --soft:#5d6672; --line:#d9dee5; --back:#fff;

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable
 
 from ..metrics import TIE_RULE
-from .tables import Block, Cell, Results, Row, all_blocks, provenance
+from .comparison import comparison_blocks
+from .tables import Block, Cell, Results, Row, interval_blocks, paper_blocks, provenance
 
 TITLE = "Evaluation beside the TripletCLIP paper"
 INTRO = (
@@ -36,6 +37,11 @@ def render(results: Iterable[dict], form: str, *, baseline: str | None = None) -
     if form not in writers:
         raise ValueError(f"unknown format {form!r}; known: md, csv, latex, html")
     return writers[form](collected)
+
+
+def all_blocks(results: Results) -> list[Block]:
+    """Everything a report shows, in order."""
+    return [*paper_blocks(results), *comparison_blocks(results), *interval_blocks(results)]
 
 
 def heading(column: tuple[str, str]) -> str:

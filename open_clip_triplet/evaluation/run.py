@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from .benchmarks import Benchmark, DataError, MissingData, get
-from .encode import Encoder, ImageError, decode_all, decoding_threads, evaluating, open_image
+from .encode import Encoder, evaluating
+from .encoding import EncodingJob
 from .images import ContentHashes, ImageRef
 from .results import build_result, flat_metrics
 from .store import EmbeddingStore, text_id
 from .tasks import Task
-
-#: embeddings are written to the store every so many rows, so that a run cut short loses little
-FLUSH = 2048
 
 
 class PartialData(DataError):
@@ -114,7 +109,7 @@ def run_suite(
     for ref, identity in image_ids.items():
         by_id.setdefault(identity, ref)
     captions = {text_id(c): c for _, tasks in suite.values() for t in tasks.values() for c in t.captions()}
-    job = _EncodingJob(get_encoder, store, batch_size, progress, share)
+    job = EncodingJob(get_encoder, store, batch_size, progress, share)
     job.images(by_id)
     job.texts(captions)
     barrier()
@@ -222,81 +217,3 @@ def _remarks(tasks: dict[str, Task], image_ids: dict, store: EmbeddingStore) -> 
     identities = {image_ids[ref] for task in tasks.values() for ref in task.images()}
     counts = Counter(remark for identity in identities for remark in store.remarks.get(identity, ()))
     return {"unique": len(identities), **counts}
-
-
-class _EncodingJob:
-    """Encodes what a store lacks, in batches, this process's share of it."""
-
-    def __init__(self, get_encoder, store: EmbeddingStore, batch_size: int, progress: bool, share: tuple):
-        self.get_encoder, self.store = get_encoder, store
-        self.batch_size, self.progress = batch_size, progress
-        self.rank, self.world = share
-
-    def images(self, refs: dict[str, ImageRef]) -> None:
-        missing = self.store.missing("images", refs)[self.rank :: self.world]
-        if not missing:
-            return
-        encoder = self.get_encoder()
-
-        def load(identity: str):
-            ref = refs[identity]
-            try:
-                image, remarks = open_image(ref.read())
-                return identity, encoder.preprocess(image.crop(ref.crop) if ref.crop else image), remarks
-            except (ImageError, OSError) as error:
-                return identity, None, str(error)
-
-        rows, ids, tensors, batch_ids, remarks, failed = [], [], [], [], {}, {}
-
-        def encode_batch():
-            if tensors:
-                rows.append(encoder.images(tensors))
-                ids.extend(batch_ids)
-                tensors.clear()
-                batch_ids.clear()
-
-        def flush():
-            encode_batch()
-            if ids or failed:
-                matrix = np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
-                self.store.add("images", ids, matrix, remarks=dict(remarks), failed=dict(failed))
-            for buffer in (rows, ids, remarks, failed):
-                buffer.clear()
-
-        with ThreadPoolExecutor(decoding_threads()) as pool, self._bar(len(missing), "images") as bar:
-            for identity, tensor, said in decode_all(pool, load, missing):
-                bar.update()
-                if tensor is None:
-                    failed[identity] = said
-                    continue
-                tensors.append(tensor)
-                batch_ids.append(identity)
-                if said:
-                    remarks[identity] = said
-                if len(tensors) == self.batch_size:
-                    encode_batch()
-                if len(ids) >= FLUSH:
-                    flush()
-        flush()
-
-    def texts(self, captions: dict[str, str]) -> None:
-        missing = self.store.missing("texts", captions)
-        # neighbours of like length share a batch, which is then as short as they are
-        missing = sorted(missing, key=lambda i: (len(captions[i]), captions[i]))[self.rank :: self.world]
-        if not missing:
-            return
-        encoder = self.get_encoder()
-        with self._bar(len(missing), "captions") as bar:
-            for start in range(0, len(missing), FLUSH):
-                ids = missing[start : start + FLUSH]
-                rows = []
-                for first in range(0, len(ids), self.batch_size):
-                    batch = ids[first : first + self.batch_size]
-                    rows.append(encoder.texts([captions[i] for i in batch]))
-                    bar.update(len(batch))
-                self.store.add("texts", ids, np.concatenate(rows))
-
-    def _bar(self, total: int, what: str):
-        from tqdm import tqdm
-
-        return tqdm(total=total, desc=what, unit=" " + what, disable=not self.progress, leave=False)

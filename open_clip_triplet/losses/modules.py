@@ -76,8 +76,8 @@ class GroupedLoss(ClipLoss):
         Args:
             image_features: [n * image_group, D] grouped rows of this rank.
             text_features: [n * text_group, D].
-            logit_scale: scalar, already exponentiated.
-            logit_bias: scalar; matters to the sigmoid loss alone.
+            logit_scale: scalar tensor, already exponentiated.
+            logit_bias: scalar tensor; matters to the sigmoid loss alone.
             output_dict: return ``{"contrastive_loss": ...}``, addends whose names end in ``_loss``.
 
         Raises:
@@ -92,9 +92,10 @@ class GroupedLoss(ClipLoss):
                 f"image rows {tuple(image_features.shape)} in groups of {self.image_group} and text rows "
                 f"{tuple(text_features.shape)} in groups of {self.text_group} are not the same samples"
             )
-        logit_scale = divide_gradient(logit_scale, self.accum_freq)
+        # FSDP keeps scalars as [1].
+        logit_scale = divide_gradient(logit_scale, self.accum_freq).reshape(())
         if logit_bias is not None:
-            logit_bias = divide_gradient(logit_bias, self.accum_freq)
+            logit_bias = divide_gradient(logit_bias, self.accum_freq).reshape(())
         losses = self.losses(images, captions, logit_scale, logit_bias)
         total = sum(losses.values())
         self.guard.watch(self.calls // self.accum_freq, total, logit_scale, image_features, text_features)
@@ -115,7 +116,7 @@ class GroupedLoss(ClipLoss):
         if not self.sigmoid:
             loss = softmax_contrast(queries, keys, logit_scale, own_side=own_side, **shared)
             # A bias cancels in every softmax; DDP still wants to see its (zero) gradient.
-            return loss if logit_bias is None else loss + 0 * logit_bias.sum()
+            return loss if logit_bias is None else loss + 0 * logit_bias
         if logit_bias is None:
             raise ValueError("the sigmoid loss needs a model with logit_bias; pass --siglip to training")
         return sigmoid_contrast(queries, keys, logit_scale, logit_bias, **shared)

@@ -8,13 +8,16 @@ smaller ones and covers as much as its size allows.
 
 from __future__ import annotations
 
+import atexit
 import heapq
 import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -95,6 +98,11 @@ def load_wordnet(folder: str = ""):
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
     except ImportError as error:
         raise Stop("concepts needs NLTK: pip install 'open_clip_triplet[build]'") from error
+
+    class Reader(WordNetCorpusReader):
+        def map_wn(self, version="wordnet"):
+            """No map to other versions: it serves other languages, and costs seconds."""
+
     candidates = [folder] if folder else [*(os.path.join(p, "corpora", "wordnet") for p in data.path), DEBIAN]
     root = next((path for path in candidates if os.path.exists(os.path.join(path, "data.noun"))), None)
     if root is None:
@@ -104,14 +112,18 @@ def load_wordnet(folder: str = ""):
         )
     if not os.path.exists(os.path.join(root, "lexnames")):
         root = _with_lexnames(root)
-    return WordNetCorpusReader(root, None)
+    data.path.append(os.path.abspath(root))  # NLTK reads below the folders of its path alone
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # other languages are not needed
+        return Reader(root, None)
 
 
 def _with_lexnames(root: str) -> str:
-    """A temporary folder of links to ``root``'s files, and the ``lexnames`` file they lack."""
+    """A temporary copy of ``root`` (30 MB; NLTK follows no links) with the ``lexnames`` file it lacks."""
     folder = Path(tempfile.mkdtemp(prefix="wordnet-"))
-    for path in Path(root).iterdir():
-        (folder / path.name).symlink_to(path)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for path in (*Path(root).glob("data.*"), *Path(root).glob("index.*"), *Path(root).glob("*.exc")):
+        shutil.copy(path, folder)
     rows = (f"{n:02d}\t{name}\t{PARTS.get(name.split('.')[0], '3')}\n" for n, name in enumerate(LEXNAMES))
     (folder / "lexnames").write_text("".join(rows))
     return str(folder)

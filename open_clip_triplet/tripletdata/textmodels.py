@@ -162,6 +162,7 @@ class Vllm(LanguageModel):
                 max_model_len=self.max_model_len,
                 tensor_parallel_size=self.tensor_parallel,
                 disable_log_stats=True,
+                enforce_eager=device != "cuda",  # compiling for a CPU takes longer than it saves
                 **memory,
             )
         except (OSError, ValueError, RuntimeError) as error:
@@ -170,14 +171,21 @@ class Vllm(LanguageModel):
     def complete(self, prompts: list[str], seeds: list[int]) -> list[str]:
         from vllm import SamplingParams
 
-        params = [
-            SamplingParams(
-                temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, seed=seed
-            )
-            for seed in seeds
-        ]
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        return [output.outputs[0].text for output in self._llm.chat(chats, params, use_tqdm=False)]
+        tokenizer = self._llm.get_tokenizer()
+        texts = [chat_text(tokenizer, prompt) for prompt in prompts]
+        tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        # vLLM refuses the whole batch for one prompt that does not fit.
+        fitting = [i for i, ids in enumerate(tokens) if len(ids) + self.max_tokens <= self.max_model_len]
+        common = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": tokens[i]} for i in fitting],
+            [SamplingParams(**common, seed=seeds[i]) for i in fitting],
+            use_tqdm=False,
+        )
+        answers = [""] * len(prompts)
+        for i, output in zip(fitting, outputs, strict=True):
+            answers[i] = output.outputs[0].text
+        return answers
 
 
 def chat_text(tokenizer, prompt: str) -> str:

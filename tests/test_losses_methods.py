@@ -1,0 +1,149 @@
+"""The table of methods, the flags, what is refused, and the guard against non-finite losses."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss, SigLipLoss
+
+from open_clip_triplet import losses
+from open_clip_triplet.losses import METHODS, NonFiniteLossError, add_loss_arguments, create_loss
+from open_clip_triplet.losses.guard import FiniteGuard
+
+
+def parsed(*flags, **stock):
+    """Arguments as the trainer hands them over: OpenCLIP's, its own two, and the losses' flags."""
+    parser = argparse.ArgumentParser()
+    add_loss_arguments(parser)
+    args = parser.parse_args(flags)
+    for name, value in {
+        "loss": "triplet",
+        "neg_captions": 1,
+        "model": "RN50",
+        "distill": False,
+        "siglip": False,
+        "local_loss": False,
+        "gather_with_grad": False,
+        "rank": 0,
+        "world_size": 1,
+        "horovod": False,
+        "accum_freq": 1,
+        "loss_dist_impl": None,
+        **stock,
+    }.items():
+        setattr(args, name, value)
+    return args
+
+
+def test_the_flags_are_these():
+    parser = argparse.ArgumentParser()
+    add_loss_arguments(parser)
+    flags = {option for action in parser._actions for option in action.option_strings}
+    assert flags - {"-h", "--help"} == {
+        "--loss-chunk-size",
+        "--neg-weight",
+        "--neg-images-in-text-denominator",
+        "--cyclip-in-modal",
+        "--cyclip-cross-modal",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "image_rows", "text_rows", "roles"),
+    [
+        ("clip", 1, 1, ("image", "text")),
+        ("clip-hn", 2, 2, ("image", "text", "neg_image", "neg_text")),
+        ("negclip", 1, 4, ("image", "text", "neg_text")),
+        ("negimage", 2, 1, ("image", "text", "neg_image")),
+        ("triplet", 2, 4, ("image", "text", "neg_image", "neg_text")),
+        ("cyclip", 1, 1, ("image", "text")),
+        ("cyclip-triplet", 2, 4, ("image", "text", "neg_image", "neg_text")),
+    ],
+)
+def test_rows_per_sample(name, image_rows, text_rows, roles):
+    method = METHODS[name]
+    k = 3 if method.several_neg_captions else 1
+    assert (method.image_group(k), method.text_group(k), method.roles) == (image_rows, text_rows, roles)
+    assert method.paired == (len(roles) > 2)
+
+
+def test_every_method_builds_its_loss():
+    for name, method in METHODS.items():
+        assert type(create_loss(parsed(loss=name))) is method.loss
+    assert type(create_loss(parsed(loss="clip", siglip=True))) is SigLipLoss
+    assert type(create_loss(argparse.Namespace(loss="triplet"))) is losses.TripletClipLoss
+
+
+def test_options_reach_the_loss():
+    flags = "--loss-chunk-size 64 --neg-weight 0.5 --neg-images-in-text-denominator --cyclip-in-modal 0.1"
+    loss = create_loss(
+        parsed(*flags.split(), loss="cyclip-triplet", neg_captions=3, accum_freq=4, world_size=2)
+    )
+    assert isinstance(loss, ClipLoss)
+    assert (loss.chunk_size, loss.weights, loss.own_side) == (64, (1.0, 0.5), False)
+    assert (loss.cyclip_weights, loss.text_group) == ((0.1, 0.25), 4)
+    assert (loss.accum_freq, loss.world_size) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "tripplet"}, "unknown loss 'tripplet'.*triplet"),
+        ({"local_loss": True}, "--local-loss without --gather-with-grad drops the gradient"),
+        ({"horovod": True}, "torchrun"),
+        ({"loss": "cyclip", "siglip": True}, "--siglip with --loss cyclip is not defined"),
+        ({"loss": "clip-hn", "neg_captions": 2}, "reads one negative caption, not 2"),
+        ({"distill": True}, "CoCa and distillation"),
+        ({"model": "coca_ViT-B-32"}, "CoCa and distillation"),
+    ],
+)
+def test_unsupported_combinations_say_what_to_do(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_loss(parsed(**options))
+
+
+@pytest.mark.parametrize("flags", [("--neg-weight", "0"), ("--loss-chunk-size", "-1")])
+def test_numbers_must_be_positive(flags, capsys):
+    with pytest.raises(SystemExit):
+        parsed(*flags)
+    assert "must be above 0" in capsys.readouterr().err
+
+
+def test_a_nan_stops_training_and_names_its_surroundings():
+    rows = F.normalize(torch.randn(6, 4), dim=1)
+    loss = losses.TripletClipLoss(accum_freq=2)
+    for _ in range(4):
+        loss(rows, rows, torch.tensor(50.0))
+    broken = rows.clone()
+    broken[3, 1] = float("nan")
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 2 .*logit_scale 50; .*images 1, texts nan"):
+        loss(rows, broken, torch.tensor(50.0))
+
+
+def test_an_infinite_scale_stops_training():
+    rows = F.normalize(torch.randn(6, 4), dim=1)
+    with pytest.raises(NonFiniteLossError, match="logit_scale inf"):
+        losses.ClipHnLoss()(rows, rows, torch.tensor(float("inf")))
+
+
+def test_facts_that_have_not_arrived_wait_without_blocking():
+    """What an accelerator does: numbers land later, and are judged then or on demand."""
+
+    class Event:
+        ready = False
+
+        def query(self):
+            return self.ready
+
+        def synchronize(self):
+            self.ready = True
+
+    guard, event = FiniteGuard(), Event()
+    guard._pending.append((8, torch.tensor([float("nan"), 1.0, 1.0, 1.0]), event))
+    good = torch.ones(1, 2)
+    guard.watch(9, torch.tensor(1.0), torch.tensor(1.0), good, good)
+    with pytest.raises(NonFiniteLossError, match="at step 8"):
+        guard.check()

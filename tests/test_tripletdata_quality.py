@@ -1,0 +1,167 @@
+"""Filter by CLIP score, concept coverage."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import TINY_MODEL, write_shards
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from open_clip_triplet.shards import ShardWriter, read_samples
+from open_clip_triplet.tripletdata import cli
+from open_clip_triplet.tripletdata.concepts import coverage_order, load_wordnet, statistics, words
+from open_clip_triplet.tripletdata.quality import Selection, select_top
+from open_clip_triplet.tripletdata.source import Stop, Unit
+
+scores = st.dictionaries(
+    st.integers(0, 5), st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.25]), max_size=8), max_size=4
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(scores, st.integers(0, 40))
+def test_top_k_is_exact_and_ties_go_by_shard_order(scores, count):
+    chosen = select_top(scores, count)
+    kept = []
+    for unit in sorted(scores):
+        keep = chosen.keeper(Unit(unit, ("x",)))
+        kept += [(unit, n) for n, s in enumerate(scores[unit]) if keep({"scores": {"mean": s}})]
+    ranked = sorted((-s, unit, n) for unit in scores for n, s in enumerate(scores[unit]))
+    assert kept == sorted((unit, n) for _, unit, n in ranked[:count])
+
+
+def test_a_threshold_keeps_its_ties():
+    keep = Selection(0.2).keeper(Unit(0, ("x",)))
+    assert [keep({"scores": {"mean": s}}) for s in (0.1, 0.2, 0.2, 0.3)] == [False, True, True, True]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A tiny OpenCLIP model registered by name, with its weights in a file."""
+    import open_clip
+    import torch
+
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "tiny-filter.json").write_text(json.dumps(TINY_MODEL))
+    open_clip.add_model_config(folder / "tiny-filter.json")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("tiny-filter").state_dict(), folder / "weights.pt")
+    return ["--clip", "tiny-filter", "--clip-pretrained", str(folder / "weights.pt"), "--clip-batch", "3"]
+
+
+def test_filter_keeps_exactly_the_best_by_the_mean_of_both_pairs(clip, tmp_path, capfd):
+    import io
+
+    import open_clip
+    import torch
+    from PIL import Image
+
+    shards = write_shards(tmp_path / "in", [5, 4])
+    argv = ["filter", "--input", shards, *clip, "--quiet", "--output"]
+    assert cli.main([*argv, str(tmp_path / "top"), "--top-k", "4"]) == 0
+    model, _, preprocess = open_clip.create_model_and_transforms(clip[1], pretrained=clip[3])
+    tokenizer, expected = open_clip.get_tokenizer(clip[1]), {}
+    model.eval()
+    for shard in ("00000", "00001"):
+        for sample in read_samples(tmp_path / f"in/{shard}.tar"):
+            total = 0.0
+            for image, text in (("jpg", "txt"), ("neg.jpg", "neg.txt")):
+                with torch.inference_mode():
+                    x = model.encode_image(
+                        preprocess(Image.open(io.BytesIO(sample[image])))[None], normalize=True
+                    )
+                    y = model.encode_text(tokenizer([sample[text].decode()]), normalize=True)
+                total += float((x * y).sum()) / 2
+            expected[sample["__key__"]] = total
+    kept = {}
+    for path in sorted((tmp_path / "top").glob("*.tar")):
+        for sample in read_samples(path):
+            meta = json.loads(sample["json"])
+            kept[meta["source_key"]] = meta["scores"]["mean"]
+            assert {"jpg", "txt", "neg.jpg", "neg.txt"} < set(sample)
+    assert sorted(kept) == sorted(sorted(expected, key=expected.get)[-4:])
+    assert all(abs(score - expected[key]) < 1e-5 for key, score in kept.items())
+    assert "below the cut-off 5" in capfd.readouterr().err
+    assert cli.main([*argv, str(tmp_path / "all"), "--threshold", "-1"]) == 0
+    assert sum(1 for p in (tmp_path / "all").glob("*.tar") for _ in read_samples(p)) == 9
+
+
+def test_filter_asks_for_one_rule_and_a_model_that_exists(clip, tmp_path, capsys):
+    shards = write_shards(tmp_path / "in", [2])
+    argv = ["filter", "--input", shards, "--output", str(tmp_path / "out")]
+    assert cli.main(argv) == 2
+    assert cli.main([*argv, "--top-k", "1", "--clip", "no-such-model"]) == 4
+    assert "cannot load 'no-such-model'" in capsys.readouterr().err
+
+
+def test_a_cut_off_waits_for_every_shard(clip, tmp_path, capfd):
+    shards = write_shards(tmp_path / "in", [2, 2])
+    (tmp_path / "in/00001.tar").write_bytes(b"not a tar")
+    argv = ["filter", "--input", shards, *clip, "--quiet", "--top-k", "2", "--output", str(tmp_path / "out")]
+    assert cli.main(argv) == 3
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+# concepts
+
+
+def test_words_of_a_caption():
+    assert words("A dog's RED ball on 2 well-known tables; {}") == [
+        "dog",
+        "red",
+        "ball",
+        "well-known",
+        "tables",
+    ]
+
+
+def test_coverage_order_takes_most_new_concepts_first():
+    concepts = [["a"], ["a", "b", "c"], ["c", "d"], ["d", "e"], []]
+    assert coverage_order(concepts) == [1, 3, 0, 2, 4]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=4), max_size=8))
+def test_coverage_order_is_greedy(concepts):
+    order, covered = coverage_order(concepts), set()
+    assert sorted(order) == list(range(len(concepts)))
+    for place, number in enumerate(order):
+        gains = [len(set(concepts[n]) - covered) for n in order[place:]]
+        assert gains[0] == max(gains)
+        covered |= set(concepts[number])
+
+
+def test_statistics_by_hand():
+    table = statistics([["dog", "cat"], ["dog"]], [["dog"], ["sun"]])
+    assert table == {
+        "captions": {"total": 3, "unique": 2},
+        "negatives": {"total": 2, "unique": 2},
+        "both": {"total": 5, "unique": 3},
+    }
+
+
+def test_wordnet_that_is_not_there_is_named(tmp_path):
+    pytest.importorskip("nltk", reason="NLTK is not installed: pip install 'open_clip_triplet[build]'")
+    with pytest.raises(Stop, match="wordnet-base"):
+        load_wordnet(str(tmp_path))
+
+
+def test_concepts_of_real_captions_and_growing_subsets(tmp_path, capfd):
+    pytest.importorskip("nltk", reason="NLTK is not installed: pip install 'open_clip_triplet[build]'")
+    try:
+        load_wordnet("")
+    except Stop as stop:
+        pytest.skip(str(stop))
+    captions = ["A dog", "A dog runs", "Two dogs and a red car", "a dog", "zzxqy"]
+    for shard in (0, 1):
+        with ShardWriter(tmp_path / f"in/{shard}.tar") as writer:
+            for number, text in enumerate(captions[shard::2]):
+                writer.write({"__key__": f"{number}", "jpg": b"x", "txt": text, "neg.txt": "A cat"})
+    argv = ["concepts", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]
+    assert cli.main([*argv, "--subset", "1", "3"]) == 0
+    table = json.loads((tmp_path / "out/concepts.json").read_text())
+    assert table["samples"] == 5 and dict(table["most_common"])["dog.n.01"] == 4
+    assert table["negatives"]["unique"] < table["captions"]["unique"] < table["both"]["unique"]
+    assert "unique" in capfd.readouterr().out

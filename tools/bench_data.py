@@ -1,0 +1,306 @@
+#!/usr/bin/env python
+"""Images per second and core of the data pipeline: stock OpenCLIP's against ours, alternating in one run.
+
+    python tools/bench_data.py --images photos/ --out tools/results/bench_data.json
+
+Shards are made in a temporary folder from the photos of ``--images`` (any folder of JPEGs), turned to
+landscape and resized to each of ``--sizes``. Every pipeline reads the same shards as plain pairs with
+one worker. Per core means per second of the worker's processor time, which other load on the machine
+disturbs least; images per second of wall time stand beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+import open_clip
+from open_clip_triplet.captions import choose_captions
+from open_clip_triplet.data import get_paired_dataset
+from open_clip_triplet.device import ToDevice
+from open_clip_triplet.images import (
+    FastImages,
+    PilImages,
+    crop_boxes,
+    decode_fast,
+    decode_pil,
+    fraction_for,
+    resize_box,
+)
+from open_clip_triplet.reading import read_shard
+from open_clip_triplet.shards import ShardWriter, write_sizes, write_text_durably
+
+METHOD = SimpleNamespace(name="clip", reads_neg_images=False, reads_neg_captions=False)
+CAPTION = "A brown dog runs through tall grass while two children in red jackets watch from the fence."
+TICKS = os.sysconf("SC_CLK_TCK")
+OURS = ("pil", "fast")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of JPEG photos")
+    parser.add_argument("--sizes", default="512x384,1024x768", help="width x height (default %(default)s)")
+    parser.add_argument("--quality", type=int, default=90, help="JPEG quality (default %(default)s)")
+    parser.add_argument("--samples", type=int, default=1280, help="per size and round (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
+    parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
+    options = parser.parse_args()
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    photos = [path.read_bytes() for path in sorted(options.images.glob("*.jpg"))]
+    if not photos:
+        parser.error(f"no .jpg in {options.images}")
+    results = {"machine": machine(), "settings": {k: str(v) for k, v in vars(options).items()}}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in options.sizes.split(","):
+            width, height = (int(side) for side in size.split("x"))
+            spec = make_shards(Path(folder) / size, photos, (width, height), options.quality, options.samples)
+            results[size] = throughput(spec, options.rounds)
+            results[size]["milliseconds per image"] = stages(spec, (height, width))
+            report_size(size, results[size])
+        first = options.sizes.split(",")[0]
+        results["first batch"] = first_batch(Path(folder) / first, options.rounds)
+        results["two workers"] = two_workers(f"{folder}/{first}/{{00000..00019}}.tar", options.rounds)
+    report_rest(results)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text_durably(options.out, json.dumps(results, indent=1) + "\n")
+        print(f"written to {options.out}")
+    return 0
+
+
+def machine() -> dict:
+    """Hardware, date, commit and versions that the numbers belong to."""
+    model = [line for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "load before": os.getloadavg()[0],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "open_clip": open_clip.__version__,
+    }
+
+
+def make_shards(folder: Path, photos: list[bytes], size, quality: int, samples: int, shards: int = 20) -> str:
+    """Shards of ``samples`` pairs in all; returns their brace spelling."""
+    from PIL import Image
+
+    encoded = []
+    for photo in photos:
+        image = Image.open(io.BytesIO(photo)).convert("RGB")
+        if image.width < image.height:
+            image = image.rotate(90, expand=True)
+        buffer = io.BytesIO()
+        image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=quality)
+        encoded.append(buffer.getvalue())
+    print(
+        f"{size[0]}x{size[1]}: {len(encoded)} photos, {statistics.mean(map(len, encoded)) / 1000:.0f} kB each"
+    )
+    sizes = {}
+    for shard in range(shards):
+        with ShardWriter(folder / f"{shard:05d}.tar") as writer:
+            for number in range(shard, samples, shards):
+                photo = encoded[number % len(encoded)]
+                writer.write({"__key__": f"{number:06d}", "jpg": photo, "txt": f"{CAPTION} {number}"})
+        sizes[f"{shard:05d}.tar"] = len(writer)
+    write_sizes(folder, sizes)
+    return f"{folder}/{{00000..{shards - 1:05d}}}.tar"
+
+
+def loader(pipeline: str, spec: str, workers: int = 1, batch_size: int = 64):
+    """A training loader over the shards: ``stock``, ``pil`` or ``fast``."""
+    args = SimpleNamespace(
+        train_data=spec,
+        train_num_samples=None,
+        dataset_resampled=False,
+        train_data_upsampling_factors=None,
+        batch_size=batch_size,
+        workers=workers,
+        world_size=1,
+        rank=0,
+        seed=0,
+        distributed=False,
+        accum_freq=1,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        neg_captions=1,
+        caption_sampling="first",
+        image_decoder=pipeline,
+        same_crop=False,
+    )
+    transform = open_clip.image_transform(224, is_train=True)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    if pipeline == "stock":
+        from open_clip_train.data import get_wds_dataset
+
+        return get_wds_dataset(args, transform, True, tokenizer=tokenizer).dataloader
+    return get_paired_dataset(args, transform, True, tokenizer=tokenizer, method=METHOD).dataloader
+
+
+def processor_seconds() -> float:
+    """Processor time of all living worker processes."""
+    used = 0
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        used += int(fields[11]) + int(fields[12])
+    return used / TICKS
+
+
+def peak_memory() -> float:
+    """Largest resident size of a living worker so far, MiB."""
+    peaks = [0]
+    for child in multiprocessing.active_children():
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        peaks += [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
+    return max(peaks) / 1024
+
+
+def run(pipeline: str, spec: str, workers: int = 1) -> dict:
+    """One epoch: images per second of wall time and of worker time, from the first batch on, and memory."""
+    batches = iter(loader(pipeline, spec, workers))
+    next(batches)
+    start, used, images, wall, busy, memory = time.perf_counter(), processor_seconds(), 0, 0.0, 0.0, 0.0
+    for batch in batches:
+        images += len(batch[0])
+        if multiprocessing.active_children():  # the workers may be gone with the last batch
+            wall, busy = time.perf_counter() - start, processor_seconds() - used
+            memory = max(memory, peak_memory())
+            counted = images
+    return {"per second": counted / wall, "per core": counted / busy, "memory": memory}
+
+
+def throughput(spec: str, rounds: int) -> dict:
+    """Median over rounds in which the pipelines take turns."""
+    found: dict = {name: [] for name in ("stock", *OURS)}
+    for number in range(rounds):
+        for name in found:
+            print(f"\r  round {number + 1} of {rounds}: {name}   ", end="", file=sys.stderr, flush=True)
+            found[name].append(run(name, spec))
+    print("\r" + " " * 40, end="\r", file=sys.stderr)
+    table = {
+        name: {key: statistics.median(one[key] for one in runs) for key in runs[0]} | {"rounds": runs}
+        for name, runs in found.items()
+    }
+    ratios = {
+        name: [ours["per core"] / stock["per core"] for ours, stock in zip(found[name], found["stock"])]
+        for name in OURS
+    }
+    return table | {f"{name} / stock": statistics.median(ratios[name]) for name in OURS}
+
+
+def stages(spec: str, size: tuple[int, int], number: int = 200) -> dict:
+    """Where one image's time goes in ``fast``, and in ``pil`` for comparison, on warm caches."""
+    shard = spec.replace("{00000..00019}", "00000")
+    samples = [s for _, s in read_shard(shard, ("image", "text"), lambda i: False)][:number]
+    encoded, texts = [s["image"] for s in samples], [s["text"].decode() for s in samples]
+    transform = open_clip.image_transform(224, is_train=True)
+    fast, crop = FastImages(transform), transform.transforms[0]
+    (box,) = crop_boxes(crop, [size], same=False)
+    part = fraction_for(box, crop.size)
+    pixels = [decode_fast(data, part) for data in encoded]
+    made = [resize_box(torch.from_numpy(p), size, box, crop.size) for p in pixels]
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    pictures = [decode_pil(data) for data in encoded]
+    batch = torch.stack(made), tokenizer(texts)
+    finish = ToDevice("cuda" if torch.cuda.is_available() else "cpu", fast.normalize)
+    count = len(samples)
+    return {
+        "tar": clock(lambda: list(read_shard(shard, ("image", "text"), lambda i: False))) / count,
+        "captions": clock(
+            lambda: [
+                choose_captions(s, None, sampling="first", negatives=0, keep_first=False) for s in samples
+            ]
+        )
+        / count,
+        "tokenize": clock(lambda: tokenizer(texts)) / count,
+        "fast: decode": clock(lambda: [decode_fast(data, part) for data in encoded]) / count,
+        "fast: crop and resize": clock(
+            lambda: [resize_box(torch.from_numpy(p), size, box, crop.size) for p in pixels]
+        )
+        / count,
+        "fast: all of the image": clock(lambda: [fast([data], 0, 0) for data in encoded]) / count,
+        "fast: batch": clock(lambda: torch.stack(made)) / count,
+        "fast: to device and normalise": clock(lambda: list(finish(iter([batch])))) / count,
+        "pil: transform": clock(lambda: [transform(picture) for picture in pictures]) / count,
+        "pil: all of the image": clock(lambda: [PilImages(transform)([data], 0) for data in encoded]) / count,
+    }
+
+
+def clock(work, repeats: int = 3) -> float:
+    """Least processor time of some repeats, milliseconds."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        best = min(best, time.process_time() - start)
+    return best * 1000
+
+
+def first_batch(folder: Path, rounds: int, shards: int = 1000) -> dict:
+    """Seconds from building the loader to its first batch, over as many shards (links to one of them)."""
+    many = folder / "many"
+    many.mkdir()
+    for number in range(shards):
+        os.link(folder / f"{number % 20:05d}.tar", many / f"{number:05d}.tar")
+    sizes = json.loads((folder / "sizes.json").read_text())
+    write_sizes(many, {f"{n:05d}.tar": sizes[f"{n % 20:05d}.tar"] for n in range(shards)})
+    found: dict = {"stock": [], "pil": [], "fast": []}
+    for _ in range(rounds):
+        for name, times in found.items():
+            start = time.perf_counter()
+            batches = iter(loader(name, f"{many}/{{00000..{shards - 1:05d}}}.tar"))
+            next(batches)
+            times.append(time.perf_counter() - start)
+            del batches
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def two_workers(spec: str, rounds: int) -> dict:
+    """Images per second of wall time of ``fast`` with one worker and with two."""
+    pairs = [(run("fast", spec)["per second"], run("fast", spec, 2)["per second"]) for _ in range(rounds)]
+    one, two = (statistics.median(values) for values in zip(*pairs))
+    return {"one": one, "two": two, "ratio": statistics.median(b / a for a, b in pairs)}
+
+
+def report_size(size: str, found: dict) -> None:
+    print(f"{'':8}{'images/s/core':>15}{'x stock':>9}{'images/s':>10}{'peak MiB':>10}")
+    for name in ("stock", *OURS):
+        row = found[name]
+        ratio = found.get(f"{name} / stock", 1.0)
+        print(f"{name:8}{row['per core']:15.0f}{ratio:9.2f}{row['per second']:10.0f}{row['memory']:10.0f}")
+    for name, cost in found["milliseconds per image"].items():
+        print(f"    {name:32}{cost:7.3f} ms")
+
+
+def report_rest(results: dict) -> None:
+    times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in results["first batch"].items())
+    print(f"first batch over 1,000 shards: {times}")
+    pair = results["two workers"]
+    print(
+        f"fast, two workers against one: {pair['two']:.0f} / {pair['one']:.0f} images/s = {pair['ratio']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
