@@ -50,7 +50,7 @@ train() {
     if ((world > 1)); then
         launcher=(torchrun --nproc_per_node "$GPUS" --nnodes "$NODES")
         ((NODES > 1)) && launcher+=(--rdzv_backend c10d --rdzv_endpoint "${HEAD_NODE:?set by slurm.sh}:29500")
-        launcher+=(-m)
+        launcher+=(-m --)  # else torchrun takes OpenCLIP's --logs for its own
         set -- --local-loss --gather-with-grad "$@"
     fi
     ((ACCUM > 1)) && set -- --accum-freq "$ACCUM" "$@"

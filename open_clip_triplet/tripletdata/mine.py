@@ -3,7 +3,7 @@
 Reads img2dataset-style shards (jpg, txt, json) and writes paired shards, one for each it read. The
 nearest pair's image and caption become ``neg.jpg`` and ``neg.txt``. Passed over as near-duplicates:
 the same image bytes, a caption in common, and any similarity above ``--max-similarity``. The search
-is exact; the same input and options give the same bytes.
+is exact unless ``--index`` is given; the same input and options give the same bytes.
 
   make_shards.py mine --input 'cc3m/{00000..00331}.tar' --output mined
   make_shards.py mine --input 'cc3m/{00000..00331}.tar' --output mined --model ViT-B-32 --pretrained openai
@@ -32,11 +32,9 @@ from ..shards import (
     write_text_durably,
 )
 from . import embed, folder
+from .neighbours import nearest_different
 
 HELP = "real hard negatives: the nearest different pair of every pair"
-
-CANDIDATES = 64  # neighbours looked at before a full sort of the row
-BLOCK_BYTES = 256 << 20  # of similarities held at once
 
 
 @dataclass
@@ -106,9 +104,6 @@ def _pair(shard: str, key: str, parts: dict, dropped: Counter) -> Iterator[Pair]
     yield Pair(key, shard, captions, suffix, offset, len(data), hashlib.sha256(data).digest(), meta)
 
 
-# --- search ---------------------------------------------------------------------------------------
-
-
 def is_duplicate(a: Pair, b: Pair) -> bool:
     """Whether two pairs show the same image file or share a caption (case and spacing aside)."""
     return a.digest == b.digest or not _words(a).isdisjoint(_words(b))
@@ -116,47 +111,6 @@ def is_duplicate(a: Pair, b: Pair) -> bool:
 
 def _words(pair: Pair) -> set[str]:
     return {" ".join(caption.lower().split()).rstrip(".") for caption in pair.captions}
-
-
-def nearest_different(features: np.ndarray, pairs: list[Pair], max_similarity: float, device: str = "cpu",
-                      progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Each pair's nearest neighbour that is not a near-duplicate, by exact search.
-
-    Args:
-        features: [N, D], unit rows; a row with NaN takes no part.
-        pairs: the N pairs, for telling duplicates.
-        max_similarity: cosine from which a neighbour counts as the same picture.
-
-    Returns:
-        Index [N] (-1 where there is none) and cosine [N] (NaN there). Among equals the lower index wins.
-    """
-    import torch
-    from tqdm import tqdm
-
-    usable = np.flatnonzero(np.isfinite(features).all(axis=1))
-    rows = torch.from_numpy(features[usable]).to(device)
-    index, cosine = np.full(len(pairs), -1), np.full(len(pairs), np.nan, np.float32)
-    block = max(1, BLOCK_BYTES // (4 * max(1, len(usable))))
-    for start in tqdm(range(0, len(usable), block), "search", unit="block", disable=not progress):
-        similar = rows[start : start + block] @ rows.T
-        top = similar.masked_fill(similar >= max_similarity, -2).topk(min(CANDIDATES, len(usable)), dim=1)
-        for r, (values, columns) in enumerate(zip(top.values.tolist(), top.indices.tolist())):
-            me = usable[start + r]
-            found = _first_different(me, values, columns, usable, pairs)
-            if found is None and len(usable) > CANDIDATES and values[-1] > -2:
-                values = similar[r].masked_fill(similar[r] >= max_similarity, -2).tolist()
-                found = _first_different(me, values, range(len(usable)), usable, pairs)
-            if found is not None:
-                index[me], cosine[me] = found
-    return index, cosine
-
-
-def _first_different(me: int, values, columns, usable, pairs) -> tuple[int, float] | None:
-    for value, column in sorted(zip(values, columns), key=lambda found: (-found[0], found[1])):
-        other = usable[column]
-        if value > -2 and other != me and not is_duplicate(pairs[me], pairs[other]):
-            return other, value
-    return None
 
 
 # --- command --------------------------------------------------------------------------------------
@@ -206,8 +160,10 @@ def _embed_all(embedder, shards: list[list[Pair]], output: Path, progress: bool)
     return np.concatenate([np.broadcast_to(block, (len(block), width)) for block in blocks])
 
 
-def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0.95, device: str = "cpu",
-         progress: bool = False) -> dict:
+def mine(
+    inputs: list[str], output: Path, embedder, *, max_similarity: float = 0.95, device: str = "cpu",
+    index: str | None = None, progress: bool = False,
+) -> dict:
     """Write paired shards for ``inputs`` and return the counts, also written to ``mined.json``.
 
     Raises:
@@ -217,7 +173,7 @@ def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0
 
     folder.claim(output, {
         "command": "mine", "inputs": {url: Path(url).stat().st_size for url in inputs},
-        "embedder": embedder.name, "max_similarity": max_similarity,
+        "embedder": embedder.name, "max_similarity": max_similarity, "index": index,
     })
     dropped: Counter = Counter()
     shards = [list(read_pairs(url, dropped)) for url in tqdm(inputs, "read", disable=not progress)]
@@ -225,14 +181,16 @@ def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0
     if len(pairs) < 2:
         raise SystemExit(f"{len(pairs)} usable pairs in {len(inputs)} shards: nothing to compare")
     features = _embed_all(embedder, [shard for shard in shards if shard], output, progress)
-    index, cosine = nearest_different(features, pairs, max_similarity, device, progress)
+    found, cosine = nearest_different(
+        features, lambda a, b: is_duplicate(pairs[a], pairs[b]), max_similarity, device, index, progress
+    )
     unembedded = ~np.isfinite(features).all(axis=1)
     sizes, first = {}, 0
     for number, shard in enumerate(tqdm(shards, "write", unit="shard", disable=not progress)):
         with ShardWriter(output / f"{number:05d}.tar") as writer:
             for me, pair in enumerate(shard, first):
-                if index[me] >= 0:
-                    writer.write(paired_sample(pair, pairs[index[me]], cosine[me], embedder.name))
+                if found[me] >= 0:
+                    writer.write(paired_sample(pair, pairs[found[me]], cosine[me], embedder.name))
                 elif unembedded[me]:
                     dropped["not embeddable (image cannot be decoded, or no known word)"] += 1
                 else:
@@ -241,7 +199,7 @@ def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0
         first += len(shard)
     counts = {
         "pairs": len(pairs), "written": sum(sizes.values()), "dropped": dict(sorted(dropped.items())),
-        "distinct_negatives": len(set(index[index >= 0].tolist())),
+        "distinct_negatives": len(set(found[found >= 0].tolist())),
         "similarity_quartiles": [round(float(q), 4) for q in np.nanquantile(cosine, (0.25, 0.5, 0.75))],
     }
     write_sizes(output, sizes)
@@ -259,6 +217,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", help="its weights: OpenCLIP's tag, or a checkpoint file")
     parser.add_argument("--max-similarity", type=float, default=0.95,
                         help="cosine from which a neighbour is a near-duplicate (%(default)s)")
+    parser.add_argument("--index", metavar="FACTORY",
+                        help="FAISS index to search in, e.g. IVF4096,Flat: for millions of pairs on CPUs")
     parser.add_argument("--device", default="cpu", help="torch device to embed and search on (%(default)s)")
 
 
@@ -271,7 +231,7 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit("--pretrained goes with --model NAME")
     embedder = embed.make_embedder(args.embedder, args.model, args.pretrained, args.device)
     counts = mine(inputs, args.output, embedder, max_similarity=args.max_similarity, device=args.device,
-                  progress=sys.stderr.isatty())
+                  index=args.index, progress=sys.stderr.isatty())
     low, median, high = counts["similarity_quartiles"]
     print(f"{args.output}: {counts['written']} of {counts['pairs']} pairs in {len(inputs)} shards")
     print(f"similarity of negatives: median {median:.2f}, half of them in {low:.2f}-{high:.2f}; "
