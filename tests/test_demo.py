@@ -45,8 +45,8 @@ def test_recall_counts_ties_as_above():
 @pytest.mark.parametrize(
     ("triplet", "clip", "words"),
     [
-        ("1" * 90 + "0" * 10, "1" * 50 + "0" * 50, "triplet leads clip after 300 steps, by +40.0 points"),
-        ("1" * 50 + "0" * 50, "1" * 90 + "0" * 10, "triplet trails clip"),
+        ("1" * 90 + "0" * 10, "1" * 50 + "0" * 50, "after 300 steps: triplet leads clip by 40.0 points"),
+        ("1" * 50 + "0" * 50, "1" * 90 + "0" * 10, "triplet trails clip by 40.0 points"),
         ("1" * 50 + "0" * 50, "1" * 49 + "0" * 51, "triplet is not told apart from clip"),
     ],
 )
