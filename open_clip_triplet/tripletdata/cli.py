@@ -13,14 +13,17 @@ STAGES: dict[str, str] = {}
 def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="make_shards.py", description="Build paired shards for open_clip_triplet.",
+        prog="make_shards.py",
+        description="Build paired shards for open_clip_triplet.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module_name in STAGES.items():
         module = importlib.import_module(f"open_clip_triplet.tripletdata.{module_name}")
         command = commands.add_parser(
-            name, help=module.HELP, description=module.__doc__,
+            name,
+            help=module.HELP,
+            description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
