@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY_MODEL, picture
 
 from open_clip_triplet.shards import ShardWriter, by_role, read_meta, read_samples, read_sizes
-from open_clip_triplet.tripletdata import embed, mine
+from open_clip_triplet.tripletdata import embed, mine, neighbours
 from open_clip_triplet.tripletdata.cli import main
 
 CAPTIONS = [
@@ -108,10 +108,10 @@ def test_what_is_too_similar_is_passed_over(tmp_path):
     rows = np.array([[1, 0, 0], [0.999, 0.04, 0], [0.998, 0, 0.06], [0.6, 0.8, 0]], np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     pairs = [fake_pair(n) for n in range(4)]
-    index, cosine = mine.nearest_different(rows, pairs, 0.95)
+    index, cosine = nearest(rows, pairs, 0.95)
     assert index.tolist() == [3, 3, 3, 1] and cosine[0] == pytest.approx(0.6, abs=1e-6)
-    assert mine.nearest_different(rows, pairs, 1.1)[0].tolist() == [1, 0, 0, 1]
-    assert mine.nearest_different(rows[:3], pairs[:3], 0.95)[0].tolist() == [-1, -1, -1]
+    assert nearest(rows, pairs, 1.1)[0].tolist() == [1, 0, 0, 1]
+    assert nearest(rows[:3], pairs[:3], 0.95)[0].tolist() == [-1, -1, -1]
 
 
 def fake_pair(number: int, digest: bytes | None = None, captions: list[str] | None = None) -> mine.Pair:
@@ -119,31 +119,41 @@ def fake_pair(number: int, digest: bytes | None = None, captions: list[str] | No
                      digest or str(number).encode(), {})
 
 
+def nearest(rows, pairs, max_similarity: float, **options):
+    def duplicate(a: int, b: int) -> bool:
+        return mine.is_duplicate(pairs[a], pairs[b])
+
+    return neighbours.nearest_different(rows, duplicate, max_similarity, **options)
+
+
+@pytest.mark.parametrize("index", [None, "Flat"])
 @pytest.mark.parametrize("candidates", [2, 64])
-def test_the_search_is_exact(monkeypatch, candidates):
+def test_the_search_is_exact(monkeypatch, candidates, index):
     """Against brute force, with many duplicates and a small candidate list, in blocks of three rows."""
-    monkeypatch.setattr(mine, "CANDIDATES", candidates)
-    monkeypatch.setattr(mine, "BLOCK_BYTES", 3 * 4 * 60)
+    if index:
+        pytest.importorskip("faiss")
+    monkeypatch.setattr(neighbours, "CANDIDATES", candidates)
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 3 * 4 * 60)
     rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     rows[7] = np.nan
     pairs = [fake_pair(n, digest=b"%d" % (n % 5)) for n in range(60)]
-    index, cosine = mine.nearest_different(rows, pairs, 0.98)
+    neighbour, cosine = nearest(rows, pairs, 0.98, index=index)
     for me in range(60):
         allowed = {
             other: float(rows[me] @ rows[other]) for other in range(60)
             if other % 5 != me % 5 and other != 7 and rows[me] @ rows[other] < 0.98
         }
         if me == 7:
-            assert index[me] == -1 and np.isnan(cosine[me])
+            assert neighbour[me] == -1 and np.isnan(cosine[me])
         else:
-            assert index[me] == max(allowed, key=allowed.get)
+            assert neighbour[me] == max(allowed, key=allowed.get)
             assert cosine[me] == pytest.approx(max(allowed.values()), abs=1e-6)
 
 
 def test_equal_neighbours_go_to_the_lower_index():
     rows = np.array([[0, 1], [1, 0], [1, 0], [1, 0]], np.float32)
-    assert mine.nearest_different(rows, [fake_pair(n) for n in range(4)], 1.5)[0].tolist() == [1, 2, 1, 1]
+    assert nearest(rows, [fake_pair(n) for n in range(4)], 1.5)[0].tolist() == [1, 2, 1, 1]
 
 
 def test_what_cannot_be_used_is_counted_by_reason(tmp_path):

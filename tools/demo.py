@@ -90,10 +90,10 @@ def say(results: list[dict], *, short: bool) -> str:
     """What was measured, in one sentence; it claims a lead only where the interval leaves out zero."""
     by_label = {result["label"]: result for result in results}
     lead, low, high = (100 * x for x in difference(by_label["triplet"], by_label["clip"]))
-    verdict = "leads" if low > 0 else "trails" if high < 0 else "is not told apart from"
+    verdict = "leads clip by" if low > 0 else "trails clip by" if high < 0 else "is not told apart from clip:"
     text = (
-        f"Group score: triplet {verdict} clip after {results[0]['steps']} steps, by {lead:+.1f} points "
-        f"(95% interval {low:+.1f} to {high:+.1f}, {results[0]['items']} held-out samples, one seed)."
+        f"Group score after {results[0]['steps']} steps: triplet {verdict} {abs(lead):.1f} points (95% interval "
+        f"of the lead {low:+.1f} to {high:+.1f}, {results[0]['items']:,} held-out samples, one seed)."
     )
     return text + " The short form is too short to learn from." if short else text
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from open_clip_triplet.metrics import composition_correct, wilson_interval
-from open_clip_triplet.shards import by_role, expand_shards, read_meta, read_samples, write_text_durably
+from open_clip_triplet.shards import by_role, read_meta, read_samples, read_sizes, write_text_durably
 
 MODEL = "shapes-tiny"
 #: relative to here, so that the commands printed and recorded hold for any checkout
@@ -41,7 +41,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        words = re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
+        # NegCLIP and NegCLIP++ are two methods
+        words = re.sub(r"[^a-z0-9]+", "-", self.label.lower().replace("+", "-plus-")).strip("-")
         return f"{words}-{self.steps}-steps-seed-{self.seed}"
 
 
@@ -76,7 +77,9 @@ def execute(run: Run, output: Path, common: tuple[str, ...], *, keep_checkpoint:
             print(f"{run.name}: done before", flush=True)
             return result
     started = time.time()
-    checkpoint = _train(run, argv, output / "runs" / run.name)
+    samples = sum(read_sizes([str(shard) for shard in shards]) or [])
+    batch = int(argv[argv.index("--batch-size") + 1])
+    checkpoint = _train(run, argv, output / "runs" / run.name, steps_per_epoch=samples // batch)
     seconds = time.time() - started
     result = {
         "label": run.label, "seed": run.seed, "steps": run.steps, "command": argv[1:],
@@ -89,8 +92,8 @@ def execute(run: Run, output: Path, common: tuple[str, ...], *, keep_checkpoint:
     return result
 
 
-def _train(run: Run, argv: list[str], folder: Path) -> Path:
-    """Run the command with a progress bar; its whole output goes to ``train.log``. Returns the checkpoint."""
+def _train(run: Run, argv: list[str], folder: Path, steps_per_epoch: int) -> Path:
+    """Run the command with a progress bar; all it prints goes to ``NAME.log``. Returns the checkpoint."""
     from tqdm import tqdm
 
     if folder.exists():  # an earlier try that was cut short; OpenCLIP refuses to write over it
@@ -109,10 +112,9 @@ def _train(run: Run, argv: list[str], folder: Path) -> Path:
             file.write(line)
             tail.append(line)
             if found := _PROGRESS.search(line):
-                epoch, done, total, loss = found.groups()
-                per_epoch = _steps_per_epoch(argv, int(total))
+                epoch, done, total, loss = found.groups()  # done and total count image rows
                 bar.set_postfix(loss=loss, refresh=False)
-                step = round((int(epoch) + int(done) / int(total)) * per_epoch)
+                step = round((int(epoch) + int(done) / int(total)) * steps_per_epoch)
                 bar.update(max(0, min(step, run.steps) - bar.n))
         if process.wait() == 0:
             bar.update(run.steps - bar.n)
@@ -120,10 +122,6 @@ def _train(run: Run, argv: list[str], folder: Path) -> Path:
         raise SystemExit(f"{''.join(tail)}\ntraining {run.label} failed; all of its output: {log}")
     checkpoints = list((folder / "checkpoints").glob("epoch_*.pt"))
     return max(checkpoints, key=lambda path: path.stat().st_mtime)
-
-
-def _steps_per_epoch(argv: list[str], samples: int) -> float:
-    return samples / int(argv[argv.index("--batch-size") + 1])
 
 
 def _position(checkpoint: Path) -> dict:
@@ -155,7 +153,7 @@ def score(checkpoint: Path, val: Path) -> dict:
     open_clip.add_model_config(MODEL_CONFIG)
     model, _, preprocess = open_clip.create_model_and_transforms(MODEL, pretrained=str(checkpoint))
     encoder = Encoder(model, preprocess, open_clip.get_tokenizer(MODEL))
-    samples = [by_role(sample) for url in expand_shards(str(val)) for sample in read_samples(url)]
+    samples = [by_role(sample) for sample in read_samples(val)]
     with evaluating(model):
         x0, x1 = (
             _in_batches(encoder.images, [preprocess(open_image(sample[role])[0]) for sample in samples])

@@ -3,7 +3,7 @@
 Reads img2dataset-style shards (jpg, txt, json) and writes paired shards, one for each it read. The
 nearest pair's image and caption become ``neg.jpg`` and ``neg.txt``. Passed over as near-duplicates:
 the same image bytes, a caption in common, and any similarity above ``--max-similarity``. The search
-is exact; the same input and options give the same bytes.
+is exact unless ``--index`` is given; the same input and options give the same bytes.
 
   make_shards.py mine --input 'cc3m/{00000..00331}.tar' --output mined
   make_shards.py mine --input 'cc3m/{00000..00331}.tar' --output mined --model ViT-B-32 --pretrained openai
@@ -31,12 +31,14 @@ from ..shards import (
     write_sizes,
     write_text_durably,
 )
+<<<<<<< HEAD
 from . import embed, folder, neighbours
+=======
+from . import embed, folder
+from .neighbours import nearest_different
+>>>>>>> shapes
 
 HELP = "real hard negatives: the nearest different pair of every pair"
-
-CANDIDATES = 64  # neighbours looked at before a full sort of the row
-BLOCK_BYTES = 256 << 20  # of similarities held at once
 
 
 @dataclass
@@ -106,9 +108,6 @@ def _pair(shard: str, key: str, parts: dict, dropped: Counter) -> Iterator[Pair]
     yield Pair(key, shard, captions, suffix, offset, len(data), hashlib.sha256(data).digest(), meta)
 
 
-# --- search ---------------------------------------------------------------------------------------
-
-
 def is_duplicate(a: Pair, b: Pair) -> bool:
     """Whether two pairs show the same image file or share a caption (case and spacing aside)."""
     return a.digest == b.digest or not _words(a).isdisjoint(_words(b))
@@ -118,6 +117,7 @@ def _words(pair: Pair) -> set[str]:
     return {" ".join(caption.lower().split()).rstrip(".") for caption in pair.captions}
 
 
+<<<<<<< HEAD
 def nearest_different(features: np.ndarray, pairs: list[Pair], max_similarity: float, device: str = "cpu",
                       progress: bool = False, index_kind: str = "exact") -> tuple[np.ndarray, np.ndarray]:
     """Each pair's nearest neighbour that is not a near-duplicate, by exact search.
@@ -181,6 +181,8 @@ def _first_different(me: int, values, columns, usable, pairs) -> tuple[int, floa
     return None
 
 
+=======
+>>>>>>> shapes
 # --- command --------------------------------------------------------------------------------------
 
 
@@ -228,8 +230,15 @@ def _embed_all(embedder, shards: list[list[Pair]], output: Path, progress: bool)
     return np.concatenate([np.broadcast_to(block, (len(block), width)) for block in blocks])
 
 
+<<<<<<< HEAD
 def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0.95, device: str = "cpu",
          progress: bool = False, index_kind: str = "exact") -> dict:
+=======
+def mine(
+    inputs: list[str], output: Path, embedder, *, max_similarity: float = 0.95, device: str = "cpu",
+    index: str | None = None, progress: bool = False,
+) -> dict:
+>>>>>>> shapes
     """Write paired shards for ``inputs`` and return the counts, also written to ``mined.json``.
 
     Raises:
@@ -239,8 +248,12 @@ def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0
 
     folder.claim(output, {
         "command": "mine", "inputs": {url: Path(url).stat().st_size for url in inputs},
+<<<<<<< HEAD
         "embedder": embedder.name, "max_similarity": max_similarity,
         **({"index": index_kind} if index_kind != "exact" else {}),
+=======
+        "embedder": embedder.name, "max_similarity": max_similarity, "index": index,
+>>>>>>> shapes
     })
     dropped: Counter = Counter()
     shards = [list(read_pairs(url, dropped)) for url in tqdm(inputs, "read", disable=not progress)]
@@ -248,7 +261,13 @@ def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0
     if len(pairs) < 2:
         raise SystemExit(f"{len(pairs)} usable pairs in {len(inputs)} shards: nothing to compare")
     features = _embed_all(embedder, [shard for shard in shards if shard], output, progress)
+<<<<<<< HEAD
     index, cosine = nearest_different(features, pairs, max_similarity, device, progress, index_kind)
+=======
+    found, cosine = nearest_different(
+        features, lambda a, b: is_duplicate(pairs[a], pairs[b]), max_similarity, device, index, progress
+    )
+>>>>>>> shapes
     unembedded = ~np.isfinite(features).all(axis=1)
     # img2dataset starts its keys again in every shard; a key must be one sample's in the whole set.
     repeated = len({pair.key for pair in pairs}) < len(pairs)
@@ -256,11 +275,16 @@ def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0
     for number, shard in enumerate(tqdm(shards, "write", unit="shard", disable=not progress)):
         with ShardWriter(output / f"{number:05d}.tar") as writer:
             for me, pair in enumerate(shard, first):
+<<<<<<< HEAD
                 if index[me] >= 0:
                     sample = paired_sample(pair, pairs[index[me]], cosine[me], embedder.name)
                     if repeated:
                         sample["__key__"] = f"{number:05d}_{pair.key.replace('/', '_')}"
                     writer.write(sample)
+=======
+                if found[me] >= 0:
+                    writer.write(paired_sample(pair, pairs[found[me]], cosine[me], embedder.name))
+>>>>>>> shapes
                 elif unembedded[me]:
                     dropped["not embeddable (image cannot be decoded, or no known word)"] += 1
                 else:
@@ -269,7 +293,7 @@ def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0
         first += len(shard)
     counts = {
         "pairs": len(pairs), "written": sum(sizes.values()), "dropped": dict(sorted(dropped.items())),
-        "distinct_negatives": len(set(index[index >= 0].tolist())),
+        "distinct_negatives": len(set(found[found >= 0].tolist())),
         "similarity_quartiles": [round(float(q), 4) for q in np.nanquantile(cosine, (0.25, 0.5, 0.75))],
     }
     write_sizes(output, sizes)
@@ -287,8 +311,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", help="its weights: OpenCLIP's tag, or a checkpoint file")
     parser.add_argument("--max-similarity", type=float, default=0.95,
                         help="cosine from which a neighbour is a near-duplicate (%(default)s)")
+<<<<<<< HEAD
     parser.add_argument("--index", choices=["exact", "faiss"], default="exact",
                         help="faiss: nearest lists of an index, for millions of pairs (default exact)")
+=======
+    parser.add_argument("--index", metavar="FACTORY",
+                        help="FAISS index to search in, e.g. IVF4096,Flat: for millions of pairs on CPUs")
+>>>>>>> shapes
     parser.add_argument("--device", default="cpu", help="torch device to embed and search on (%(default)s)")
 
 
@@ -301,7 +330,11 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit("--pretrained goes with --model NAME")
     embedder = embed.make_embedder(args.embedder, args.model, args.pretrained, args.device)
     counts = mine(inputs, args.output, embedder, max_similarity=args.max_similarity, device=args.device,
+<<<<<<< HEAD
                   progress=sys.stderr.isatty(), index_kind=args.index)
+=======
+                  index=args.index, progress=sys.stderr.isatty())
+>>>>>>> shapes
     low, median, high = counts["similarity_quartiles"]
     print(f"{args.output}: {counts['written']} of {counts['pairs']} pairs in {len(inputs)} shards")
     print(f"similarity of negatives: median {median:.2f}, half of them in {low:.2f}-{high:.2f}; "

@@ -1,0 +1,143 @@
+"""What the demo and the reproduction compute and say; `make demo-short` runs them whole."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.insert(0, str(TOOLS))
+
+import demo  # noqa: E402
+import reproduce_shapes  # noqa: E402
+import shape_page  # noqa: E402
+import shape_runs  # noqa: E402
+
+
+def result(label: str, group_correct: str, **more) -> dict:
+    share = group_correct.count("1") / len(group_correct)
+    return {
+        "label": label, "seed": 0, "steps": 300, "command": ["-m", "x", "a & b"], "training_seconds": 60.0,
+        "text": share, "image": share, "group": share, "r5": 0.5, "items": len(group_correct),
+        "group_correct": group_correct, "categories": {"add_att": [30, 40], "swap_att": [50, 60]}, **more,
+    }
+
+
+def test_difference_is_paired():
+    """Four items: a is right where b is wrong once, and wrong where b is right never."""
+    lead, low, high = shape_runs.difference(result("a", "1110"), result("b", "1100"))
+    assert lead == pytest.approx(0.25)
+    # the differences 0, 0, 1, 0 have the standard deviation 0.5, and their mean that of 0.25
+    assert (low, high) == (pytest.approx(0.25 - 0.49, abs=1e-3), pytest.approx(0.25 + 0.49, abs=1e-3))
+
+
+def test_recall_counts_ties_as_above():
+    similarity = np.array([[0.9, 0.1, 0.1], [0.5, 0.5, 0.1], [0.3, 0.2, 0.1]])
+    assert shape_runs.recall_at(similarity, 1) == pytest.approx(1 / 3)
+    assert shape_runs.recall_at(similarity, 2) == pytest.approx(2 / 3)
+    assert shape_runs.recall_at(similarity, 3) == 1
+
+
+@pytest.mark.parametrize(
+    ("triplet", "clip", "words"),
+    [
+        ("1" * 90 + "0" * 10, "1" * 50 + "0" * 50, "after 300 steps: triplet leads clip by 40.0 points"),
+        ("1" * 50 + "0" * 50, "1" * 90 + "0" * 10, "triplet trails clip by 40.0 points"),
+        ("1" * 50 + "0" * 50, "1" * 49 + "0" * 51, "triplet is not told apart from clip"),
+    ],
+)
+def test_a_lead_is_claimed_only_beyond_the_interval(triplet, clip, words):
+    assert words in demo.say([result("clip", clip), result("triplet", triplet)], short=False)
+
+
+def test_the_page_holds_everything_and_escapes_it(tmp_path):
+    from open_clip_triplet.shards import ShardWriter
+    from open_clip_triplet.tripletdata.shapes import make_sample
+
+    val = tmp_path / "00000.tar"
+    with ShardWriter(val) as writer:
+        sample = make_sample(0, world="single", split="val", seed=0, image_size=32)
+        writer.write({**sample, "txt": "<b>bold</b>"})
+    results = [result(name, "1110" * 20) for name in demo.METHODS]
+    figure = demo.plot(results)
+    assert figure.startswith(b"\x89PNG")
+    page = demo.report(results, figure, val, "a verdict", 3.0)
+    assert "&lt;b&gt;bold" in page and "<b>bold" not in page and "a &amp; b" in page
+    assert "http" not in page and page.count("data:image/png") == 1
+    assert "75.0" in demo.table(results) and all(name in page for name in demo.METHODS)
+
+
+def test_a_finished_run_is_not_repeated_unless_its_command_changed(tmp_path, monkeypatch):
+    (tmp_path / "shards" / "train").mkdir(parents=True)
+    (tmp_path / "shards" / "train" / "00000.tar").write_bytes(b"")
+    run = shape_runs.Run("NegCLIP++", 1, 10, ("--loss", "negclip"))
+    assert run.name == "negclip-plus-plus-10-steps-seed-1"
+    trained = []
+    monkeypatch.setattr(shape_runs, "_train", lambda run, argv, folder, **_: trained.append(argv) or "x.pt")
+    monkeypatch.setattr(shape_runs, "_position", lambda checkpoint: {})
+    monkeypatch.setattr(shape_runs, "score", lambda checkpoint, val: {"group": 0.5})
+    first = shape_runs.execute(run, tmp_path, ("--batch-size", "128"))
+    assert shape_runs.execute(run, tmp_path, ("--batch-size", "128")) == first and len(trained) == 1
+    shape_runs.execute(run, tmp_path, ("--batch-size", "64"))
+    assert len(trained) == 2
+    record = json.loads(next((tmp_path / "results").glob("*.json")).read_text())
+    assert "64" in record["command"] and record["label"] == "NegCLIP++"
+
+
+def test_runs_have_different_names():
+    runs = reproduce_shapes.plan(150, [0, 1])
+    assert len({run.name for run in runs}) == len(runs)
+
+
+def test_equal_work_counts_what_is_encoded():
+    assert reproduce_shapes.equal_work_steps(150, 2) == 300
+    assert reproduce_shapes.equal_work_steps(150, 6) == 100
+    runs = reproduce_shapes.plan(150, [0])
+    assert sum(run.steps == 150 for run in runs) == len(reproduce_shapes.ROWS)
+    # LaCLIP+HN and both triplet rows encode what TripletCLIP does, so they are not run again
+    assert len(runs) == 2 * len(reproduce_shapes.ROWS) - 3
+
+
+def shape_results(seeds=(0, 1)) -> list[dict]:
+    rates = {"LaCLIP": 5, "NegImage": 6, "NegCLIP++": 4, "TripletCLIP": 8}
+    return [
+        result(label, "1" * right + "0" * (10 - right), seed=seed, images_seen=100, captions_seen=200)
+        for label, right in rates.items()
+        for seed in seeds
+    ]
+
+
+def test_the_page_orders_and_pairs():
+    groups = shape_page.by_label(shape_results())
+    assert list(groups) == ["LaCLIP", "NegImage", "NegCLIP++", "TripletCLIP"]
+    words = shape_page.ordering(groups)
+    assert "Here (group score): NegCLIP++ < LaCLIP < NegImage < TripletCLIP: not the same." in words
+    # both seeds are alike: the differences are 0 0 0 0 0 1 1 1 0 0, mean 0.3, deviation 0.483
+    lead, low, high = shape_page.lead(groups["TripletCLIP"], groups["LaCLIP"])
+    assert (lead, low, high) == (
+        pytest.approx(0.3), pytest.approx(0.3 - 0.2994, abs=1e-3), pytest.approx(0.3 + 0.2994, abs=1e-3)
+    )
+    table = shape_page.score_table(groups)
+    assert "| +30.0 [+0.1, +59.9] |" in table and "| 80.0 80.0 |" in table
+    assert "| TripletCLIP | 75.0 | 83.3 | 79.2 |" in shape_page.category_table(groups)
+
+
+def test_a_lead_uses_the_seeds_that_both_have():
+    runs = [result("TripletCLIP", "1111", seed=0), result("TripletCLIP", "0000", seed=1)]
+    assert shape_page.lead(runs, [result("LaCLIP", "1100", seed=0)])[0] == pytest.approx(0.5)
+
+
+def test_the_page_is_written_from_what_is_done(tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    for run in reproduce_shapes.plan(300, [0], ["steps"], ["LaCLIP", "TripletCLIP"]):
+        done = result(run.label, "1110" * 5, images_seen=1, captions_seen=1)
+        (tmp_path / "results" / f"{run.name}.json").write_text(json.dumps(done))
+    assert reproduce_shapes.main(["--output", str(tmp_path), "--page-only", "--budgets", "steps"]) == 0
+    page = (tmp_path / "shapes.md").read_text()
+    assert "22 of 24 runs are not done" in page and "| TripletCLIP | 63.49 |" in page
+    assert (tmp_path / "shapes.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "shapes.csv").read_text().count("\n") == 3
