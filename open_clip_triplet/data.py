@@ -94,6 +94,7 @@ def _training_loader(args, urls, weights, rows, counts, position, finish):
         image_rows=plan.used * rows.image_group,
         total=sum(plan.sizes) if plan.exact else None,
         used=plan.used,
+        rank=args.rank,
         reduce_device=args.device if getattr(args, "distributed", False) else None,
     )
 

@@ -24,6 +24,7 @@ class PairedLoader:
     that were trained on before a resume; it holds for one epoch.
 
     finish: batch from the workers to what the loop gets; see :mod:`open_clip_triplet.device`.
+    rank: only rank 0 logs. reduce_device: where counts of all ranks are summed; None for one process.
     total: samples of an exact pass over the data set, else None. used: samples per epoch, all ranks.
     """
 
@@ -39,11 +40,13 @@ class PairedLoader:
         image_rows: int,
         total: int | None,
         used: int,
+        rank: int = 0,
         reduce_device=None,
     ):
         self.dataloader, self.urls, self.counts, self.position = dataloader, urls, counts, position
         self.num_batches, self.num_samples = num_batches, image_rows
-        self._finish, self._total, self._used, self._reduce_device = finish, total, used, reduce_device
+        self._finish, self._total, self._used = finish, total, used
+        self._rank, self._reduce_device = rank, reduce_device
         self._waiting_since: float | None = None
         self._last_totals: dict[str, int] = {}
 
@@ -65,9 +68,14 @@ class PairedLoader:
         stop = threading.Event()
         watch = threading.Thread(target=self._watch, args=(stop,), daemon=True)
         watch.start()
+        given = first
         try:
-            yield from self._finish(self._from_workers())
+            for batch in self._finish(self._from_workers()):
+                given += 1
+                yield batch
             self._log_epoch(first)
+        except GeneratorExit:  # --total-steps; the other ranks cannot be asked, they may be elsewhere
+            self._log_epoch(first, stopped=given)
         finally:
             stop.set()
             self.position.first_batch = 0
@@ -110,8 +118,19 @@ class PairedLoader:
                 logging.warning("No batch for %g s. Being read: %s", seconds, self._reading())
             warned = stalls
 
-    def _log_epoch(self, first: int) -> None:
-        self._last_totals = self.counts.totals(self._reduce_device)
+    def _log_epoch(self, first: int, stopped: int | None = None) -> None:
+        self._last_totals = self.counts.totals(None if stopped else self._reduce_device)
+        if self._rank != 0:
+            return
         passed_over = first * self._used // self.num_batches if self.num_batches else 0
         line = summary(self._last_totals, total=self._total, used=self._used, passed_over=passed_over)
-        logging.info("Data of epoch %d: %s.", self.position.get_value(), line)
+        epoch = self.position.get_value()
+        if stopped:
+            logging.info(
+                "Data of epoch %d, stopped after %d batches, this rank with what was read ahead: %s.",
+                epoch,
+                stopped,
+                line,
+            )
+        else:
+            logging.info("Data of epoch %d: %s.", epoch, line)

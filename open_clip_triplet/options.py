@@ -108,11 +108,10 @@ def check(args) -> None:
     Raises:
         UsageError: says what is wrong and what to do instead.
     """
-    method = METHODS[args.loss]
-    if args.neg_captions > 1 and not method.reads_neg_captions:
-        raise UsageError(
-            f"--neg-captions {args.neg_captions}: --loss {args.loss} reads no negative captions."
-        )
+    try:
+        check_supported(args)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if args.eval_benchmarks:
         _check_benchmarks(args)
     if args.train_data:
@@ -154,10 +153,6 @@ def _check_paired(args) -> None:
             raise UsageError(f"{what} supports CLIP models (two towers, one loss), not {args.model}.")
     if args.distill_model is not None:
         raise UsageError(f"{what} cannot be combined with distillation; leave out --distill-model.")
-    try:
-        check_supported(args)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     if args.local_loss and not args.gather_with_grad:
         raise UsageError(
             f"{what} with --local-loss needs --gather-with-grad: without it the features of other ranks "

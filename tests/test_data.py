@@ -95,7 +95,7 @@ def test_every_sample_is_seen_once_whatever_the_ranks_and_workers(tmp_path, work
         assert len(set(found)) == len(found) == 36
         by_epoch.append(found)
     assert by_epoch[0] != by_epoch[1]
-    assert "12 of 37 samples seen once, 1 left over for the last batch" in caplog.text
+    assert "12 of 37 samples seen once, 1 left over for the last batch" in caplog.text  # no process group
 
 
 def test_same_configuration_gives_the_same_batches(tmp_path):
@@ -144,6 +144,19 @@ def test_resume_does_not_open_shards_that_lie_behind(tmp_path, monkeypatch):
     info = dataset(arguments(spec))
     assert seen(epoch_of(info, first_batch=10)) == seen(whole)[40:]
     assert not any(info.dataloader.report()[name] for name in ("damaged shard", "repeated"))
+
+
+def test_an_epoch_left_early_is_reported_as_such(tmp_path, caplog):
+    caplog.set_level("INFO")
+    info = dataset(arguments(write_shards(tmp_path, [12])))
+    next(iter(info.dataloader))
+    assert "Data of epoch 0, stopped after 1 batches" in caplog.text and "4 of 12 samples" in caplog.text
+
+
+def test_only_the_first_rank_reports(tmp_path, caplog):
+    caplog.set_level("INFO")
+    epoch_of(dataset(arguments(write_shards(tmp_path, [12]), world_size=2, rank=1)))
+    assert "Data of epoch" not in caplog.text
 
 
 def test_unusable_samples_are_counted_and_replaced(tmp_path, caplog):

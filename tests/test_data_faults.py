@@ -45,7 +45,7 @@ def test_pipe_failing_twice_then_succeeding_gives_every_sample_once(tmp_path, ca
     url = failing_pipe(tmp_path, tmp_path / "00000.tar", failures=2)
     found = list(read_part(Part(url, 0, 12, 12), ("text",), lambda i: True, print))
     assert [item["text"] for _, item in found] == [b"%d" % n for n in range(12)]
-    assert caplog.text.count("attempt") == 2
+    assert len(caplog.records) == 2
 
 
 def test_pipe_that_fails_at_first_can_be_trained_on(tmp_path, caplog):

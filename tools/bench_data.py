@@ -27,9 +27,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import open_clip
 import torch
 
-import open_clip
 from open_clip_triplet.captions import choose_captions
 from open_clip_triplet.data import get_paired_dataset
 from open_clip_triplet.device import ToDevice

@@ -207,8 +207,8 @@ def _require_whole(suite: dict, allow_partial: bool) -> None:
         listed = "\n  ".join(lines)
         raise PartialData(
             f"the data is not complete:\n  {listed}\n"
-            "Complete it, or score what is there with --allow-partial (allow_partial=True); "
-            "such results are labelled partial and kept out of the paper's tables."
+            "Complete it, or score what is there with --allow-partial (in training --eval-allow-partial, in "
+            "Python allow_partial=True); such results are labelled partial, apart from the paper's tables."
         )
 
 

@@ -66,8 +66,8 @@ def softmax_contrast(
             torch.softmax(logits, 1, out=softmax)
             # The largest probability is at least 1 / (B * N), so its logarithm is finite.
             over_keys = largest - softmax.amax(1).log_()
-            over_queries_of_pairs = sweep.pairs(block, over_queries.expand(len(logits), -1))
-            sweep.set_losses(block, weight * (over_keys + over_queries_of_pairs - 2 * pairs))
+            own_keys = over_queries[sweep.first_pair(block) :][: len(logits)]
+            sweep.set_losses(block, weight * (over_keys + own_keys - 2 * pairs))
             if any(needed):
                 softmax[:, columns] += logits[:, columns].sub_(relative[columns] + math.log(weight)).exp_()
                 sweep.pairs(block, softmax).sub_(2)

@@ -55,6 +55,12 @@ class Method:
 
 _TRIPLET = ("neg_weight", "neg_images_in_text_denominator")
 _CYCLIP = ("cyclip_in_modal", "cyclip_cross_modal")
+_DEFAULTS = {
+    "neg_weight": 1.0,
+    "neg_images_in_text_denominator": False,
+    "cyclip_in_modal": 0.25,
+    "cyclip_cross_modal": 0.25,
+}
 
 METHODS = {
     method.name: method
@@ -101,7 +107,7 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--neg-weight",
         type=positive(float),
-        default=1.0,
+        default=_DEFAULTS["neg_weight"],
         help="triplet: weight of the negative pairs' term (default: 1)",
     )
     group.add_argument(
@@ -109,13 +115,14 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="triplet ablation: captions are classified over the images of both sides",
     )
-    for term, name in (("in-modal", "in-modal"), ("cross-modal", "cross-modal")):
+    for term in ("in-modal", "cross-modal"):
+        default = _DEFAULTS[f"cyclip_{term.replace('-', '_')}"]
         group.add_argument(
             f"--cyclip-{term}",
             type=float,
-            default=0.25,
+            default=default,
             metavar="WEIGHT",
-            help=f"cyclip: weight of the {name} consistency term (default: 0.25)",
+            help=f"cyclip: weight of the {term} consistency term (default: {default})",
         )
 
 
@@ -141,9 +148,9 @@ def create_loss(args) -> ClipLoss:
     method = METHODS.get(getattr(args, "loss", "clip"))
     if method is None:
         raise ValueError(f"unknown loss {args.loss!r}; choose from {', '.join(METHODS)}")
+    check_supported(args)
     if method.name == "clip":
         return open_clip.create_loss(args)
-    check_supported(args)
     return method.loss(
         local_loss=getattr(args, "local_loss", False),
         gather_with_grad=getattr(args, "gather_with_grad", False),
@@ -160,24 +167,47 @@ def create_loss(args) -> ClipLoss:
 
 
 def check_supported(args) -> None:
-    """Refuse flags that the loss of ``args.loss`` does not support.
+    """Refuse flags that the loss of ``args.loss`` does not support, or would pass over in silence.
 
     Raises:
         ValueError: says which losses do.
     """
     method = METHODS[args.loss]
-    neg_captions, sigmoid = getattr(args, "neg_captions", 1), getattr(args, "siglip", False)
-    if sigmoid and not method.supports_sigmoid:
-        names = ", ".join(name for name, other in METHODS.items() if other.supports_sigmoid)
-        raise ValueError(f"--siglip with --loss {method.name} is not defined; it works with {names}")
-    if neg_captions > 1 and method.reads_neg_captions and not method.several_neg_captions:
-        names = ", ".join(name for name, other in METHODS.items() if other.several_neg_captions)
+    _refuse_unused_flags(args, method, getattr(args, "neg_captions", 1))
+    if method.name != "clip":
+        _refuse_unsupported(args, method, getattr(args, "siglip", False))
+
+
+def _refuse_unused_flags(args, method: Method, neg_captions: int) -> None:
+    """A flag that the method would pass over in silence is an error."""
+    for name, default in _DEFAULTS.items():
+        if name not in method.options and getattr(args, name, default) != default:
+            names = _names(lambda other, name=name: name in other.options)
+            raise ValueError(
+                f"--{name.replace('_', '-')} means nothing to --loss {method.name}, only to {names}"
+            )
+    if neg_captions > 1 and not method.several_neg_captions:
+        names = _names(lambda other: other.several_neg_captions)
+        count = "one negative caption" if method.reads_neg_captions else "no negative captions"
+        raise ValueError(f"--loss {method.name} reads {count}; --neg-captions {neg_captions} is for {names}")
+    if getattr(args, "loss_chunk_size", None) and method.name == "clip":
         raise ValueError(
-            f"--loss {method.name} reads one negative caption, not {neg_captions}; "
-            f"--neg-captions works with {names}"
+            "--loss-chunk-size is for the other losses: --loss clip is OpenCLIP's own, unchanged"
         )
+
+
+def _refuse_unsupported(args, method: Method, sigmoid: bool) -> None:
+    if sigmoid and not method.supports_sigmoid:
+        names = _names(lambda other: other.supports_sigmoid)
+        raise ValueError(f"--siglip with --loss {method.name} is not defined; it works with {names}")
+    if sigmoid and getattr(args, "neg_images_in_text_denominator", False):
+        raise ValueError("--siglip has no denominators: drop --neg-images-in-text-denominator")
     if getattr(args, "distill", False) or "coca" in str(getattr(args, "model", "")).lower():
         raise ValueError(
             f"--loss {method.name} trains CLIP models alone: CoCa and distillation have losses of "
             "their own; use --loss clip with them"
         )
+
+
+def _names(keep) -> str:
+    return ", ".join(name for name, method in METHODS.items() if keep(method))

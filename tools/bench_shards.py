@@ -1,0 +1,210 @@
+"""How fast shards are built: packing beside img2dataset, vLLM's shared prefix, resuming a finished run.
+
+  python tools/bench_shards.py --output tools/results/bench_shards.json \\
+      --img2dataset I2D/bin/python --vllm .venv-vllm/bin/python --llm .venv-vllm/smollm2
+
+Each part without its interpreter is left out, and said to be. img2dataset pins old packages, so it
+needs an environment of its own: python -m venv I2D && I2D/bin/pip install 'setuptools<81' img2dataset
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+#: runs in img2dataset's environment: (shard of images, output folder) -> seconds on one thread
+IMG2DATASET = """
+import io, sys, tarfile, time, json
+import cv2
+from img2dataset.resizer import Resizer
+from img2dataset.writer import WebDatasetSampleWriter
+cv2.setNumThreads(1)
+start = time.perf_counter()
+images = [(m.name[:-4], tar.extractfile(m).read()) for tar in [tarfile.open(sys.argv[1])] for m in tar if m.name.endswith('.jpg')]
+resizer = Resizer(256, 'keep_ratio', True, encode_quality=95)
+writer = WebDatasetSampleWriter(0, sys.argv[2], True, 5, None, 'jpg')
+for key, data in images:
+    image, *_, error = resizer(io.BytesIO(data))
+    assert error is None, error
+    writer.write(image, key, 'a caption', {'key': key})
+writer.close()
+print(time.perf_counter() - start)
+"""
+
+#: runs in vLLM's environment: (model, prefix caching 0 or 1, captions) -> seconds
+VLLM = """
+import json, sys, time
+from open_clip_triplet.tripletdata.textmodels import Vllm, read_prompt
+model = Vllm(sys.argv[1], read_prompt(None, 'prompt_negative.txt'), max_tokens=24, prefix_caching=sys.argv[2] == '1')
+model.open('cpu')
+captions = [f'A photo of {n} dogs beside a {c} car.' for n in range(2, 10) for c in ('red', 'blue', 'green', 'grey')]
+model.propose(captions[:4], list('abcd'), 1, 0)
+captions = (captions * 9)[: int(sys.argv[3])]
+start = time.perf_counter()
+model.propose(captions, [str(i) for i in range(len(captions))], 1, 1)
+print('SECONDS', time.perf_counter() - start)
+"""
+
+#: runs a command again in a fresh process and tells seconds inside it and heavy modules loaded
+RESUME = """
+import sys, time
+start = time.perf_counter()
+from open_clip_triplet.tripletdata.cli import main
+status = main(sys.argv[1:])
+print(status, time.perf_counter() - start, [m for m in ('torch', 'spacy', 'diffusers', 'vllm') if m in sys.modules])
+"""
+
+
+def photo(seed: int, size=(512, 384)) -> bytes:
+    """A JPEG with the spectrum of a photograph: noise of every scale, strong edges."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(seed)
+    pixels = np.zeros((size[1], size[0], 3))
+    for octave in range(1, 8):
+        grain = random.normal(0, 60 / octave, (2**octave, 2**octave, 3)) + 128
+        layer = Image.fromarray(grain.clip(0, 255).astype("uint8")).resize(size, Image.Resampling.BICUBIC)
+        pixels += np.asarray(layer, float) - 128
+    buffer = io.BytesIO()
+    Image.fromarray((pixels + 128).clip(0, 255).astype("uint8")).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_images(path: Path, images: list[bytes]) -> None:
+    from open_clip_triplet.shards import ShardWriter
+
+    with ShardWriter(path) as writer:
+        for number, data in enumerate(images):
+            writer.write({"__key__": f"{number:09d}", "jpg": data, "txt": "two red dogs behind a car"})
+
+
+def bench_packing(folder: Path, python: str | None, count: int, rounds: int) -> dict:
+    """Samples per second on one core, medians of alternating rounds: shard in, resized shard out."""
+    from open_clip_triplet.tripletdata.pack import Pack
+    from open_clip_triplet.tripletdata.runner import run_unit
+    from open_clip_triplet.tripletdata.source import Unit
+
+    shard = folder / "images.tar"
+    write_images(shard, [photo(number) for number in range(count)])
+    ours, theirs = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        record = run_unit(Pack(256, 95, ()), Unit(0, (str(shard),)), folder / "ours")
+        ours.append(time.perf_counter() - start)
+        assert record["kept"] == count
+        if python:
+            output = subprocess.run(
+                [python, "-c", IMG2DATASET, shard, folder / "theirs"],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            theirs.append(float(output.stdout.split()[-1]))
+    result = {"images": count, "size": "512x384", "ours": round(count / statistics.median(ours), 1)}
+    if theirs:
+        result["img2dataset"] = round(count / statistics.median(theirs), 1)
+        result["ratio"] = round(statistics.median(theirs) / statistics.median(ours), 2)
+    return result
+
+
+def bench_vllm(python: str, model: str, count: int) -> dict:
+    """Captions per second with and without the cached prefix, engine start and warm-up left out."""
+    seconds = {}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    for name, flag in (("without", "0"), ("with", "1")):
+        command = [python, "-c", VLLM, model, flag, str(count)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        seconds[name] = float(output.stdout.split("SECONDS")[-1].split()[0])
+    rates = {f"{name}_prefix_cache": round(count / value, 2) for name, value in seconds.items()}
+    return {
+        "captions": count,
+        "model": Path(model).name,
+        **rates,
+        "ratio": round(seconds["without"] / seconds["with"], 2),
+    }
+
+
+def bench_resume(folder: Path, shards: int) -> dict:
+    """Seconds to find that ``pack`` and ``build`` of many shards are finished, in a fresh process."""
+    source, image = folder / "many", photo(0, (64, 48))
+    for number in range(shards):
+        write_images(source / f"{number:05d}.tar", [image])
+    result = {"shards": shards}
+    captions = ["--backend", "rules", "--no-images"]
+    for name, options in (("pack", ["--need"]), ("build", captions)):
+        argv = [name, "--input", str(source), "--output", str(folder / name), *options, "--quiet"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        for _ in range(2):
+            start = time.perf_counter()
+            output = subprocess.run(
+                [sys.executable, "-c", RESUME, *argv],
+                check=True,
+                capture_output=True,
+                text=True,
+                env=environment,
+            )
+            seconds = time.perf_counter() - start
+        status, _, modules = output.stdout.strip().split(" ", 2)
+        assert status == "0" and modules == "[]", output.stdout
+        result[f"{name}_seconds"] = round(seconds, 2)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="json file of the results")
+    parser.add_argument("--img2dataset", metavar="PYTHON", help="python of an environment with img2dataset")
+    parser.add_argument("--vllm", metavar="PYTHON", help="python of an environment with vLLM")
+    parser.add_argument("--llm", help="model folder for vLLM")
+    parser.add_argument("--images", type=int, default=300, help="images to pack (default 300)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of packing (default 5)")
+    parser.add_argument("--captions", type=int, default=64, help="captions for vLLM (default 64)")
+    parser.add_argument("--shards", type=int, default=1000, help="shards of the finished run (default 1000)")
+    args = parser.parse_args()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    results = {
+        "date": str(date.today()),
+        "commit": commit.strip(),
+        "cores": os.cpu_count(),
+        "hardware": platform.processor() or platform.machine(),
+        "load_before": round(os.getloadavg()[0], 1),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        results["packing_samples_per_s_per_core"] = bench_packing(
+            Path(folder), args.img2dataset, args.images, args.rounds
+        )
+        results["resume_of_a_finished_run"] = bench_resume(Path(folder), args.shards)
+    if args.vllm:
+        results["vllm_captions_per_s"] = bench_vllm(args.vllm, args.llm, args.captions)
+    text = json.dumps(results, indent=1)
+    print(text)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
