@@ -31,12 +31,8 @@ from ..shards import (
     write_sizes,
     write_text_durably,
 )
-<<<<<<< HEAD
-from . import embed, folder, neighbours
-=======
 from . import embed, folder
 from .neighbours import nearest_different
->>>>>>> shapes
 
 HELP = "real hard negatives: the nearest different pair of every pair"
 
@@ -117,72 +113,6 @@ def _words(pair: Pair) -> set[str]:
     return {" ".join(caption.lower().split()).rstrip(".") for caption in pair.captions}
 
 
-<<<<<<< HEAD
-def nearest_different(features: np.ndarray, pairs: list[Pair], max_similarity: float, device: str = "cpu",
-                      progress: bool = False, index_kind: str = "exact") -> tuple[np.ndarray, np.ndarray]:
-    """Each pair's nearest neighbour that is not a near-duplicate, by exact search.
-
-    Args:
-        features: [N, D], unit rows; a row with NaN takes no part.
-        pairs: the N pairs, for telling duplicates.
-        max_similarity: cosine from which a neighbour counts as the same picture.
-        index_kind: ``exact`` compares every two pairs; ``faiss`` looks at the nearest lists of an index only.
-
-    Returns:
-        Index [N] (-1 where there is none) and cosine [N] (NaN there). Among equals the lower index wins.
-    """
-    import torch
-    from tqdm import tqdm
-
-    usable = np.flatnonzero(np.isfinite(features).all(axis=1))
-    if index_kind == "faiss":
-        return _nearest_indexed(features, pairs, usable, max_similarity, device, progress)
-    rows = torch.from_numpy(features[usable]).to(device)
-    index, cosine = np.full(len(pairs), -1), np.full(len(pairs), np.nan, np.float32)
-    block = max(1, BLOCK_BYTES // (4 * max(1, len(usable))))
-    for start in tqdm(range(0, len(usable), block), "search", unit="block", disable=not progress):
-        similar = rows[start : start + block] @ rows.T
-        top = similar.masked_fill(similar >= max_similarity, -2).topk(min(CANDIDATES, len(usable)), dim=1)
-        for r, (values, columns) in enumerate(zip(top.values.tolist(), top.indices.tolist())):
-            me = usable[start + r]
-            found = _first_different(me, values, columns, usable, pairs)
-            if found is None and len(usable) > CANDIDATES and values[-1] > -2:
-                values = similar[r].masked_fill(similar[r] >= max_similarity, -2).tolist()
-                found = _first_different(me, values, range(len(usable)), usable, pairs)
-            if found is not None:
-                index[me], cosine[me] = found
-    return index, cosine
-
-
-def _nearest_indexed(features, pairs, usable, max_similarity, device, progress):
-    """``nearest_different`` among the neighbours that FAISS finds; a pair may be left without one."""
-    from tqdm import tqdm
-
-    index, cosine = np.full(len(pairs), -1), np.full(len(pairs), np.nan, np.float32)
-    blocks = neighbours.candidates(features[usable], CANDIDATES, gpu=device.startswith("cuda"))
-    bar = tqdm(total=len(usable), desc="search", unit="pair", disable=not progress)
-    for start, values, columns in blocks:
-        values = np.where((values >= max_similarity) | (columns < 0), -2, values)
-        for r, (near, places) in enumerate(zip(values.tolist(), columns.tolist())):
-            me = usable[start + r]
-            found = _first_different(me, near, places, usable, pairs)
-            if found is not None:
-                index[me], cosine[me] = found
-        bar.update(len(values))
-    bar.close()
-    return index, cosine
-
-
-def _first_different(me: int, values, columns, usable, pairs) -> tuple[int, float] | None:
-    for value, column in sorted(zip(values, columns), key=lambda found: (-found[0], found[1])):
-        other = usable[column]
-        if value > -2 and other != me and not is_duplicate(pairs[me], pairs[other]):
-            return other, value
-    return None
-
-
-=======
->>>>>>> shapes
 # --- command --------------------------------------------------------------------------------------
 
 
@@ -230,15 +160,10 @@ def _embed_all(embedder, shards: list[list[Pair]], output: Path, progress: bool)
     return np.concatenate([np.broadcast_to(block, (len(block), width)) for block in blocks])
 
 
-<<<<<<< HEAD
-def mine(inputs: list[str], output: Path, embedder, *, max_similarity: float = 0.95, device: str = "cpu",
-         progress: bool = False, index_kind: str = "exact") -> dict:
-=======
 def mine(
     inputs: list[str], output: Path, embedder, *, max_similarity: float = 0.95, device: str = "cpu",
     index: str | None = None, progress: bool = False,
 ) -> dict:
->>>>>>> shapes
     """Write paired shards for ``inputs`` and return the counts, also written to ``mined.json``.
 
     Raises:
@@ -248,12 +173,7 @@ def mine(
 
     folder.claim(output, {
         "command": "mine", "inputs": {url: Path(url).stat().st_size for url in inputs},
-<<<<<<< HEAD
-        "embedder": embedder.name, "max_similarity": max_similarity,
-        **({"index": index_kind} if index_kind != "exact" else {}),
-=======
         "embedder": embedder.name, "max_similarity": max_similarity, "index": index,
->>>>>>> shapes
     })
     dropped: Counter = Counter()
     shards = [list(read_pairs(url, dropped)) for url in tqdm(inputs, "read", disable=not progress)]
@@ -261,30 +181,16 @@ def mine(
     if len(pairs) < 2:
         raise SystemExit(f"{len(pairs)} usable pairs in {len(inputs)} shards: nothing to compare")
     features = _embed_all(embedder, [shard for shard in shards if shard], output, progress)
-<<<<<<< HEAD
-    index, cosine = nearest_different(features, pairs, max_similarity, device, progress, index_kind)
-=======
     found, cosine = nearest_different(
         features, lambda a, b: is_duplicate(pairs[a], pairs[b]), max_similarity, device, index, progress
     )
->>>>>>> shapes
     unembedded = ~np.isfinite(features).all(axis=1)
-    # img2dataset starts its keys again in every shard; a key must be one sample's in the whole set.
-    repeated = len({pair.key for pair in pairs}) < len(pairs)
     sizes, first = {}, 0
     for number, shard in enumerate(tqdm(shards, "write", unit="shard", disable=not progress)):
         with ShardWriter(output / f"{number:05d}.tar") as writer:
             for me, pair in enumerate(shard, first):
-<<<<<<< HEAD
-                if index[me] >= 0:
-                    sample = paired_sample(pair, pairs[index[me]], cosine[me], embedder.name)
-                    if repeated:
-                        sample["__key__"] = f"{number:05d}_{pair.key.replace('/', '_')}"
-                    writer.write(sample)
-=======
                 if found[me] >= 0:
                     writer.write(paired_sample(pair, pairs[found[me]], cosine[me], embedder.name))
->>>>>>> shapes
                 elif unembedded[me]:
                     dropped["not embeddable (image cannot be decoded, or no known word)"] += 1
                 else:
@@ -311,13 +217,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", help="its weights: OpenCLIP's tag, or a checkpoint file")
     parser.add_argument("--max-similarity", type=float, default=0.95,
                         help="cosine from which a neighbour is a near-duplicate (%(default)s)")
-<<<<<<< HEAD
-    parser.add_argument("--index", choices=["exact", "faiss"], default="exact",
-                        help="faiss: nearest lists of an index, for millions of pairs (default exact)")
-=======
     parser.add_argument("--index", metavar="FACTORY",
                         help="FAISS index to search in, e.g. IVF4096,Flat: for millions of pairs on CPUs")
->>>>>>> shapes
     parser.add_argument("--device", default="cpu", help="torch device to embed and search on (%(default)s)")
 
 
@@ -330,11 +231,7 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit("--pretrained goes with --model NAME")
     embedder = embed.make_embedder(args.embedder, args.model, args.pretrained, args.device)
     counts = mine(inputs, args.output, embedder, max_similarity=args.max_similarity, device=args.device,
-<<<<<<< HEAD
-                  progress=sys.stderr.isatty(), index_kind=args.index)
-=======
                   index=args.index, progress=sys.stderr.isatty())
->>>>>>> shapes
     low, median, high = counts["similarity_quartiles"]
     print(f"{args.output}: {counts['written']} of {counts['pairs']} pairs in {len(inputs)} shards")
     print(f"similarity of negatives: median {median:.2f}, half of them in {low:.2f}-{high:.2f}; "
