@@ -148,7 +148,7 @@ def _check_paired(args) -> None:
     if not args.train_data and args.dataset_type == "synthetic":
         raise UsageError(f"{what} cannot train on OpenCLIP's synthetic data set; give paired shards.")
     model = args.model.lower()
-    for word in ("coca", "genlip", "genlap", "clap"):
+    for word in ("genlip", "genlap", "clap"):  # CoCa is refused by the loss
         if word in model:
             raise UsageError(f"{what} supports CLIP models (two towers, one loss), not {args.model}.")
     if args.distill_model is not None:
