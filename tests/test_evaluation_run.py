@@ -377,7 +377,7 @@ def test_two_processes_share_the_encoding_and_agree_with_one(tmp_path):
         )
         for r in (0, 1)
     ]
-    outputs = [process.communicate(timeout=120) for process in ranks]
+    outputs = [process.communicate(timeout=600) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
     assert "SugarCrepe" in outputs[0][0] and outputs[1][0] == ""
     parts = list((tmp_path / "results" / ".embeddings").rglob("images-*.npy"))

@@ -47,7 +47,7 @@ def composition_scores(
         ``text_score``, ``image_score``, ``group_score`` in 0..1; the same names with ``_interval``:
         Wilson 95% [low, high]; ``items``; ``ties`` (items where an equal similarity decided);
         ``dropped``: samples left out by reason; ``histograms``: cosine similarity of positive and
-        negative per modality (``edges`` [41], ``image`` and ``text`` counts [40]).
+        negative per modality (``edges`` [101], ``image`` and ``text`` counts [100]).
 
     Raises:
         ShardError: a shard cannot be opened, or no sample has all four members.
