@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from PIL import Image
 
 from open_clip_triplet.evaluation import evaluate, require_data
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, MissingData, get
-from open_clip_triplet.evaluation.images import ContentHashes, ImageRef
+from open_clip_triplet.evaluation.images import ContentHashes, ImageRef, read_tar_index
 from open_clip_triplet.evaluation.run import PartialData
 from open_clip_triplet.evaluation.store import EmbeddingStore
 from open_clip_triplet.evaluation.tripletdata import composition_scores
@@ -332,6 +333,17 @@ def test_hashes_are_remembered_until_the_file_changes(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     os.utime(tmp_path / "a.jpg", ns=(1, 1))
     assert again(ref) != before
+
+
+def test_a_name_that_a_tar_repeats_is_two_images(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for seed in (0, 1):
+            info = tarfile.TarInfo("same.jpg")
+            info.size = len(jpeg(seed))
+            tar.addfile(info, io.BytesIO(jpeg(seed)))
+    refs = [sample["jpg"] for sample in read_tar_index(tmp_path / "0.tar")]
+    hashes = ContentHashes()
+    assert hashes(refs[0]) != hashes(refs[1]) and hashes(refs[0]) == hashes(refs[0], jpeg(0))
 
 
 def test_two_processes_share_the_encoding_and_agree_with_one(tmp_path):
