@@ -289,7 +289,7 @@ def test_html_in_a_browser(tmp_path, results):
         [*command, f"--screenshot={shot}", (tmp_path / "report.html").as_uri()],
         check=True,
         capture_output=True,
-        timeout=90,
+        timeout=300,
         env=environment,
     )
     from PIL import Image

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from PIL import Image
 
 from open_clip_triplet.evaluation import evaluate, require_data
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, MissingData, get
-from open_clip_triplet.evaluation.images import ContentHashes, ImageRef
+from open_clip_triplet.evaluation.images import ContentHashes, ImageRef, read_tar_index
 from open_clip_triplet.evaluation.run import PartialData
 from open_clip_triplet.evaluation.store import EmbeddingStore
 from open_clip_triplet.evaluation.tripletdata import composition_scores
@@ -334,6 +335,17 @@ def test_hashes_are_remembered_until_the_file_changes(tmp_path):
     assert again(ref) != before
 
 
+def test_a_name_that_a_tar_repeats_is_two_images(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for seed in (0, 1):
+            info = tarfile.TarInfo("same.jpg")
+            info.size = len(jpeg(seed))
+            tar.addfile(info, io.BytesIO(jpeg(seed)))
+    refs = [sample["jpg"] for sample in read_tar_index(tmp_path / "0.tar")]
+    hashes = ContentHashes()
+    assert hashes(refs[0]) != hashes(refs[1]) and hashes(refs[0]) == hashes(refs[0], jpeg(0))
+
+
 def test_two_processes_share_the_encoding_and_agree_with_one(tmp_path):
     write_sugarcrepe(tmp_path / "data", {"add_obj": 9, "swap_att": 7})
     write_paired_shard(tmp_path / "data" / "tripletdata" / "0.tar", range(5))
@@ -377,7 +389,7 @@ def test_two_processes_share_the_encoding_and_agree_with_one(tmp_path):
         )
         for r in (0, 1)
     ]
-    outputs = [process.communicate(timeout=120) for process in ranks]
+    outputs = [process.communicate(timeout=600) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
     assert "SugarCrepe" in outputs[0][0] and outputs[1][0] == ""
     parts = list((tmp_path / "results" / ".embeddings").rglob("images-*.npy"))

@@ -93,7 +93,7 @@ def read_tar_index(path: str | os.PathLike) -> list[dict]:
 
 
 class ContentHashes:
-    """``ImageRef`` -> hash of its bytes, remembered by path, size and time of change.
+    """``ImageRef`` -> hash of its bytes, remembered by place in the file, its size and time of change.
 
     Args:
         file: where the memory is kept between runs, or None.
@@ -117,7 +117,9 @@ class ContentHashes:
             OSError: it cannot be read.
         """
         stat = os.stat(ref.path)
-        where = f"{os.path.abspath(ref.path)}|{ref.member}|{stat.st_size}|{stat.st_mtime_ns}"
+        # the offset too: a tar may hold one name twice, for two images
+        place = f"{os.path.abspath(ref.path)}|{ref.member}|{ref.offset}"
+        where = f"{place}|{stat.st_size}|{stat.st_mtime_ns}"
         digest = self._known.get(where)
         if digest is None:
             digest = hashlib.blake2b(ref.read() if data is None else data, digest_size=16).hexdigest()
