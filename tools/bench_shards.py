@@ -33,7 +33,8 @@ from img2dataset.resizer import Resizer
 from img2dataset.writer import WebDatasetSampleWriter
 cv2.setNumThreads(1)
 start = time.perf_counter()
-images = [(m.name[:-4], tar.extractfile(m).read()) for tar in [tarfile.open(sys.argv[1])] for m in tar if m.name.endswith('.jpg')]
+tar = tarfile.open(sys.argv[1])
+images = [(m.name[:-4], tar.extractfile(m).read()) for m in tar if m.name.endswith('.jpg')]
 resizer = Resizer(256, 'keep_ratio', True, encode_quality=95)
 writer = WebDatasetSampleWriter(0, sys.argv[2], True, 5, None, 'jpg')
 for key, data in images:
