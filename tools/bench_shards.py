@@ -28,8 +28,9 @@ sys.path.insert(0, str(ROOT))
 
 #: runs in img2dataset's environment: (shard of images, output folder) -> CPU seconds on one thread
 IMG2DATASET = """
-import io, sys, tarfile, time, json
+import io, os, sys, tarfile, time
 import cv2
+import pyarrow
 from img2dataset.resizer import Resizer
 from img2dataset.writer import WebDatasetSampleWriter
 cv2.setNumThreads(1)
@@ -37,7 +38,9 @@ start = time.process_time()
 tar = tarfile.open(sys.argv[1])
 images = [(m.name[:-4], tar.extractfile(m).read()) for m in tar if m.name.endswith('.jpg')]
 resizer = Resizer(256, 'keep_ratio', True, encode_quality=95)
-writer = WebDatasetSampleWriter(0, sys.argv[2], True, 5, None, 'jpg')
+os.makedirs(sys.argv[2], exist_ok=True)
+schema = pyarrow.schema([('key', pyarrow.string())])
+writer = WebDatasetSampleWriter(0, sys.argv[2], True, 5, schema, 'jpg')
 for key, data in images:
     image, *_, error = resizer(io.BytesIO(data))
     assert error is None, error
