@@ -26,7 +26,7 @@ from evaluation_fixtures import (
 from PIL import Image
 
 from open_clip_triplet.evaluation import evaluate, require_data
-from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, MissingData, get
+from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, DataError, MissingData, get
 from open_clip_triplet.evaluation.images import ContentHashes, ImageRef, read_tar_index
 from open_clip_triplet.evaluation.run import PartialData
 from open_clip_triplet.evaluation.store import EmbeddingStore
@@ -254,6 +254,28 @@ def test_damage_found_while_decoding_stops_a_run_that_must_be_whole(tmp_path):
     write_paired_shard(tmp_path / "tripletdata" / "0.tar", range(3), s1={"jpg": jpeg(4)[:200]})
     with pytest.raises(PartialData, match="tripletdata: 2 of . items .1 image damaged"):
         run(tmp_path, ["tripletdata"], allow_partial=False)
+
+
+def test_damaged_files_cost_a_partial_run_only_themselves(tmp_path):
+    write_sugarcrepe(tmp_path, {"add_obj": 4})
+    write_paired_shard(tmp_path / "tripletdata" / "0.tar", range(3))
+    write_paired_shard(tmp_path / "tripletdata" / "1.tar", range(3, 6))
+    cut = tmp_path / "tripletdata" / "1.tar"
+    cut.write_bytes(cut.read_bytes()[:1300])
+    (tmp_path / "cola").mkdir()
+    (tmp_path / "cola" / "COLA_multiobjects_matching_benchmark.json").write_text("[[")
+    names = ["sugarcrepe", "cola", "tripletdata"]
+    found = run(tmp_path, names)
+    assert list(found.results) == ["sugarcrepe", "tripletdata"]
+    subset = found.results["tripletdata"]["subsets"]["tripletdata"]
+    assert subset["items"] == 3 and subset["dropped"] == {"shard damaged": 1}
+    assert found.skipped["cola"].startswith("cola: ") and "cannot be read as JSON" in found.skipped["cola"]
+    with pytest.raises(PartialData, match="1 shard damaged; the first: .*1.tar"):
+        run(tmp_path, ["tripletdata"], allow_partial=False)
+    with pytest.raises(DataError, match="fetch it again"):
+        run(tmp_path, names, allow_partial=False)
+    (tmp_path / "tripletdata" / "0.tar").unlink()
+    assert "1 shard damaged" in run(tmp_path, ["tripletdata"]).skipped["tripletdata"]
 
 
 def test_exif_rotation_is_left_as_stored(tmp_path):

@@ -92,10 +92,9 @@ def run_checkpoint(session: Session, spec: CheckpointSpec, benchmarks: list) -> 
         hashes=session.hashes,
         share=(session.rank, session.world),
         barrier=session.barrier,
+        on_result=lambda result: session.rank == 0 and write_result(session.output, result),
     )
     if session.rank == 0:
-        for result in evaluation.results.values():
-            write_result(session.output, result)
         print(_brief(spec.label, evaluation, session.output))
     session.barrier()
     return evaluation
