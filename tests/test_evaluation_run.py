@@ -278,6 +278,29 @@ def test_damaged_files_cost_a_partial_run_only_themselves(tmp_path):
     assert "1 shard damaged" in run(tmp_path, ["tripletdata"]).skipped["tripletdata"]
 
 
+def test_only_damage_is_remembered_not_a_passing_read_error(tmp_path, monkeypatch):
+    write_sugarcrepe(tmp_path, {"add_obj": 3}, images=3)
+    folder = tmp_path / "coco" / "val2017"
+    picture(0, size=(400, 400)).save(folder / "000000000000.jpg")
+    (folder / "000000000001.jpg").write_bytes(jpeg(1)[:200])
+    store = EmbeddingStore(tmp_path / "store", {"weights": "a"})
+    reads, read = [], ImageRef.read
+
+    def flaky(ref):
+        reads.append(ref.path)
+        if ref.path.endswith("2.jpg") and reads.count(ref.path) == 2:  # hashed, then gone for a moment
+            raise OSError("stale file handle")
+        return read(ref)
+
+    monkeypatch.setattr(ImageRef, "read", flaky)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10000)  # 400 x 400: a decompression bomb
+    dropped = run(tmp_path, ["sugarcrepe"], store=store).results["sugarcrepe"]["subsets"]["add_obj"]["dropped"]
+    assert dropped == {"image damaged": 2, "image unreadable": 1}
+    again = run(tmp_path, ["sugarcrepe"], store=EmbeddingStore(tmp_path / "store", {"weights": "a"}))
+    assert again.results["sugarcrepe"]["subsets"]["add_obj"]["dropped"] == {"image damaged": 2}
+    assert again.encoded["images"] == 1 and len(store.failed) == 2
+
+
 def test_exif_rotation_is_left_as_stored(tmp_path):
     """As the authors and clip_benchmark do: the same pixels with and without the tag embed alike."""
     from open_clip_triplet.evaluation.encode import open_image

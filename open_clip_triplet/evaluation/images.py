@@ -59,6 +59,11 @@ class ImageRef:
             return file.read()
 
 
+def content_id(data: bytes) -> str:
+    """Identity of an image's bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 @lru_cache(maxsize=16)
 def _zip_members(path: str) -> frozenset[str]:
     try:
@@ -122,7 +127,7 @@ class ContentHashes:
         where = f"{place}|{stat.st_size}|{stat.st_mtime_ns}"
         digest = self._known.get(where)
         if digest is None:
-            digest = hashlib.blake2b(ref.read() if data is None else data, digest_size=16).hexdigest()
+            digest = content_id(ref.read() if data is None else data)
             self._known[where] = digest
             self._changed = True
         return digest if ref.crop is None else digest + "|" + ",".join(map(str, ref.crop))

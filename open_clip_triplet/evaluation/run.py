@@ -116,7 +116,12 @@ def run_suite(
     job.texts(captions)
     barrier()
     store.reload()
-    _drop(suite, {ref: "image damaged" for ref, identity in image_ids.items() if identity in store.failed})
+    _drop(suite, _without_row(image_ids, store))
+    if lost := len(store.missing("texts", captions)):
+        raise DataError(
+            f"{lost} captions have no embedding: another process of this run ended early, or files of the "
+            "embedding store were removed meanwhile. Run it again: what is stored is kept"
+        )
     _require_whole(suite, allow_partial)
     results = {}
     for benchmark, tasks in suite.values():
@@ -195,6 +200,15 @@ def _identify(suite: dict, hashes: ContentHashes) -> tuple[dict[ImageRef, str], 
         except OSError:
             unusable[ref] = "image unreadable"
     return ids, unusable
+
+
+def _without_row(image_ids: dict[ImageRef, str], store: EmbeddingStore) -> dict[ImageRef, str]:
+    """The images that came to no embedding, by any process, and why."""
+    return {
+        ref: "image damaged" if identity in store.failed else "image unreadable"
+        for ref, identity in image_ids.items()
+        if not store.has("images", identity)
+    }
 
 
 def _drop(suite: dict, unusable: dict[ImageRef, str]) -> None:
