@@ -201,10 +201,12 @@ def test_results_come_back_from_disk(tmp_path, results):
         write_result(tmp_path, result)
     (tmp_path / ".embeddings" / "k").mkdir(parents=True)
     (tmp_path / ".embeddings" / "k" / "key.json").write_text("{}")
+    (tmp_path / ".embeddings" / "k" / "images-1.json").write_text("{ half")  # never opened
     back = read_results([tmp_path])
     assert sorted(map(json.dumps, back)) == sorted(map(json.dumps, results))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no results in"):
-        read_results([tmp_path / ".embeddings"])
+        read_results([tmp_path / "empty"])
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="broken.json"):
         read_results([tmp_path / "broken.json"])
