@@ -27,8 +27,9 @@ from PIL import Image
 
 from open_clip_triplet.evaluation import evaluate, require_data
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, DataError, MissingData, get
+from open_clip_triplet.evaluation.encode import Encoder
 from open_clip_triplet.evaluation.images import ContentHashes, ImageRef, read_tar_index
-from open_clip_triplet.evaluation.run import PartialData
+from open_clip_triplet.evaluation.run import PartialData, run_suite
 from open_clip_triplet.evaluation.store import EmbeddingStore
 from open_clip_triplet.evaluation.tripletdata import composition_scores
 
@@ -294,7 +295,9 @@ def test_only_damage_is_remembered_not_a_passing_read_error(tmp_path, monkeypatc
 
     monkeypatch.setattr(ImageRef, "read", flaky)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10000)  # 400 x 400: a decompression bomb
-    dropped = run(tmp_path, ["sugarcrepe"], store=store).results["sugarcrepe"]["subsets"]["add_obj"]["dropped"]
+    dropped = run(tmp_path, ["sugarcrepe"], store=store).results["sugarcrepe"]["subsets"]["add_obj"][
+        "dropped"
+    ]
     assert dropped == {"image damaged": 2, "image unreadable": 1}
     again = run(tmp_path, ["sugarcrepe"], store=EmbeddingStore(tmp_path / "store", {"weights": "a"}))
     assert again.results["sugarcrepe"]["subsets"]["add_obj"]["dropped"] == {"image damaged": 2}
@@ -314,8 +317,6 @@ def test_exif_rotation_is_left_as_stored(tmp_path):
 
 
 def test_trimmed_captions_give_the_same_embeddings():
-    from open_clip_triplet.evaluation.encode import Encoder
-
     model, preprocess, tokenizer = tiny_clip()
     lengths = []
 
@@ -337,8 +338,6 @@ def test_trimmed_captions_give_the_same_embeddings():
 
 
 def test_a_model_that_needs_its_padding_gets_it():
-    from open_clip_triplet.evaluation.encode import Encoder
-
     class MeanOverAll:
         """Averages over every position, padding too: trimming would change its answer."""
 
@@ -389,6 +388,39 @@ def test_a_name_that_a_tar_repeats_is_two_images(tmp_path):
     refs = [sample["jpg"] for sample in read_tar_index(tmp_path / "0.tar")]
     hashes = ContentHashes()
     assert hashes(refs[0]) != hashes(refs[1]) and hashes(refs[0]) == hashes(refs[0], jpeg(0))
+
+
+def test_shared_hashes_are_read_once(tmp_path):
+    refs = []
+    for seed in range(4):
+        (tmp_path / f"{seed}.jpg").write_bytes(jpeg(seed))
+        refs.append(ImageRef(str(tmp_path / f"{seed}.jpg")))
+    ranks = [ContentHashes(tmp_path / name) for name in ("files.json", "files-1.json")]
+    expected = [ContentHashes()(ref) for ref in refs]
+    for rank, hashes in enumerate(ranks):
+        for ref in refs[rank::2]:
+            hashes(ref)
+        hashes.save()
+    for hashes in (*ranks, ContentHashes(tmp_path / "files.json")):
+        hashes.reload()
+        assert [hashes(ref, b"not read again") for ref in refs] == expected
+
+
+def test_embeddings_lost_meanwhile_are_told(tmp_path):
+    """As after another process of the run was killed: its share of the captions is in no part."""
+    write_sugarcrepe(tmp_path, {"add_obj": 3})
+    store = EmbeddingStore(tmp_path / "store", {"weights": "a"})
+    model, preprocess, tokenizer = tiny_clip()
+    with pytest.raises(DataError, match="captions have no embedding.*Run it again"):
+        run_suite(
+            lambda: Encoder(model, preprocess, tokenizer),
+            [get("sugarcrepe")],
+            tmp_path,
+            store,
+            checkpoint={"name": "half"},
+            allow_partial=True,
+            share=(0, 2),  # and nobody does the other half
+        )
 
 
 def test_two_processes_share_the_encoding_and_agree_with_one(tmp_path):

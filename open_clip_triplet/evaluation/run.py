@@ -96,13 +96,18 @@ def run_suite(
     """``evaluate`` with the model made only if something has to be encoded.
 
     Args:
-        share: (rank, world size): this process encodes every world-size-th missing item. All processes
-            need the same store on disk.
+        share: (rank, world size): this process hashes and encodes every world-size-th missing item. All
+            processes need the same store on disk, opened before any of them adds to it.
         barrier: returns once every process has called it.
         on_result: takes each benchmark's result as soon as there is one.
     """
     suite, skipped = load_suite(benchmarks, data_root, allow_partial=allow_partial)
     hashes = hashes or ContentHashes()
+    if share[1] > 1:
+        _identify(suite, hashes, share)
+        hashes.save()
+        barrier()
+        hashes.reload()
     image_ids, unusable = _identify(suite, hashes)
     hashes.save()
     _drop(suite, unusable)
@@ -191,10 +196,13 @@ def _nothing_usable(benchmark: Benchmark, tasks: dict[str, Task]) -> str:
     return f"{benchmark.name}: nothing there can be scored ({why}; the first: {first})"
 
 
-def _identify(suite: dict, hashes: ContentHashes) -> tuple[dict[ImageRef, str], dict[ImageRef, str]]:
+def _identify(
+    suite: dict, hashes: ContentHashes, share: tuple[int, int] = (0, 1)
+) -> tuple[dict[ImageRef, str], dict[ImageRef, str]]:
+    """(image -> identity, image -> why it has none), of this process's share of the images."""
     ids, unusable = {}, {}
     refs = dict.fromkeys(ref for _, tasks in suite.values() for t in tasks.values() for ref in t.images())
-    for ref in refs:
+    for ref in list(refs)[share[0] :: share[1]]:
         try:
             ids[ref] = hashes(ref)
         except OSError:

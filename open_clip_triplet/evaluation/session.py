@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
@@ -62,7 +63,8 @@ def start(args) -> Session:
     if session.world > 1:
         import torch
 
-        torch.distributed.init_process_group("gloo")
+        # ranks wait for the slowest at every barrier; the default, half an hour, is less than ImageNet takes
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=1))
         session.barrier = torch.distributed.barrier
     session.progress &= session.rank == 0 and sys.stderr.isatty()
     return session
@@ -72,6 +74,8 @@ def run_checkpoint(session: Session, spec: CheckpointSpec, benchmarks: list) -> 
     """Evaluate one checkpoint, write its results (rank 0), and say in a few lines what came out."""
     facts = identify(spec, _remembered_digest(session))
     store = EmbeddingStore(session.store, facts)
+    # what is missing is dealt out by place in the list, so all must have opened the store before one adds
+    session.barrier()
     checkpoint = {
         "name": spec.label,
         "model": spec.model,
