@@ -149,6 +149,8 @@ def test_retrieval_from_shards_is_noted_as_another_split(tmp_path):
 
 def test_zeroshot_export_has_its_own_words_and_reads_in_place(tmp_path):
     write_zeroshot(tmp_path)
+    with open(tmp_path / "zeroshot" / "wds_vtab-eurosat" / "classnames.txt", "a") as file:
+        file.write("\n  \n")  # blank lines at the end are no class
     task = get("zeroshot").load(tmp_path)["eurosat"]
     assert (
         task.classes == ["forest", "river", "sea"] and task.prompts("sea")[1] == "a satellite photo of sea."

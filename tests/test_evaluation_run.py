@@ -78,7 +78,7 @@ def test_suite_in_one_call(suite):
     assert found.encoded["images"] == 9 + 24 + 33 + 16 + 9 + 2 + 7
     for name, result in found.results.items():
         json.dumps(result, allow_nan=False)
-        assert result["complete"] == (name == "tripletdata")  # one's own shards have no published size
+        assert result["complete"] == (name == "tripletdata")  # as its sizes.json says
 
 
 def test_sugarcrepe_equals_the_authors_rule_item_by_item(suite):
@@ -139,7 +139,7 @@ def test_tripletdata_equals_the_streamed_scores(suite):
     model, preprocess, tokenizer = tiny_clip()
     streamed = composition_scores(model, str(suite / "tripletdata" / "00000.tar"), preprocess, tokenizer)
     found = run(suite, ["tripletdata"])
-    assert found.results["tripletdata"]["complete"]  # no sizes.json: complete where nothing was dropped
+    assert found.results["tripletdata"]["complete"]
     for name in ("text", "image", "group"):
         assert found[f"tripletdata/{name}"] == streamed[f"{name}_score"]
     histograms = found.results["tripletdata"]["subsets"]["tripletdata"]["histograms"]
@@ -253,6 +253,7 @@ def test_odd_images_are_handled_counted_and_named(tmp_path):
 
 def test_damage_found_while_decoding_stops_a_run_that_must_be_whole(tmp_path):
     write_paired_shard(tmp_path / "tripletdata" / "0.tar", range(3), s1={"jpg": jpeg(4)[:200]})
+    write_json(tmp_path / "tripletdata" / "sizes.json", {"0.tar": 3})
     with pytest.raises(PartialData, match="tripletdata: 2 of . items .1 image damaged"):
         run(tmp_path, ["tripletdata"], allow_partial=False)
 
@@ -302,6 +303,15 @@ def test_only_damage_is_remembered_not_a_passing_read_error(tmp_path, monkeypatc
     again = run(tmp_path, ["sugarcrepe"], store=EmbeddingStore(tmp_path / "store", {"weights": "a"}))
     assert again.results["sugarcrepe"]["subsets"]["add_obj"]["dropped"] == {"image damaged": 2}
     assert again.encoded["images"] == 1 and len(store.failed) == 2
+
+
+def test_tripletdata_is_complete_only_by_its_sizes(tmp_path):
+    write_paired_shard(tmp_path / "tripletdata" / "0.tar", range(3))
+    assert "tripletdata-partial/text" in run(tmp_path, ["tripletdata"])
+    with pytest.raises(PartialData, match="3 of . items .no sizes.json"):
+        run(tmp_path, ["tripletdata"], allow_partial=False)
+    write_json(tmp_path / "tripletdata" / "sizes.json", {"0.tar": 3})
+    assert "tripletdata/text" in run(tmp_path, ["tripletdata"], allow_partial=False)
 
 
 def test_exif_rotation_is_left_as_stored(tmp_path):

@@ -21,6 +21,8 @@ def load(root: Path) -> dict[str, PairTask]:
         raise BENCHMARK.missing(root)
     sizes = read_sizes([str(shard) for shard in shards])
     task = PairTask([], expected=sum(sizes) if sizes else None)
+    if sizes is None:
+        task.note = "no sizes.json beside the shards: nobody can tell whether samples are missing"
     for shard, sample in shard_samples(shards, task):
         _append(task, sample, shard)
     return {"tripletdata": task}
