@@ -91,7 +91,7 @@ def run_suite(
     hashes: ContentHashes | None = None,
     share: tuple[int, int] = (0, 1),
     barrier: Callable[[], None] = lambda: None,
-    on_result: Callable[[dict], object] = lambda result: None,
+    on_result: Callable[[dict], object] | None = None,
 ) -> Evaluation:
     """``evaluate`` with the model made only if something has to be encoded.
 
@@ -141,7 +141,8 @@ def run_suite(
         results[benchmark.name] = build_result(
             benchmark, tasks, outcomes, checkpoint=checkpoint, remarks=remarks
         )
-        on_result(results[benchmark.name])
+        if on_result:
+            on_result(results[benchmark.name])
     return Evaluation(results, skipped, dict(store.encoded))
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..checkpoints import CheckpointSpec, identify
@@ -96,7 +97,7 @@ def run_checkpoint(session: Session, spec: CheckpointSpec, benchmarks: list) -> 
         hashes=session.hashes,
         share=(session.rank, session.world),
         barrier=session.barrier,
-        on_result=lambda result: session.rank == 0 and write_result(session.output, result),
+        on_result=partial(write_result, session.output) if session.rank == 0 else None,
     )
     if session.rank == 0:
         print(_brief(spec.label, evaluation, session.output))
