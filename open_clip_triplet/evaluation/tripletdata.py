@@ -149,6 +149,8 @@ def _prepare(roles: dict, preprocess) -> tuple | str:
         return (*(preprocess(open_image(roles[role])[0]) for role in ("image", "neg_image")), *texts)
     except ImageError:
         return "image damaged"
+    except MemoryError:
+        return "no memory to decode the image"
 
 
 def _kept(samples: Iterable, dropped: Counter, limit: int | None) -> Iterator[tuple]:
