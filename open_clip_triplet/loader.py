@@ -75,7 +75,7 @@ class PairedLoader:
                 yield batch
             self._log_epoch(first)
         except GeneratorExit:  # --total-steps; the other ranks cannot be asked, they may be elsewhere
-            self._log_epoch(first, stopped=given)
+            self._log_epoch(first, stopped=given if given < self.num_batches else None)
         finally:
             stop.set()
             self.position.first_batch = 0

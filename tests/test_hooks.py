@@ -104,7 +104,7 @@ def test_unknown_method_suggests_the_nearest(capsys):
     [
         (["--train-data", "a.csv"], "paired webdataset shards.*make_shards"),
         (["--dataset-type", "synthetic"], "synthetic"),
-        (["--train-data", "a.tar", "--model", "coca_ViT-B-32"], "supports CLIP models"),
+        (["--train-data", "a.tar", "--model", "coca_ViT-B-32"], "CLIP models alone"),
         (
             ["--train-data", "a.tar", "--distill-model", "RN50", "--distill-pretrained", "openai"],
             "distillation",

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ..metrics import composition_correct, histogram, wilson_interval
-from ..shards import ShardError, by_role, expand_shards, read_members, read_meta, split_name
+from ..shards import ShardError, by_role, expand_shards, read_meta, read_samples
 from .encode import Encoder, ImageError, decode_all, decoding_threads, evaluating, open_image
 
 ROLES = ("image", "text", "neg_image", "neg_text")
@@ -28,6 +28,7 @@ def composition_scores(
     batch_size: int = 64,
     autocast=None,
     max_samples: int | None = None,
+    input_dtype=None,
 ) -> dict:
     """Text, image and group score of a model on paired shards, streamed: no shard is held in memory.
 
@@ -39,18 +40,20 @@ def composition_scores(
         batch_size: samples per batch (two images and two captions each).
         autocast: function to a context manager, or None.
         max_samples: stop after that many scored samples.
+        input_dtype: what images are cast to, as OpenCLIP's ``get_input_dtype`` gives for weights in
+            low precision; None leaves them float32.
 
     Returns:
         ``text_score``, ``image_score``, ``group_score`` in 0..1; the same names with ``_interval``:
         Wilson 95% [low, high]; ``items``; ``ties`` (items where an equal similarity decided);
         ``dropped``: samples left out by reason; ``histograms``: cosine similarity of positive and
-        negative per modality (``edges`` [41], ``image`` and ``text`` counts [40]).
+        negative per modality (``edges`` [101], ``image`` and ``text`` counts [100]).
 
     Raises:
         ShardError: a shard cannot be opened, or no sample has all four members.
     """
     dropped: Counter[str] = Counter()
-    encoder = Encoder(model, preprocess, tokenizer, device=device, autocast=autocast)
+    encoder = Encoder(model, preprocess, tokenizer, device=device, autocast=autocast, input_dtype=input_dtype)
     parts, items = [], 0
     with evaluating(model), ThreadPoolExecutor(decoding_threads()) as pool:
         samples = decode_all(pool, lambda s: _prepare(s, preprocess), paired_samples(shard_urls, dropped))
@@ -94,31 +97,14 @@ def summarise(similarities: np.ndarray) -> dict:
 
 def paired_samples(shard_urls: str | Iterable[str], dropped: Counter) -> Iterator[dict]:
     """Whole samples (role names, bytes) of paired shards; the others are counted in ``dropped``."""
-    from webdataset.gopen import gopen
-
     for url in expand_shards(shard_urls):
         try:
-            with gopen(url, "rb") as stream:
-                yield from _whole_samples(stream, url, dropped)
+            for sample in read_samples(url):
+                yield from _if_whole(sample, dropped)
         except ShardError:
             dropped["shard damaged: the rest of it was not read"] += 1
         except OSError as error:
             raise ShardError(f"{url}: cannot be opened ({error})") from error
-
-
-def _whole_samples(stream, url: str, dropped: Counter) -> Iterator[dict]:
-    sample: dict = {}
-    for member, data in read_members(stream, name=url):
-        key, suffix = split_name(member)
-        if key is None:
-            continue
-        if sample and (sample["__key__"] != key or suffix in sample):
-            yield from _if_whole(sample, dropped)
-            sample = {}
-        sample.setdefault("__key__", key)
-        sample[suffix] = data
-    if sample:
-        yield from _if_whole(sample, dropped)
 
 
 def _if_whole(sample: dict, dropped: Counter) -> Iterator[dict]:
@@ -146,6 +132,8 @@ def _prepare(roles: dict, preprocess) -> tuple | str:
         return (*(preprocess(open_image(roles[role])[0]) for role in ("image", "neg_image")), *texts)
     except ImageError:
         return "image damaged"
+    except MemoryError:
+        return "no memory to decode the image"
 
 
 def _kept(samples: Iterable, dropped: Counter, limit: int | None) -> Iterator[tuple]:

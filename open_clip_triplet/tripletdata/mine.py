@@ -181,12 +181,17 @@ def mine(
         features, lambda a, b: is_duplicate(pairs[a], pairs[b]), max_similarity, device, index, progress
     )
     unembedded = ~np.isfinite(features).all(axis=1)
+    # img2dataset starts its keys again in every shard; a key must be one sample's in the whole set.
+    repeated = len({pair.key for pair in pairs}) < len(pairs)
     sizes, first = {}, 0
     for number, shard in enumerate(bar(shards, "write", unit="shard", disable=not progress)):
         with ShardWriter(output / f"{number:05d}.tar") as writer:
             for me, pair in enumerate(shard, first):
                 if found[me] >= 0:
-                    writer.write(paired_sample(pair, pairs[found[me]], cosine[me], embedder.name))
+                    sample = paired_sample(pair, pairs[found[me]], cosine[me], embedder.name)
+                    if repeated:
+                        sample["__key__"] = f"{number:05d}_{pair.key.replace('/', '_')}"
+                    writer.write(sample)
                 elif unembedded[me]:
                     dropped["not embeddable (image cannot be decoded, or no known word)"] += 1
                 else:
