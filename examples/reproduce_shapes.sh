@@ -5,8 +5,8 @@
 #   bash examples/reproduce_shapes.sh              # repro/shapes.md
 #   SHORT=1 bash examples/reproduce_shapes.sh      # two methods, one seed, 10 steps: that it runs
 #
-# Costs about 2 hours of two CPU cores (equal steps alone, BUDGETS=steps: about an hour). Downloads
-# nothing. What came out here: examples/results/shapes.md. The paper's ordering: LaCLIP < NegImage <
+# Estimated at 2 hours of two idle CPU cores (equal steps alone, BUDGETS=steps: an hour). Downloads nothing.
+# What came out here: examples/results/shapes.md. The paper's ordering: LaCLIP < NegImage <
 # NegCLIP++ < TripletCLIP (Table 3).
 set -euo pipefail
 cd "$(dirname "$0")/.."
