@@ -1,7 +1,8 @@
-"""What OpenCLIP passes over in silence when it loads weights, checked first."""
+"""What OpenCLIP passes over in silence when it loads weights: checked first, or taken from the run."""
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def check_file(spec: CheckpointSpec) -> None:
     path = Path(spec.pretrained)
     config = model_config(spec) or {}
     quick = spec.force_quick_gelu or bool(config.get("quick_gelu", False))
-    trained = _training_options(path)
+    trained = training_options(path)
     if trained.get("model") not in (None, spec.model):
         raise CheckpointError(
             f"{path}: trained as --model {trained['model']} (its run's params.txt), not {spec.model}"
@@ -60,6 +61,8 @@ def check_file(spec: CheckpointSpec) -> None:
     shapes, from_openai = _shapes(path)
     if (from_openai or trained.get("force_quick_gelu") == "True") and not quick:
         raise CheckpointError(_quick_gelu_message(spec, str(path)))
+    if trained.get("force_quick_gelu") == "False" and spec.force_quick_gelu and not config.get("quick_gelu"):
+        raise CheckpointError(f"{path}: trained with GELU (its run's params.txt): no --force-quick-gelu")
     vision = config.get("vision_cfg", {})
     positions = shapes.get("visual.positional_embedding") or shapes.get("visual.trunk.pos_embed")
     patch = vision.get("patch_size")
@@ -73,10 +76,32 @@ def check_file(spec: CheckpointSpec) -> None:
             )
 
 
-def _training_options(path: Path) -> dict[str, str]:
+#: how images were prepared in training, under OpenCLIP's names of both options and arguments
+PREPROCESSING = ("image_mean", "image_std", "image_interpolation", "image_resize_mode")
+
+
+def training_preprocessing(path: Path) -> dict:
+    """``PREPROCESSING`` options that the checkpoint's run was given, from its ``params.txt``.
+
+    Raises:
+        CheckpointError: a mean or standard deviation is not a list of numbers.
+    """
+    given = {name: value for name, value in training_options(path).items() if name in PREPROCESSING}
+    found: dict = {name: value for name, value in given.items() if value not in ("None", "")}
+    for name in found.keys() & {"image_mean", "image_std"}:
+        try:
+            found[name] = [float(x) for x in json.loads(found[name])]
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: its run's params.txt says {name}: {found[name]}, which is no list of numbers"
+            ) from error
+    return found
+
+
+def training_options(path: Path) -> dict[str, str]:
     """``name: value`` lines of the ``params.txt`` that OpenCLIP writes beside ``checkpoints/``."""
     params = path.parent.parent / "params.txt"
-    if path.parent.name != "checkpoints" or not params.is_file():
+    if path.parent.name != "checkpoints" or path.is_dir() or not params.is_file():
         return {}
     lines = params.read_text(encoding="utf-8", errors="replace").splitlines()
     return {name: value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}

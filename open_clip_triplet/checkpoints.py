@@ -2,7 +2,8 @@
 
 A checkpoint is identified without importing torch, so that results whose embeddings are all stored
 need no model at all. Loading checks what OpenCLIP passes over in silence: QuickGELU weights on a GELU
-model, an image size other than the trained one, a tokenizer that does not belong to the model.
+model, an image size other than the trained one, a tokenizer that does not belong to the model. Images
+are prepared as the checkpoint's run did (``--image-mean`` and its like, from its ``params.txt``).
 """
 
 from __future__ import annotations
@@ -88,12 +89,16 @@ def identify(spec: CheckpointSpec, digest: Callable[[Path], str]) -> dict:
     Raises:
         CheckpointError: neither a path nor something that could be a tag.
     """
+    from .checkpoint_checks import training_preprocessing
+
     facts: dict[str, Any] = {
         "model": spec.model,
         "model_config": model_config(spec),
         "precision": spec.precision,
         "force_quick_gelu": spec.force_quick_gelu,
         "force_image_size": spec.force_image_size,
+        # beyond these it follows from the model, the weights and OpenCLIP's version
+        "preprocessing": training_preprocessing(Path(spec.pretrained)),
         "open_clip": _open_clip_version(),
     }
     path = Path(spec.pretrained)
@@ -173,6 +178,8 @@ def load(spec: CheckpointSpec, device: str = "cpu") -> LoadedCheckpoint:
 def _create(spec: CheckpointSpec, name: str, device: str):
     import open_clip
 
+    from .checkpoint_checks import training_preprocessing
+
     is_folder = name.startswith("local-dir:")
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
@@ -182,6 +189,7 @@ def _create(spec: CheckpointSpec, name: str, device: str):
             device=device,
             force_quick_gelu=spec.force_quick_gelu,
             force_image_size=spec.force_image_size,
+            **training_preprocessing(Path(spec.pretrained)),
         )
     except (RuntimeError, KeyError, ValueError, OSError) as error:
         if "weights_only" in str(error) or "Unpickling" in type(error).__name__:

@@ -170,7 +170,7 @@ def paired_bootstrap(
     }
 
 
-def histogram(values, bins: int = 40, low: float = -1.0, high: float = 1.0) -> tuple[list, list]:
+def histogram(values, bins: int = 100, low: float = -1.0, high: float = 1.0) -> tuple[list, list]:
     """(edges [bins + 1], counts [bins]) of similarities; values beyond an end count in its bin."""
     counts, edges = np.histogram(np.clip(values, low, high), bins=bins, range=(low, high))
     return [round(float(edge), 6) for edge in edges], [int(count) for count in counts]

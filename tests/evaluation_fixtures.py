@@ -196,6 +196,7 @@ def write_suite(root: Path) -> Path:
     write_retrieval(root)
     write_zeroshot(root)
     write_paired_shard(root / "tripletdata" / "00000.tar", range(7))
+    write_json(root / "tripletdata" / "sizes.json", {"00000.tar": 7})
     return root
 
 

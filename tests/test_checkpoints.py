@@ -4,9 +4,11 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from evaluation_fixtures import TINY, picture, tiny_clip, write_config
+from PIL import Image
 
 from open_clip_triplet.checkpoints import CheckpointError, CheckpointSpec, export, identify, load
 from open_clip_triplet.evaluation.images import file_digest
@@ -107,6 +109,9 @@ def test_quick_gelu_mismatch_is_caught(tmp_path):
     with pytest.raises(CheckpointError, match="--force-quick-gelu"):
         load(spec(tmp_path, path))
     load(spec(tmp_path, path, force_quick_gelu=True))
+    params.write_text("force_quick_gelu: False\nmodel: tiny-eval\n")
+    with pytest.raises(CheckpointError, match="no --force-quick-gelu"):
+        load(spec(tmp_path, path, force_quick_gelu=True))
 
 
 def test_another_model_or_image_size_is_caught(tmp_path):
@@ -123,6 +128,27 @@ def test_another_model_or_image_size_is_caught(tmp_path):
         load(spec(tmp_path, path, model_config=deeper))
     (tmp_path / "run" / "params.txt").write_text("model: RN50\n")
     with pytest.raises(CheckpointError, match="trained as --model RN50"):
+        load(spec(tmp_path, path))
+
+
+def test_images_are_prepared_as_the_run_did(tmp_path):
+    path = save(tmp_path / "run" / "checkpoints" / "epoch_1.pt")
+    plain, before = load(spec(tmp_path, path)), identify(spec(tmp_path, path), file_digest)
+    params = tmp_path / "run" / "params.txt"
+    params.write_text("image_mean: None\nimage_std: None\nimage_interpolation: None\n")
+    assert identify(spec(tmp_path, path), file_digest) == before
+    params.write_text(
+        "image_mean: [0.5, 0.5, 0.5]\nimage_std: [0.25, 0.25, 0.25]\nimage_resize_mode: squash\n"
+    )
+    assert identify(spec(tmp_path, path), file_digest) != before  # other embeddings, another store
+    loaded = load(spec(tmp_path, path))
+    wide = picture(0, size=(96, 32))
+    squashed = np.asarray(wide.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    expected = torch.from_numpy((squashed - 0.5) / 0.25).permute(2, 0, 1)
+    assert torch.allclose(loaded.preprocess(wide), expected, atol=1e-5)
+    assert not torch.allclose(plain.preprocess(wide), expected, atol=0.1)
+    params.write_text("image_mean: half\n")
+    with pytest.raises(CheckpointError, match="image_mean: half, which is no list"):
         load(spec(tmp_path, path))
 
 

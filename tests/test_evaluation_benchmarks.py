@@ -22,7 +22,6 @@ from evaluation_fixtures import (
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, DataError, MissingData, get, names
 from open_clip_triplet.evaluation.benchmarks.base import tree_leaves, tree_mean
 from open_clip_triplet.evaluation.inventory import describe
-from open_clip_triplet.shards import ShardError
 
 
 @pytest.mark.parametrize("name", names())
@@ -150,6 +149,8 @@ def test_retrieval_from_shards_is_noted_as_another_split(tmp_path):
 
 def test_zeroshot_export_has_its_own_words_and_reads_in_place(tmp_path):
     write_zeroshot(tmp_path)
+    with open(tmp_path / "zeroshot" / "wds_vtab-eurosat" / "classnames.txt", "a") as file:
+        file.write("\n  \n")  # blank lines at the end are no class
     task = get("zeroshot").load(tmp_path)["eurosat"]
     assert (
         task.classes == ["forest", "river", "sea"] and task.prompts("sea")[1] == "a satellite photo of sea."
@@ -183,7 +184,7 @@ def test_zeroshot_export_matches_clip_benchmarks_reader(tmp_path):
     assert [label for _, label in theirs] == [item.label for item in ours.items]
 
 
-def test_tripletdata_leaves_out_half_samples_and_refuses_damage(tmp_path):
+def test_tripletdata_leaves_out_half_samples_and_damaged_shards(tmp_path):
     path = tmp_path / "tripletdata" / "0.tar"
     write_paired_shard(
         path, range(4), s1={"neg.jpg": None}, s2={"neg.txt": None, "json": {"neg_captions": ["z"]}}
@@ -192,8 +193,8 @@ def test_tripletdata_leaves_out_half_samples_and_refuses_damage(tmp_path):
     assert len(task.items) == 3 and task.dropped == {"not a whole sample": 1}
     assert task.items[1].captions == ("a thing number 2", "z")
     path.write_bytes(path.read_bytes()[:1300])
-    with pytest.raises(ShardError, match="0.tar"):
-        get("tripletdata").load(tmp_path)
+    task = get("tripletdata").load(tmp_path)["tripletdata"]
+    assert task.dropped == {"shard damaged": 1} and "0.tar" in task.named[0] and not task.items
 
 
 def test_aro_crops_to_the_box(tmp_path):

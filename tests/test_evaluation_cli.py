@@ -151,6 +151,15 @@ def test_partial_data_stops_the_run_before_the_model_is_made(workplace, capsys):
     assert "--allow-partial" in capsys.readouterr().err
 
 
+def test_a_run_that_scored_nothing_fails(workplace, tmp_path, capsys):
+    (tmp_path / "bare").mkdir()
+    bare = ["--data-root", str(tmp_path / "bare"), "--allow-partial"]
+    assert run(workplace, "--benchmarks", "sugarcrepe", *bare) == 2
+    error = capsys.readouterr().err
+    assert "skipped sugarcrepe: no data under" in error
+    assert error.splitlines()[-1].startswith("error: no benchmark had anything to score")
+
+
 def test_data_lists_every_benchmark(workplace, capsys):
     assert cli.main(["data", "--data-root", str(workplace / "data")]) == 0
     out = capsys.readouterr().out

@@ -17,7 +17,7 @@ from evaluation_fixtures import SUGARCREPE_SUBSETS
 from open_clip_triplet.evaluation.benchmarks import get
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.paper import TABLE_4, TABLE_5, TABLE_11, TABLE_12, TABLE_13, TABLES
-from open_clip_triplet.evaluation.report import render
+from open_clip_triplet.evaluation.report import _plain, render
 from open_clip_triplet.evaluation.results import build_result, flat_metrics, read_results, write_result
 from open_clip_triplet.evaluation.tables import Results
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask, Pair, PairTask
@@ -185,6 +185,8 @@ def test_paired_tests_by_hand(results):
     names = {r["row"] for r in again}  # different items are never paired, nor averages over them
     assert "sugarcrepe swap_obj accuracy" not in names and "sugarcrepe overall" not in names
     assert "sugarcrepe add_obj accuracy" in names
+    (unpaired,) = [r for r in again if r["row"] == "sugarcrepe swap_obj"]  # and the report says so
+    assert unpaired["column"] == "p" and unpaired["text"] == "no test: the items differ"
 
 
 def test_baseline_and_names_are_checked(results):
@@ -201,10 +203,12 @@ def test_results_come_back_from_disk(tmp_path, results):
         write_result(tmp_path, result)
     (tmp_path / ".embeddings" / "k").mkdir(parents=True)
     (tmp_path / ".embeddings" / "k" / "key.json").write_text("{}")
+    (tmp_path / ".embeddings" / "k" / "images-1.json").write_text("{ half")  # never opened
     back = read_results([tmp_path])
     assert sorted(map(json.dumps, back)) == sorted(map(json.dumps, results))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no results in"):
-        read_results([tmp_path / ".embeddings"])
+        read_results([tmp_path / "empty"])
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="broken.json"):
         read_results([tmp_path / "broken.json"])
@@ -222,6 +226,9 @@ def test_hostile_names_are_escaped_everywhere(tmp_path, results):
     assert "<script>" not in render(results, "md").replace(r"\<script\>", "")
     first = render([{**results[0], "checkpoint": {"name": "=1+1", "weights": "0"}}], "csv")
     assert ",=1+1" not in first and ",'=1+1" in first
+    first = render([{**results[0], "checkpoint": {"name": "-2+cmd|x", "weights": "0"}}], "csv")
+    assert ",-2+cmd" not in first and ",'-2+cmd" in first
+    assert [_plain(x) for x in ("-1.5", "+2", "", "a-b")] == ["-1.5", "+2", "", "a-b"]
     path = write_result(tmp_path, results[2])
     assert path.parent.parent == tmp_path and re.fullmatch(r"[A-Za-z0-9._-]+", path.parent.name)
 
@@ -289,7 +296,7 @@ def test_html_in_a_browser(tmp_path, results):
         [*command, f"--screenshot={shot}", (tmp_path / "report.html").as_uri()],
         check=True,
         capture_output=True,
-        timeout=90,
+        timeout=300,
         env=environment,
     )
     from PIL import Image

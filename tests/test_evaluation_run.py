@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ from evaluation_fixtures import (
 from PIL import Image
 
 from open_clip_triplet.evaluation import evaluate, require_data
-from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, MissingData, get
-from open_clip_triplet.evaluation.images import ContentHashes, ImageRef
-from open_clip_triplet.evaluation.run import PartialData
+from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, DataError, MissingData, get
+from open_clip_triplet.evaluation.encode import Encoder
+from open_clip_triplet.evaluation.images import ContentHashes, ImageRef, read_tar_index
+from open_clip_triplet.evaluation.run import PartialData, run_suite
 from open_clip_triplet.evaluation.store import EmbeddingStore
 from open_clip_triplet.evaluation.tripletdata import composition_scores
 
@@ -76,7 +78,7 @@ def test_suite_in_one_call(suite):
     assert found.encoded["images"] == 9 + 24 + 33 + 16 + 9 + 2 + 7
     for name, result in found.results.items():
         json.dumps(result, allow_nan=False)
-        assert result["complete"] == (name == "tripletdata")  # one's own shards have no published size
+        assert result["complete"] == (name == "tripletdata")  # as its sizes.json says
 
 
 def test_sugarcrepe_equals_the_authors_rule_item_by_item(suite):
@@ -137,7 +139,7 @@ def test_tripletdata_equals_the_streamed_scores(suite):
     model, preprocess, tokenizer = tiny_clip()
     streamed = composition_scores(model, str(suite / "tripletdata" / "00000.tar"), preprocess, tokenizer)
     found = run(suite, ["tripletdata"])
-    assert found.results["tripletdata"]["complete"]  # no sizes.json: complete where nothing was dropped
+    assert found.results["tripletdata"]["complete"]
     for name in ("text", "image", "group"):
         assert found[f"tripletdata/{name}"] == streamed[f"{name}_score"]
     histograms = found.results["tripletdata"]["subsets"]["tripletdata"]["histograms"]
@@ -251,8 +253,65 @@ def test_odd_images_are_handled_counted_and_named(tmp_path):
 
 def test_damage_found_while_decoding_stops_a_run_that_must_be_whole(tmp_path):
     write_paired_shard(tmp_path / "tripletdata" / "0.tar", range(3), s1={"jpg": jpeg(4)[:200]})
+    write_json(tmp_path / "tripletdata" / "sizes.json", {"0.tar": 3})
     with pytest.raises(PartialData, match="tripletdata: 2 of . items .1 image damaged"):
         run(tmp_path, ["tripletdata"], allow_partial=False)
+
+
+def test_damaged_files_cost_a_partial_run_only_themselves(tmp_path):
+    write_sugarcrepe(tmp_path, {"add_obj": 4})
+    write_paired_shard(tmp_path / "tripletdata" / "0.tar", range(3))
+    write_paired_shard(tmp_path / "tripletdata" / "1.tar", range(3, 6))
+    cut = tmp_path / "tripletdata" / "1.tar"
+    cut.write_bytes(cut.read_bytes()[:1300])
+    (tmp_path / "cola").mkdir()
+    (tmp_path / "cola" / "COLA_multiobjects_matching_benchmark.json").write_text("[[")
+    names = ["sugarcrepe", "cola", "tripletdata"]
+    found = run(tmp_path, names)
+    assert list(found.results) == ["sugarcrepe", "tripletdata"]
+    subset = found.results["tripletdata"]["subsets"]["tripletdata"]
+    assert subset["items"] == 3 and subset["dropped"] == {"shard damaged": 1}
+    assert found.skipped["cola"].startswith("cola: ") and "cannot be read as JSON" in found.skipped["cola"]
+    with pytest.raises(PartialData, match="1 shard damaged; the first: .*1.tar"):
+        run(tmp_path, ["tripletdata"], allow_partial=False)
+    with pytest.raises(DataError, match="fetch it again"):
+        run(tmp_path, names, allow_partial=False)
+    (tmp_path / "tripletdata" / "0.tar").unlink()
+    assert "1 shard damaged" in run(tmp_path, ["tripletdata"]).skipped["tripletdata"]
+
+
+def test_only_damage_is_remembered_not_a_passing_read_error(tmp_path, monkeypatch):
+    write_sugarcrepe(tmp_path, {"add_obj": 3}, images=3)
+    folder = tmp_path / "coco" / "val2017"
+    picture(0, size=(400, 400)).save(folder / "000000000000.jpg")
+    (folder / "000000000001.jpg").write_bytes(jpeg(1)[:200])
+    store = EmbeddingStore(tmp_path / "store", {"weights": "a"})
+    reads, read = [], ImageRef.read
+
+    def flaky(ref):
+        reads.append(ref.path)
+        if ref.path.endswith("2.jpg") and reads.count(ref.path) == 2:  # hashed, then gone for a moment
+            raise OSError("stale file handle")
+        return read(ref)
+
+    monkeypatch.setattr(ImageRef, "read", flaky)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10000)  # 400 x 400: a decompression bomb
+    dropped = run(tmp_path, ["sugarcrepe"], store=store).results["sugarcrepe"]["subsets"]["add_obj"][
+        "dropped"
+    ]
+    assert dropped == {"image damaged": 2, "image unreadable": 1}
+    again = run(tmp_path, ["sugarcrepe"], store=EmbeddingStore(tmp_path / "store", {"weights": "a"}))
+    assert again.results["sugarcrepe"]["subsets"]["add_obj"]["dropped"] == {"image damaged": 2}
+    assert again.encoded["images"] == 1 and len(store.failed) == 2
+
+
+def test_tripletdata_is_complete_only_by_its_sizes(tmp_path):
+    write_paired_shard(tmp_path / "tripletdata" / "0.tar", range(3))
+    assert "tripletdata-partial/text" in run(tmp_path, ["tripletdata"])
+    with pytest.raises(PartialData, match="3 of . items .no sizes.json"):
+        run(tmp_path, ["tripletdata"], allow_partial=False)
+    write_json(tmp_path / "tripletdata" / "sizes.json", {"0.tar": 3})
+    assert "tripletdata/text" in run(tmp_path, ["tripletdata"], allow_partial=False)
 
 
 def test_exif_rotation_is_left_as_stored(tmp_path):
@@ -268,8 +327,6 @@ def test_exif_rotation_is_left_as_stored(tmp_path):
 
 
 def test_trimmed_captions_give_the_same_embeddings():
-    from open_clip_triplet.evaluation.encode import Encoder
-
     model, preprocess, tokenizer = tiny_clip()
     lengths = []
 
@@ -291,8 +348,6 @@ def test_trimmed_captions_give_the_same_embeddings():
 
 
 def test_a_model_that_needs_its_padding_gets_it():
-    from open_clip_triplet.evaluation.encode import Encoder
-
     class MeanOverAll:
         """Averages over every position, padding too: trimming would change its answer."""
 
@@ -332,6 +387,50 @@ def test_hashes_are_remembered_until_the_file_changes(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     os.utime(tmp_path / "a.jpg", ns=(1, 1))
     assert again(ref) != before
+
+
+def test_a_name_that_a_tar_repeats_is_two_images(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for seed in (0, 1):
+            info = tarfile.TarInfo("same.jpg")
+            info.size = len(jpeg(seed))
+            tar.addfile(info, io.BytesIO(jpeg(seed)))
+    refs = [sample["jpg"] for sample in read_tar_index(tmp_path / "0.tar")]
+    hashes = ContentHashes()
+    assert hashes(refs[0]) != hashes(refs[1]) and hashes(refs[0]) == hashes(refs[0], jpeg(0))
+
+
+def test_shared_hashes_are_read_once(tmp_path):
+    refs = []
+    for seed in range(4):
+        (tmp_path / f"{seed}.jpg").write_bytes(jpeg(seed))
+        refs.append(ImageRef(str(tmp_path / f"{seed}.jpg")))
+    ranks = [ContentHashes(tmp_path / name) for name in ("files.json", "files-1.json")]
+    expected = [ContentHashes()(ref) for ref in refs]
+    for rank, hashes in enumerate(ranks):
+        for ref in refs[rank::2]:
+            hashes(ref)
+        hashes.save()
+    for hashes in (*ranks, ContentHashes(tmp_path / "files.json")):
+        hashes.reload()
+        assert [hashes(ref, b"not read again") for ref in refs] == expected
+
+
+def test_embeddings_lost_meanwhile_are_told(tmp_path):
+    """As after another process of the run was killed: its share of the captions is in no part."""
+    write_sugarcrepe(tmp_path, {"add_obj": 3})
+    store = EmbeddingStore(tmp_path / "store", {"weights": "a"})
+    model, preprocess, tokenizer = tiny_clip()
+    with pytest.raises(DataError, match="captions have no embedding.*Run it again"):
+        run_suite(
+            lambda: Encoder(model, preprocess, tokenizer),
+            [get("sugarcrepe")],
+            tmp_path,
+            store,
+            checkpoint={"name": "half"},
+            allow_partial=True,
+            share=(0, 2),  # and nobody does the other half
+        )
 
 
 def test_two_processes_share_the_encoding_and_agree_with_one(tmp_path):
@@ -377,7 +476,7 @@ def test_two_processes_share_the_encoding_and_agree_with_one(tmp_path):
         )
         for r in (0, 1)
     ]
-    outputs = [process.communicate(timeout=120) for process in ranks]
+    outputs = [process.communicate(timeout=600) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
     assert "SugarCrepe" in outputs[0][0] and outputs[1][0] == ""
     parts = list((tmp_path / "results" / ".embeddings").rglob("images-*.npy"))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import train, train_argv
-from evaluation_fixtures import write_paired_shard, write_sugarcrepe
+from evaluation_fixtures import write_json, write_paired_shard, write_sugarcrepe
 
 from open_clip_triplet import options
 
@@ -13,6 +13,7 @@ from open_clip_triplet import options
 def data(tmp_path):
     write_sugarcrepe(tmp_path, dict.fromkeys(("replace_obj", "replace_att", "replace_rel", "add_obj"), 8))
     write_paired_shard(tmp_path / "tripletdata" / "0.tar", range(6))
+    write_json(tmp_path / "tripletdata" / "sizes.json", {"0.tar": 6})
     return tmp_path
 
 

@@ -1,5 +1,7 @@
 """TripletData scores over paired shards, against a plain loop on the same model."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,18 @@ def test_limit_order_and_mode(tmp_path):
     assert composition_scores(model, f"pipe:cat {tmp_path}/0.tar", preprocess, tokenizer)["items"] == 4
     assert model.training and not model.visual.training
     model.eval()
+
+
+def test_weights_in_low_precision_are_scored(tmp_path):
+    """As training with --precision pure_bf16: the images must be cast to what the weights are in."""
+    write_paired_shard(tmp_path / "0.tar", range(3))
+    model, preprocess, tokenizer = tiny_clip()
+    low = copy.deepcopy(model).to(torch.bfloat16)
+    shard = str(tmp_path / "0.tar")
+    scores = composition_scores(low, shard, preprocess, tokenizer, input_dtype=torch.bfloat16)
+    assert scores["items"] == 3
+    with pytest.raises(RuntimeError):  # else this test could not fail
+        composition_scores(low, shard, preprocess, tokenizer)
 
 
 def test_nothing_to_score_is_an_error_that_says_why(tmp_path):

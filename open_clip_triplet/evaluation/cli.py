@@ -148,11 +148,17 @@ def _run(args) -> int:
 
     specs, benchmarks = _specs(args), _chosen(args)
     session = start(args)
+    scored = 0
     for spec in specs:
         evaluation = run_checkpoint(session, spec, benchmarks)
+        scored += len(evaluation.results)
         if session.rank == 0:
             for why in evaluation.skipped.values():
                 print(f"skipped {why.splitlines()[0]}", file=sys.stderr)
+    if not scored:
+        raise DataError(
+            "no benchmark had anything to score; `triplet-evaluate data` says what is expected where"
+        )
     return 0
 
 

@@ -51,7 +51,10 @@ def _comparison_rows(benchmark: str, ours: dict, base: dict) -> list[Row]:
     mark = "" if ours["complete"] and base["complete"] else " (partial)"
     for subset, a in ours["subsets"].items():
         b = base["subsets"].get(subset)
-        if b is None or a["items_hash"] != b["items_hash"] or not a["items"]:
+        if b is None or not a["items"]:
+            continue
+        if a["items_hash"] != b["items_hash"]:
+            rows.append(_unpaired_row(f"{benchmark} {subset}{mark}"))
             continue
         for metric in a["outcomes"].keys() & b["outcomes"].keys():
             x, y = (np.frombuffer(s["outcomes"][metric].encode(), np.uint8) == ord("1") for s in (a, b))
@@ -88,6 +91,10 @@ def _average_rows(benchmark: str, ours: dict, differences: dict, mark: str) -> l
 def _comparison_row(label: str, bounds: dict, p: float, counts: tuple[str, str]) -> Row:
     values = (Cell(100 * bounds[part], sign=True) for part in ("difference", "low", "high"))
     return Row("measured", "", label, (*(Cell(text=c) for c in counts), *values, Cell(text=_p_text(p))))
+
+
+def _unpaired_row(label: str) -> Row:
+    return Row("measured", "", label, (*([Cell()] * 5), Cell(text="no test: the items differ")))
 
 
 def _p_text(p: float) -> str:

@@ -31,6 +31,7 @@ def open_image(data: bytes):
 
     Raises:
         ImageError: not an image, truncated, or too large to be a photograph.
+        MemoryError: no memory to decode it now; the image may be sound.
     """
     from PIL import Image
 
@@ -47,7 +48,11 @@ def open_image(data: bytes):
         if image.getexif().get(274) in _ROTATED:
             remarks.append("exif-rotated")
         return image.convert("RGB"), remarks
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    # Damaged files make PIL raise nearly anything: TypeError, struct.error, zlib.error, SyntaxError,
+    # DecompressionBombError... One bad image must not end a run of hours.
+    except Exception as error:
         raise ImageError(f"{type(error).__name__}: {error}") from error
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from .encode import Encoder, ImageError, decode_all, decoding_threads, open_image
-from .images import ImageRef
+from .images import ImageRef, content_id
 from .store import EmbeddingStore
 
 #: rows between two writes, so that a run cut short loses little
@@ -36,7 +36,11 @@ class EncodingJob:
         self.rank, self.world = share
 
     def images(self, refs: dict[str, ImageRef]) -> None:
-        """Encode the missing ones of ``refs`` (identity -> where it lies)."""
+        """Encode the missing ones of ``refs`` (identity -> where it lies).
+
+        An image that cannot be decoded is remembered as failed; one that cannot be read now is not, so
+        that the next run tries it again.
+        """
         missing = self.store.missing("images", refs)[self.rank :: self.world]
         if not missing:
             return
@@ -44,7 +48,7 @@ class EncodingJob:
         pending = _PendingImages(self.store, encoder)
 
         def load(identity: str):
-            return identity, *_decode(refs[identity], encoder.preprocess)
+            return identity, *_decode(identity, refs[identity], encoder.preprocess)
 
         with ThreadPoolExecutor(decoding_threads()) as pool, self._bar(len(missing), "images") as bar:
             for identity, tensor, remarks in decode_all(pool, load, missing):
@@ -80,13 +84,19 @@ class EncodingJob:
         return tqdm(total=total, desc=what, unit=" " + what, disable=not self.progress, leave=False)
 
 
-def _decode(ref: ImageRef, preprocess: Callable) -> tuple:
-    """(tensor, remarks), or (None, why not)."""
+def _decode(identity: str, ref: ImageRef, preprocess: Callable) -> tuple:
+    """(tensor, remarks), or (None, why not): an ``ImageError`` only where the very bytes are damaged."""
+    data = b""
     try:
-        image, remarks = open_image(ref.read())
-    except (ImageError, OSError) as error:
-        return None, str(error)
-    return preprocess(image.crop(ref.crop) if ref.crop else image), remarks
+        data = ref.read()
+        image, remarks = open_image(data)
+        return preprocess(image.crop(ref.crop) if ref.crop else image), remarks
+    except ImageError as error:
+        if content_id(data) != identity.partition("|")[0]:
+            return None, OSError(f"{ref}: other bytes than when it was identified")
+        return None, error
+    except (OSError, MemoryError) as error:
+        return None, error
 
 
 class _PendingImages:
@@ -104,8 +114,9 @@ class _PendingImages:
         self.failed: dict[str, str] = {}
 
     def add(self, identity: str, tensor, remarks) -> None:
+        if isinstance(remarks, ImageError):
+            self.failed[identity] = str(remarks)
         if tensor is None:
-            self.failed[identity] = remarks
             return
         self.tensors[identity] = tensor
         if remarks:

@@ -59,6 +59,11 @@ class ImageRef:
             return file.read()
 
 
+def content_id(data: bytes) -> str:
+    """Identity of an image's bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 @lru_cache(maxsize=16)
 def _zip_members(path: str) -> frozenset[str]:
     try:
@@ -89,21 +94,29 @@ def read_tar_index(path: str | os.PathLike) -> list[dict]:
 
 
 class ContentHashes:
-    """``ImageRef`` -> hash of its bytes, remembered by path, size and time of change.
+    """``ImageRef`` -> hash of its bytes, remembered by place in the file, its size and time of change.
 
     Args:
-        file: where the memory is kept between runs, or None.
+        file: where the memory is kept between runs, or None. Processes that share the work have a file
+            each (``files-1.json`` beside ``files.json``) and read one another's.
     """
 
     def __init__(self, file: str | os.PathLike | None = None):
         self.file = Path(file) if file else None
         self._known: dict[str, str] = {}
         self._changed = False
-        if self.file and self.file.is_file():
+        self.reload()
+
+    def reload(self) -> None:
+        """Read what this and other processes have saved."""
+        if self.file is None:
+            return
+        first = self.file.stem.partition("-")[0]
+        for file in (self.file.with_name(f"{first}.json"), *self.file.parent.glob(f"{first}-*.json")):
             try:
-                known = json.loads(self.file.read_text(encoding="utf-8"))
-                self._known = known if isinstance(known, dict) else {}
-            except ValueError:
+                known = json.loads(file.read_text(encoding="utf-8"))
+                self._known.update(known if isinstance(known, dict) else {})
+            except (OSError, ValueError):
                 pass  # a damaged memory only costs reading the images again
 
     def __call__(self, ref: ImageRef, data: bytes | None = None) -> str:
@@ -113,10 +126,12 @@ class ContentHashes:
             OSError: it cannot be read.
         """
         stat = os.stat(ref.path)
-        where = f"{os.path.abspath(ref.path)}|{ref.member}|{stat.st_size}|{stat.st_mtime_ns}"
+        # the offset too: a tar may hold one name twice, for two images
+        place = f"{os.path.abspath(ref.path)}|{ref.member}|{ref.offset}"
+        where = f"{place}|{stat.st_size}|{stat.st_mtime_ns}"
         digest = self._known.get(where)
         if digest is None:
-            digest = hashlib.blake2b(ref.read() if data is None else data, digest_size=16).hexdigest()
+            digest = content_id(ref.read() if data is None else data)
             self._known[where] = digest
             self._changed = True
         return digest if ref.crop is None else digest + "|" + ",".join(map(str, ref.crop))

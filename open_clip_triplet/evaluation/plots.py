@@ -127,12 +127,12 @@ def histograms(
     span = edges[last + 1] - edges[first]
 
     def x(value: float) -> float:
-        return left + (value - edges[first]) / span * (width - left - 10)
+        return left + (value - edges[first]) / span * (width - left - 22)
 
     def y(share: float) -> float:
         return height - bottom - share / top * (height - bottom - 14)
 
-    body = [_line(left, y(0), width - 10, y(0), "axis")]
+    body = [_line(left, y(0), width - 22, y(0), "axis")]
     step = max(1, (last + 1 - first) // 6)
     body += [
         _text(x(edges[i]), height - bottom + 16, f"{edges[i]:.2f}", "middle", "tick")

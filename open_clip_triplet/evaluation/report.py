@@ -114,8 +114,10 @@ def comma_separated(results: Results) -> str:
 
 
 def _plain(text: str) -> str:
-    """A checkpoint's name may start like a formula; a spreadsheet must not run it."""
-    return f"'{text}" if text[:1] in "=+@\t" else text
+    """A checkpoint's name may start like a formula; a spreadsheet must not run it. Numbers stay numbers."""
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    return text if re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", text) else f"'{text}"
 
 
 _LATEX = {

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -146,14 +146,16 @@ def write_result(folder: str | os.PathLike, result: dict) -> Path:
 
 
 def read_results(paths: Iterable[str | os.PathLike]) -> list[dict]:
-    """Results of files and folders (searched whole), checkpoints in order of first mention.
+    """Results of files and folders, checkpoints in order of first mention.
+
+    Folders are searched whole, but for hidden ones: an embedding store has thousands of files.
 
     Raises:
         ValueError: nothing found, or a file is not a result of this tool; it is named.
     """
     results = []
     for path in map(Path, paths):
-        files = [path] if path.is_file() else sorted(path.rglob("*.json"))
+        files = [path] if path.is_file() else sorted(_visible_json(path))
         for file in files:
             try:
                 result = json.loads(file.read_text(encoding="utf-8"))
@@ -169,6 +171,14 @@ def read_results(paths: Iterable[str | os.PathLike]) -> list[dict]:
     if not results:
         raise ValueError(f"no results in {', '.join(map(str, paths))}; make some with `triplet-evaluate run`")
     return results
+
+
+def _visible_json(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.endswith(".json") and not name.startswith("."):
+                yield Path(place) / name
 
 
 def safe_name(name: str) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from .benchmarks import Benchmark, DataError, MissingData, get
+from .benchmarks import Benchmark, DataError, get
 from .encode import Encoder, evaluating
 from .encoding import EncodingJob
 from .images import ContentHashes, ImageRef
@@ -91,16 +91,23 @@ def run_suite(
     hashes: ContentHashes | None = None,
     share: tuple[int, int] = (0, 1),
     barrier: Callable[[], None] = lambda: None,
+    on_result: Callable[[dict], object] | None = None,
 ) -> Evaluation:
     """``evaluate`` with the model made only if something has to be encoded.
 
     Args:
-        share: (rank, world size): this process encodes every world-size-th missing item. All processes
-            need the same store on disk.
+        share: (rank, world size): this process hashes and encodes every world-size-th missing item. All
+            processes need the same store on disk, opened before any of them adds to it.
         barrier: returns once every process has called it.
+        on_result: takes each benchmark's result as soon as there is one.
     """
     suite, skipped = load_suite(benchmarks, data_root, allow_partial=allow_partial)
     hashes = hashes or ContentHashes()
+    if share[1] > 1:
+        _identify(suite, hashes, share)
+        hashes.save()
+        barrier()
+        hashes.reload()
     image_ids, unusable = _identify(suite, hashes)
     hashes.save()
     _drop(suite, unusable)
@@ -114,7 +121,12 @@ def run_suite(
     job.texts(captions)
     barrier()
     store.reload()
-    _drop(suite, {ref: "image damaged" for ref, identity in image_ids.items() if identity in store.failed})
+    _drop(suite, _without_row(image_ids, store))
+    if lost := len(store.missing("texts", captions)):
+        raise DataError(
+            f"{lost} captions have no embedding: another process of this run ended early, or files of the "
+            "embedding store were removed meanwhile. Run it again: what is stored is kept"
+        )
     _require_whole(suite, allow_partial)
     results = {}
     for benchmark, tasks in suite.values():
@@ -129,6 +141,8 @@ def run_suite(
         results[benchmark.name] = build_result(
             benchmark, tasks, outcomes, checkpoint=checkpoint, remarks=remarks
         )
+        if on_result:
+            on_result(results[benchmark.name])
     return Evaluation(results, skipped, dict(store.encoded))
 
 
@@ -153,10 +167,11 @@ def load_suite(benchmarks: Iterable[Benchmark], data_root, *, allow_partial: boo
     for benchmark in benchmarks:
         try:
             tasks = benchmark.load(Path(data_root))
-        except MissingData as error:
+        except DataError as error:
             if not allow_partial:
                 raise
-            skipped[benchmark.name] = str(error)
+            named = str(error).startswith(benchmark.name)
+            skipped[benchmark.name] = str(error) if named else f"{benchmark.name}: {error}"
             continue
         for task in tasks.values():
             refs = set(task.images())
@@ -164,24 +179,45 @@ def load_suite(benchmarks: Iterable[Benchmark], data_root, *, allow_partial: boo
         if any(task.items for task in tasks.values()):
             suite[benchmark.name] = (benchmark, tasks)
         elif allow_partial:
-            skipped[benchmark.name] = f"{benchmark.name}: annotations found, but none of the images"
+            skipped[benchmark.name] = _nothing_usable(benchmark, tasks)
         else:
             raise PartialData(
-                f"{benchmark.name}: annotations found, but none of the images. Expected:\n  "
+                f"{_nothing_usable(benchmark, tasks)}. Expected:\n  "
                 + "\n  ".join(str(Path(data_root) / place) for place in benchmark.layout)
             )
     return suite, skipped
 
 
-def _identify(suite: dict, hashes: ContentHashes) -> tuple[dict[ImageRef, str], dict[ImageRef, str]]:
+def _nothing_usable(benchmark: Benchmark, tasks: dict[str, Task]) -> str:
+    reasons = sum((task.dropped for task in tasks.values()), Counter())
+    if set(reasons) <= {"image missing"}:
+        return f"{benchmark.name}: annotations found, but none of the images"
+    first = next(name for task in tasks.values() for name in task.named)
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f"{benchmark.name}: nothing there can be scored ({why}; the first: {first})"
+
+
+def _identify(
+    suite: dict, hashes: ContentHashes, share: tuple[int, int] = (0, 1)
+) -> tuple[dict[ImageRef, str], dict[ImageRef, str]]:
+    """(image -> identity, image -> why it has none), of this process's share of the images."""
     ids, unusable = {}, {}
     refs = dict.fromkeys(ref for _, tasks in suite.values() for t in tasks.values() for ref in t.images())
-    for ref in refs:
+    for ref in list(refs)[share[0] :: share[1]]:
         try:
             ids[ref] = hashes(ref)
         except OSError:
             unusable[ref] = "image unreadable"
     return ids, unusable
+
+
+def _without_row(image_ids: dict[ImageRef, str], store: EmbeddingStore) -> dict[ImageRef, str]:
+    """The images that came to no embedding, by any process, and why."""
+    return {
+        ref: "image damaged" if identity in store.failed else "image unreadable"
+        for ref, identity in image_ids.items()
+        if not store.has("images", identity)
+    }
 
 
 def _drop(suite: dict, unusable: dict[ImageRef, str]) -> None:
@@ -202,7 +238,8 @@ def _require_whole(suite: dict, allow_partial: bool) -> None:
             if (short or task.note) and (name in benchmark.expected or not benchmark.expected):
                 why = ", ".join(f"{count} {reason}" for reason, count in task.dropped.items()) or task.note
                 count = f"{len(task.items)} of {task.expected or '?'} items"
-                lines.append(f"{benchmark.name}/{name}: {count} ({why})")
+                first = f"; the first: {task.named[0]}" if task.named else ""
+                lines.append(f"{benchmark.name}/{name}: {count} ({why}{first})")
     if lines:
         listed = "\n  ".join(lines)
         raise PartialData(

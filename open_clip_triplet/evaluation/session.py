@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..checkpoints import CheckpointSpec, identify
@@ -62,7 +64,8 @@ def start(args) -> Session:
     if session.world > 1:
         import torch
 
-        torch.distributed.init_process_group("gloo")
+        # ranks wait for the slowest at every barrier; the default, half an hour, is less than ImageNet takes
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=1))
         session.barrier = torch.distributed.barrier
     session.progress &= session.rank == 0 and sys.stderr.isatty()
     return session
@@ -72,6 +75,8 @@ def run_checkpoint(session: Session, spec: CheckpointSpec, benchmarks: list) -> 
     """Evaluate one checkpoint, write its results (rank 0), and say in a few lines what came out."""
     facts = identify(spec, _remembered_digest(session))
     store = EmbeddingStore(session.store, facts)
+    # what is missing is dealt out by place in the list, so all must have opened the store before one adds
+    session.barrier()
     checkpoint = {
         "name": spec.label,
         "model": spec.model,
@@ -92,10 +97,9 @@ def run_checkpoint(session: Session, spec: CheckpointSpec, benchmarks: list) -> 
         hashes=session.hashes,
         share=(session.rank, session.world),
         barrier=session.barrier,
+        on_result=partial(write_result, session.output) if session.rank == 0 else None,
     )
     if session.rank == 0:
-        for result in evaluation.results.values():
-            write_result(session.output, result)
         print(_brief(spec.label, evaluation, session.output))
     session.barrier()
     return evaluation

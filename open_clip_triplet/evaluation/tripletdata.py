@@ -28,6 +28,7 @@ def composition_scores(
     batch_size: int = 64,
     autocast=None,
     max_samples: int | None = None,
+    input_dtype=None,
 ) -> dict:
     """Text, image and group score of a model on paired shards, streamed: no shard is held in memory.
 
@@ -39,18 +40,20 @@ def composition_scores(
         batch_size: samples per batch (two images and two captions each).
         autocast: function to a context manager, or None.
         max_samples: stop after that many scored samples.
+        input_dtype: what images are cast to, as OpenCLIP's ``get_input_dtype`` gives for weights in
+            low precision; None leaves them float32.
 
     Returns:
         ``text_score``, ``image_score``, ``group_score`` in 0..1; the same names with ``_interval``:
         Wilson 95% [low, high]; ``items``; ``ties`` (items where an equal similarity decided);
         ``dropped``: samples left out by reason; ``histograms``: cosine similarity of positive and
-        negative per modality (``edges`` [41], ``image`` and ``text`` counts [40]).
+        negative per modality (``edges`` [101], ``image`` and ``text`` counts [100]).
 
     Raises:
         ShardError: a shard cannot be opened, or no sample has all four members.
     """
     dropped: Counter[str] = Counter()
-    encoder = Encoder(model, preprocess, tokenizer, device=device, autocast=autocast)
+    encoder = Encoder(model, preprocess, tokenizer, device=device, autocast=autocast, input_dtype=input_dtype)
     parts, items = [], 0
     with evaluating(model), ThreadPoolExecutor(decoding_threads()) as pool:
         samples = decode_all(pool, lambda s: _prepare(s, preprocess), paired_samples(shard_urls, dropped))
@@ -129,6 +132,8 @@ def _prepare(roles: dict, preprocess) -> tuple | str:
         return (*(preprocess(open_image(roles[role])[0]) for role in ("image", "neg_image")), *texts)
     except ImageError:
         return "image damaged"
+    except MemoryError:
+        return "no memory to decode the image"
 
 
 def _kept(samples: Iterable, dropped: Counter, limit: int | None) -> Iterator[tuple]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..images import ImageRef
+from ...shards import ShardError
+from ..images import ImageRef, read_tar_index
 from ..tasks import Task
 
 
@@ -103,6 +104,17 @@ def entries(path: Path, fields: Iterable[str], task: Task) -> Iterable[tuple[str
             task.leave_out("annotation incomplete", f"{path.name} {key} lacks {', '.join(lacking)}")
         else:
             yield str(key), entry
+
+
+def shard_samples(shards: Iterable[Path], task: Task) -> Iterator[tuple[Path, dict]]:
+    """(shard, sample) of uncompressed tars; one that is damaged is left out of ``task`` by name."""
+    for shard in shards:
+        try:
+            samples = read_tar_index(shard)
+        except ShardError as error:
+            task.leave_out("shard damaged", str(error))
+            continue
+        yield from ((shard, sample) for sample in samples)
 
 
 def find_image(folders: Iterable[Path | None], name: str) -> ImageRef:

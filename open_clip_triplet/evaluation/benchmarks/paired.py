@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...shards import by_role, read_meta, read_sizes
-from ..images import ImageRef, read_tar_index
+from ..images import ImageRef
 from ..tasks import Pair, PairTask
-from .base import Benchmark
+from .base import Benchmark, shard_samples
 
 FOLDERS = ("tripletdata", "tripletdata/val", "tripletdata/test")
 
@@ -21,9 +21,10 @@ def load(root: Path) -> dict[str, PairTask]:
         raise BENCHMARK.missing(root)
     sizes = read_sizes([str(shard) for shard in shards])
     task = PairTask([], expected=sum(sizes) if sizes else None)
-    for shard in shards:
-        for sample in read_tar_index(shard):
-            _append(task, sample, shard)
+    if sizes is None:
+        task.note = "no sizes.json beside the shards: nobody can tell whether samples are missing"
+    for shard, sample in shard_samples(shards, task):
+        _append(task, sample, shard)
     return {"tripletdata": task}
 
 

@@ -9,9 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...shards import read_meta
-from ..images import ImageRef, read_tar_index
+from ..images import ImageRef
 from ..tasks import Captioned, RetrievalTask
-from .base import COCO_2014, COCO_2017, Benchmark, DataError, find_image, first_file, first_folder, read_json
+from .base import (
+    COCO_2014,
+    COCO_2017,
+    Benchmark,
+    DataError,
+    find_image,
+    first_file,
+    first_folder,
+    read_json,
+    shard_samples,
+)
 
 SIZES = {"mscoco": 5000, "flickr30k": 1000}
 
@@ -84,14 +94,13 @@ def _flickr_text(root: Path, name: str, path: Path) -> RetrievalTask:
 def _shards(shards: list[Path]) -> RetrievalTask:
     """webdataset shards whose json keeps all ``captions`` of an image."""
     task = RetrievalTask([], expected=1000, note=f"{shards[0].name} ff., not the Karpathy test split")
-    for shard in shards:
-        for sample in read_tar_index(shard):
-            image = next((sample[s] for s in ("jpg", "jpeg", "png", "webp") if s in sample), None)
-            captions = _captions(sample)
-            if image is None or not captions:
-                task.leave_out("sample without image or captions", f"{shard.name} {sample['__key__']}")
-            else:
-                task.items.append(Captioned(sample["__key__"], image, captions))
+    for shard, sample in shard_samples(shards, task):
+        image = next((sample[s] for s in ("jpg", "jpeg", "png", "webp") if s in sample), None)
+        captions = _captions(sample)
+        if image is None or not captions:
+            task.leave_out("sample without image or captions", f"{shard.name} {sample['__key__']}")
+        else:
+            task.items.append(Captioned(sample["__key__"], image, captions))
     return task
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..images import ImageRef, read_tar_index
+from ..images import ImageRef
 from ..tasks import ClassifyTask, Labelled
-from .base import Benchmark, DataError
+from .base import Benchmark, DataError, shard_samples
 
 #: set -> (folder of its webdataset export, test images), in Table 12's order
 SETS = {
@@ -61,12 +61,12 @@ def _export(folder: Path, name: str, size: int) -> ClassifyTask:
         raise DataError(f"{folder}/test/nshards.txt: expected a number, found {count[:40]!r}")
     classes, templates = _words(folder, name)
     task = ClassifyTask([], size, classes=classes, templates=templates)
-    for shard in (folder / "test" / f"{i}.tar" for i in range(int(count))):
+    shards = [folder / "test" / f"{i}.tar" for i in range(int(count))]
+    for shard in shards:
         if not shard.is_file():
             task.leave_out("shard missing", str(shard))
-            continue
-        for sample in read_tar_index(shard):
-            _append(task, sample, shard)
+    for shard, sample in shard_samples((s for s in shards if s.is_file()), task):
+        _append(task, sample, shard)
     return task
 
 
@@ -86,7 +86,7 @@ def _words(folder: Path, name: str) -> tuple[list[str], list[str]]:
     def lines(file: str) -> list[str] | None:
         path = folder / file
         return (
-            [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
             if path.is_file()
             else None
         )
