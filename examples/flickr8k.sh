@@ -13,6 +13,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd) PYTHON=${PYTHON:-python}
 DATA=${DATA:-data} OUT=${OUT:-flickr8k} EPOCHS=${EPOCHS:-4} SIZE=${SIZE:-224} SEED=${SEED:-0}
+STEPS=${STEPS:-$((EPOCHS * 3000 / 128))}
 towers=$OUT/flickr8k-towers
 shards() { "$PYTHON" "$here/../tools/make_shards.py" "$@"; }
 
@@ -43,7 +44,7 @@ train() { # NAME SHARDS FLAG...
         --train-data "$folder/<${first%.tar}..${last%.tar}>.tar" \
         --model flickr8k-towers --model-config "$towers.json" --pretrained "$towers.pt" \
         --lock-image --lock-image-freeze-bn-stats --lock-text \
-        --batch-size 128 --total-steps $((EPOCHS * 3000 / 128)) --lr 2e-3 --wd 0.1 --warmup 10 \
+        --batch-size 128 --total-steps "$STEPS" --lr 2e-3 --wd 0.1 --warmup 10 \
         --workers 1 --precision fp32 --seed "$SEED" --log-every-n-steps 5 \
         --save-frequency 0 --save-every-n-steps 10 --resume latest --logs "$OUT/runs" --name "$name"
     touch "$OUT/runs/$name/done"

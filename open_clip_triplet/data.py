@@ -7,7 +7,7 @@ import logging
 import os
 
 from open_clip_triplet.captions import SAMPLING
-from open_clip_triplet.epochs import SHUFFLE_BYTES, SHUFFLE_SAMPLES, EpochPlan, Part
+from open_clip_triplet.epochs import SHUFFLE_BYTES, SHUFFLE_SAMPLES, EpochPlan
 from open_clip_triplet.shards import (
     ShardError,
     expand_shards,
@@ -23,8 +23,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-decoder",
         choices=("auto", "pil", "fast"),
         default="auto",
-        help="pil: OpenCLIP's own transform, to the bit. fast: the same crops by libjpeg-turbo, uint8 to the "
-        "device. auto (default): fast for a GPU if it can do all of --aug-cfg, else pil; the log says which.",
+        help="pil: OpenCLIP's own transform, to the bit. fast: the same crops from libjpeg-turbo, uint8 to "
+        "the device. auto (default): fast for a GPU where it can do all of --aug-cfg, else pil; the log says "
+        "which.",
     )
     group.add_argument(
         "--same-crop",
@@ -41,7 +42,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *, method, as_dict=False, **_):
-    """OpenCLIP's ``DataInfo`` over paired shards; stands in for its ``get_wds_dataset``.
+    """OpenCLIP's ``DataInfo`` over paired shards; stands in for its ``get_wds_dataset`` in training.
 
     Batches are grouped rows, see :mod:`open_clip_triplet.pipeline`; ``args.batch_size`` counts samples.
 
@@ -55,41 +56,49 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
     from open_clip_train.data import DataInfo
 
     from open_clip_triplet.counts import Counts
-    from open_clip_triplet.device import ToDevice
     from open_clip_triplet.pipeline import Position, Rows
-    from open_clip_triplet.reading import check_shard
+    from open_clip_triplet.reading import check_source
 
-    urls, weights = _shards(args, is_train)
-    images = _images(args, preprocess_fn, is_train)
+    if not is_train:
+        raise ValueError("the paired pipeline is for training; validation data is read by OpenCLIP")
+    images = _images(args, preprocess_fn)
     rows = Rows(
         images=images,
         tokenizer=tokenizer,
         seed=args.seed,
-        neg_images=method.reads_neg_images,
+        roles=method.roles,
         negatives=getattr(args, "neg_captions", 1) if method.reads_neg_captions else 0,
-        sampling=getattr(args, "caption_sampling", "first") if is_train else "first",
+        sampling=args.caption_sampling,
     )
-    for source in _sources(args.train_data if is_train else args.val_data):
-        check_shard(expand_shards(source)[0], rows.roles, reader=f"--loss {method.name}")
-    counts, position = Counts(max(1, args.workers)), Position(epoch)
-    build = _training_loader if is_train else _evaluation_loader
-    finish = ToDevice(args.device, images.normalize, as_dict=as_dict)
-    loader = build(args, urls, weights, rows, counts, position, finish)
+    for source in _sources(args.train_data):
+        check_source(
+            expand_shards(source), method.roles, negatives=rows.negatives, reader=f"--loss {method.name}"
+        )
+    position = Position(epoch)
+    loader = _loader(args, _plan(args, *_shards(args)), rows, Counts(max(1, args.workers)), position, as_dict)
     return DataInfo(dataloader=loader, shared_epoch=position)
 
 
-def _training_loader(args, urls, weights, rows, counts, position, finish):
+def _loader(args, plan: EpochPlan, rows, counts, position, as_dict: bool):
+    from torch.utils.data import DataLoader
+
+    from open_clip_triplet.device import ToDevice
     from open_clip_triplet.loader import PairedLoader
     from open_clip_triplet.pipeline import TrainingBatches
 
-    plan = _plan(args, urls, weights)
-    dataset = TrainingBatches(plan, rows, counts, position, _shuffle_samples(plan))
+    workers = DataLoader(
+        TrainingBatches(plan, rows, counts, position, _shuffle_samples(plan)),
+        batch_size=None,
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+        pin_memory="cuda" in str(args.device),
+    )
     return PairedLoader(
-        _workers(args, dataset),
-        urls=urls,
+        workers,
+        urls=plan.urls,
         counts=counts,
         position=position,
-        finish=finish,
+        finish=ToDevice(args.device, rows.images.normalize, as_dict=as_dict),
         num_batches=plan.batches,
         image_rows=plan.used * rows.image_group,
         total=sum(plan.sizes) if plan.exact else None,
@@ -99,44 +108,10 @@ def _training_loader(args, urls, weights, rows, counts, position, finish):
     )
 
 
-def _evaluation_loader(args, urls, weights, rows, counts, position, finish):
-    from open_clip_triplet.loader import PairedLoader
-    from open_clip_triplet.pipeline import EvaluationBatches
-
-    sizes = read_sizes(urls)
-    parts = [Part(url, 0, size, size) for url, size in zip(urls, sizes or [None] * len(urls))]
-    total = args.val_num_samples or sum(sizes or [0])
-    return PairedLoader(
-        _workers(args, EvaluationBatches(parts, rows, counts, args.batch_size)),
-        urls=urls,
-        counts=counts,
-        position=position,
-        finish=finish,
-        num_batches=-(-total // args.batch_size),
-        image_rows=total * rows.image_group,
-        total=sum(sizes) if sizes else None,
-        used=total,
-    )
-
-
-def _workers(args, dataset):
-    from torch.utils.data import DataLoader
-
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=args.workers,
-        persistent_workers=args.workers > 0,
-        pin_memory="cuda" in str(getattr(args, "device", "cpu")),
-    )
-
-
-def _images(args, preprocess, is_train: bool):
+def _images(args, preprocess):
     """The image decoder asked for, or under ``auto`` the right one, with the reason in the log."""
     from open_clip_triplet.images import FastImages, PilImages
 
-    if not is_train:
-        return PilImages(preprocess)
     decoder, same_crop = args.image_decoder, args.same_crop
     reason = "as asked for"
     if decoder == "auto":
@@ -146,8 +121,10 @@ def _images(args, preprocess, is_train: bool):
     try:
         images = (FastImages if decoder == "fast" else PilImages)(preprocess, same_crop=same_crop)
     except (ValueError, ImportError) as error:
-        if args.image_decoder == "fast":
-            raise
+        if args.image_decoder != "auto":
+            from open_clip_triplet.options import UsageError
+
+            raise UsageError(str(error)) from error
         decoder, reason = "pil", str(error)
         images = PilImages(preprocess, same_crop=same_crop)
     if args.rank == 0:
@@ -159,18 +136,18 @@ def _sources(spec) -> list:
     return normalise_ranges(spec).split("::") if isinstance(spec, str) else list(spec)
 
 
-def _shards(args, is_train: bool) -> tuple[list[str], list[float] | None]:
+def _shards(args) -> tuple[list[str], list[float] | None]:
     """Urls of all sources, and for resampling the weight of each."""
-    sources = [expand_shards(source) for source in _sources(args.train_data if is_train else args.val_data)]
+    sources = [expand_shards(source) for source in _sources(args.train_data)]
     urls = [url for source in sources for url in source]
-    factors = getattr(args, "train_data_upsampling_factors", None) if is_train else None
+    factors = args.train_data_upsampling_factors
     if factors is None:
         return urls, None
     if not args.dataset_resampled:
-        raise ValueError("--train-data-upsampling-factors needs --dataset-resampled")
+        raise ShardError("--train-data-upsampling-factors needs --dataset-resampled")
     weights = [float(factor) for factor in factors.split("::")]
     if len(weights) != len(sources):
-        raise ValueError(
+        raise ShardError(
             f"--train-data-upsampling-factors has {len(weights)} factors for {len(sources)} sources"
         )
     return urls, [weight for weight, source in zip(weights, sources) for _ in source]
@@ -196,7 +173,7 @@ def _plan(args, urls, weights) -> EpochPlan:
         raise ShardError(
             f"{len(urls)} shards for {slots} data workers ({args.workers} --workers x {args.world_size} "
             "processes): without sizes.json beside the shards each worker needs one of its own. "
-            f"Use --workers {len(urls) // args.world_size}, or write sizes.json (shard file name -> samples)."
+            f"Use fewer --workers, or write sizes.json (shard file name -> samples)."
         )
     if sizes is None and not args.dataset_resampled and args.rank == 0:
         logging.warning(

@@ -31,7 +31,6 @@ import functools
 import importlib
 import inspect
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -173,8 +172,10 @@ class _SavingTorch:
         return getattr(torch, name)
 
     def save(self, checkpoint, path, *args, **kwargs) -> None:
-        if self._plugin.control.progress and isinstance(checkpoint, dict):
-            checkpoint = {**checkpoint, steps.ENTRY: self._plugin.control.progress}
+        progress = self._plugin.control.progress
+        if progress and isinstance(checkpoint, dict):
+            # an epoch cut by --total-steps is not over: it continues if a later run wants more steps
+            checkpoint = {**checkpoint, "epoch": progress["epoch"], steps.ENTRY: progress}
         steps.save_durably(checkpoint, path)
 
 
@@ -189,6 +190,7 @@ class _Plugin:
     def _start_run(self, total_steps: int | None = None) -> None:
         self.control = steps.StepControl(total_steps)
         self.validator: validation.Validator | None = None
+        self.paired = False  # whether training data comes through our pipeline
 
     # -- command line ---------------------------------------------------------------------------
 
@@ -199,8 +201,8 @@ class _Plugin:
             self._start_run(own.total_steps)
             namespace = original(rest)
             vars(namespace).update(vars(own))
-            namespace.model_config = validation.register_model_configs(namespace.model_config)
             options.check(namespace)
+            validation.register_model_configs(namespace.model_config)
             return namespace
 
         return parse_args
@@ -230,10 +232,7 @@ class _Plugin:
     def get_dataset_fn(self, original):
         @functools.wraps(original)
         def hooked(data_path, dataset_type):
-            stock = original(data_path, dataset_type)
-            if stock is not self.modules["data"].get_wds_dataset:
-                return stock
-            return functools.partial(self._dataset, stock)
+            return functools.partial(self._dataset, original(data_path, dataset_type))
 
         return hooked
 
@@ -242,7 +241,8 @@ class _Plugin:
         if not is_train:
             self.validator.preprocess = preprocess
             return stock(args, preprocess, is_train, epoch=epoch, tokenizer=tokenizer, **kwargs)
-        if options.uses_paired_pipeline(args):
+        self.paired = stock is self.modules["data"].get_wds_dataset and options.uses_paired_pipeline(args)
+        if self.paired:
             from open_clip_triplet.data import get_paired_dataset
 
             info = get_paired_dataset(
@@ -251,9 +251,34 @@ class _Plugin:
             )
         else:
             info = stock(args, preprocess, is_train, epoch=epoch, tokenizer=tokenizer, **kwargs)
-        if args.total_steps:
-            _set_epochs(args, info.dataloader.num_batches)
+        self._plan_steps(args, info.dataloader.num_batches)
         return info
+
+    def _plan_steps(self, args, batches_per_epoch: int) -> None:
+        """Check a resume inside an epoch, and set ``--epochs`` to what ``--total-steps`` needs."""
+        control = self.control
+        if control.first_batch(epoch=control.start_epoch) and not self.paired:
+            raise options.UsageError(
+                "the checkpoint stands inside an epoch, which OpenCLIP's own data loaders cannot continue. "
+                "Repeat the flags it was saved with (--save-every-n-steps among them), or --resume an epoch_N.pt."
+            )
+        try:
+            control.check_same_plan(steps.data_plan(args, batches_per_epoch))
+        except ValueError as error:
+            raise options.UsageError(str(error)) from error
+        if not args.total_steps:
+            return
+        steps_per_epoch = batches_per_epoch // args.accum_freq
+        if steps_per_epoch == 0:
+            raise options.UsageError(
+                f"an epoch has {batches_per_epoch} batches, fewer than --accum-freq {args.accum_freq}; "
+                "lower --accum-freq or --batch-size."
+            )
+        args.epochs = control.epochs_needed(steps_per_epoch)
+        if args.rank == 0:
+            logging.info(
+                f"--total-steps {args.total_steps}: {steps_per_epoch} steps an epoch, {args.epochs} epochs."
+            )
 
     # -- steps ----------------------------------------------------------------------------------
 
@@ -337,17 +362,24 @@ class _Plugin:
         """The data of one epoch with its train loader cut to the steps that are to be trained."""
         info = data["train"]
         loader = info.dataloader
-        control = self.control
-        method = METHODS[args.loss]
-        first, last = control.epoch_limits(args, epoch, loader.num_batches)
-        if options.uses_paired_pipeline(args):
+        control, method = self.control, METHODS[args.loss]
+        steps_per_epoch = loader.num_batches // args.accum_freq
+        made = control.made(steps_per_epoch)
+        plan = steps.data_plan(args, loader.num_batches)
+        first = control.first_batch(epoch)
+        last = control.last_batch(first, loader.num_batches, args.accum_freq)
+        if self.paired:
             loader.first_batch = first
         if args.decay_all:
             for group in optimizer.param_groups:
                 group["weight_decay"] = args.wd
 
         def entry(batch: int, *, with_rng: bool) -> dict:
-            return control.entry(args, method, epoch, loader.num_batches, batch, with_rng=with_rng)
+            """Where training stands after ``batch`` batches of this epoch."""
+            over = batch // args.accum_freq >= steps_per_epoch or not self.paired
+            at = (epoch + 1, 0) if over else (epoch, batch)
+            count = made + (batch - first) // args.accum_freq
+            return control.entry(args, method, *at, count, plan=plan, with_rng=with_rng)
 
         def check_finite() -> None:
             """Wait for the losses so far to be judged, so that no checkpoint keeps a broken model."""
@@ -355,25 +387,27 @@ class _Plugin:
                 loss.check_finite()
 
         def after_batch(batch: int) -> None:
-            if batch % args.accum_freq:
+            step = made + (batch - first) // args.accum_freq
+            if not args.save_every_n_steps or batch % args.accum_freq or step % args.save_every_n_steps:
                 return
-            step = batch // args.accum_freq
-            if args.save_every_n_steps and step % args.save_every_n_steps == 0 and batch < loader.num_batches:
-                check_finite()
-                position = entry(batch, with_rng=True)  # every rank: it gathers
-                if args.save_logs or getattr(args, "fsdp", False):
-                    saved = {**checkpoint(), steps.ENTRY: position}
-                if args.save_logs:
-                    _save_step(args, saved, epoch, step)
+            if batch // args.accum_freq >= steps_per_epoch and _saves_epoch(args, epoch + 1):
+                return  # OpenCLIP is about to
+            check_finite()
+            position = entry(batch, with_rng=True)  # every rank: it gathers
+            if args.save_logs or getattr(args, "fsdp", False):
+                saved = {**checkpoint(), "epoch": position["epoch"], steps.ENTRY: position}
+            if args.save_logs:
+                _save_step(args, saved, epoch, step)
 
-        batches = steps.Batches(loader, first, last, after_batch, lambda: control.restore_rng(args))
+        def before_first() -> None:
+            control.start_rng(args, epoch, seeded=self.paired)
+
+        batches = steps.Batches(loader, first, last, after_batch, before_first)
         yield {**data, "train": replace(info, dataloader=batches)}
         check_finite()
-        finished = loader.num_batches if last is None else last
-        control.progress = entry(finished, with_rng=False)
-        if finished == loader.num_batches:  # training continues in the next epoch
-            control.progress.update(epoch=epoch + 1, batch=0)
-        if getattr(args, "rank", 0) == 0:
+        trained = loader.num_batches if last is None else last
+        control.finish_epoch(entry(trained, with_rng=False))
+        if args.rank == 0:
             logging.info(f"After epoch {epoch}, {steps.describe_progress(control.progress)}.")
 
     # -- validation -----------------------------------------------------------------------------
@@ -398,19 +432,10 @@ class _Plugin:
         )
 
 
-def _set_epochs(args, batches_per_epoch: int) -> None:
-    """As many epochs as ``--total-steps`` needs; the last one is cut."""
-    steps_per_epoch = batches_per_epoch // args.accum_freq
-    if steps_per_epoch == 0:
-        raise options.UsageError(
-            f"An epoch has {batches_per_epoch} batches, fewer than --accum-freq {args.accum_freq}; "
-            "lower --accum-freq or --batch-size."
-        )
-    args.epochs = math.ceil(args.total_steps / steps_per_epoch)
-    if args.rank == 0:
-        logging.info(
-            f"--total-steps {args.total_steps}: {steps_per_epoch} steps an epoch, {args.epochs} epochs."
-        )
+def _saves_epoch(args, completed: int) -> bool:
+    """Whether OpenCLIP saves a checkpoint after this many epochs."""
+    every = args.save_frequency
+    return completed == args.epochs or args.save_most_recent or (every > 0 and completed % every == 0)
 
 
 def _save_step(args, checkpoint: dict, epoch: int, step: int) -> None:

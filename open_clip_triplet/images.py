@@ -254,9 +254,9 @@ def resize_box(
         stops.append(round((box[axis] + box[axis + 2]) * ratio))
         extra.append(drop)
         scales.append(1 / step)
-    if min(starts) < 0:  # repeat the first row and column
+    if min(starts) < 0:
         margin = [max(0, -start) for start in starts]
-        pixels = pixels[_repeat(margin[0], stops[0])][:, _repeat(margin[1], stops[1])]
+        pixels = _repeat_edges(pixels[: stops[0], : stops[1]], *margin)
         starts, stops = ([n + m for n, m in zip(ends, margin)] for ends in (starts, stops))
     crop = pixels[starts[0] : stops[0], starts[1] : stops[1]].permute(2, 0, 1)[None]
     made = torch.ops.aten._upsample_bicubic2d_aa(  # what interpolate() calls, with the scale set freely
@@ -265,8 +265,14 @@ def resize_box(
     return made[0, :, extra[0] :, extra[1] :].permute(1, 2, 0).contiguous()
 
 
-def _repeat(margin: int, stop: int) -> torch.Tensor:
-    return torch.arange(-margin, stop).clamp_(min=0)
+def _repeat_edges(pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """[h, w, 3] with its first row and column repeated before it."""
+    height, width, _ = pixels.shape
+    padded = pixels.new_empty(rows + height, columns + width, 3)
+    padded[rows:, columns:] = pixels
+    padded[:rows, columns:] = pixels[0]
+    padded[:, :columns] = padded[:, columns : columns + 1]
+    return padded
 
 
 def _meeting_point(begin: float, step: float, most: int = 8) -> tuple[int, int]:

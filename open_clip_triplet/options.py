@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 
 from open_clip_triplet.data import add_data_arguments
 from open_clip_triplet.losses import METHODS, add_loss_arguments, check_supported
@@ -85,10 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
 def uses_paired_pipeline(args) -> bool:
     """Whether training data comes through our pipeline; otherwise it is stock OpenCLIP's.
 
-    ``--loss clip`` without a data flag of ours is stock, step for step. Mid-epoch checkpoints need
-    our pipeline, whose order can be continued.
+    ``--loss clip`` without a flag of ours is stock, step for step. Continuing inside an epoch needs our
+    pipeline, because its order can be continued.
     """
-    return args.loss != "clip" or bool(args.own_data_flags) or bool(args.save_every_n_steps)
+    return args.loss != "clip" or bool(args.own_data_flags or args.save_every_n_steps or args.total_steps)
 
 
 def parse_own(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -112,6 +113,9 @@ def check(args) -> None:
         check_supported(args)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    for path in args.model_config:
+        if not os.path.exists(path):
+            raise UsageError(f"--model-config {path}: no such file or folder")
     if args.eval_benchmarks:
         _check_benchmarks(args)
     if args.train_data:

@@ -12,14 +12,19 @@ released TripletData (``.image .caption .neg_image .neg_caption``) are read unde
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import braceexpand
+
+from open_clip_triplet.tar import ShardError, TarMembers, is_remote, open_tar, read_remote
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
@@ -36,10 +41,6 @@ ROLES = {
     "neg_image": "neg_image",
     "neg_caption": "neg_text",
 }
-
-
-class ShardError(ValueError):
-    """A shard cannot be read, or lacks members that are needed. The message names the shard."""
 
 
 class MembersMissing(ShardError):
@@ -80,45 +81,43 @@ def split_name(name: str) -> tuple[str | None, str]:
     return (f"{folder}/{stem}" if folder else stem), suffix.lower()
 
 
-def read_members(stream, *, name: str = "<stream>") -> Iterator[tuple[str, bytes]]:
-    """(member name, bytes) of the regular files of a tar stream, in order.
+def group_samples(
+    members: TarMembers, url: str, take: Callable[[TarMembers, int, str], Any]
+) -> Iterator[dict]:
+    """Samples ``{"__key__", "__url__", suffix: value, ...}`` of a shard that is open.
 
-    Links, devices and directories are passed over: a shard is data, and nothing of it is ever
-    extracted to disk.
+    take: (members, number of the sample, suffix) to the value of the current member, or None to leave it
+    out. A sample is yielded once the member after it, or the end of the archive, has been seen: half of
+    one never is.
 
     Raises:
-        ShardError: the tar is damaged or ends early; members before the damage have been yielded.
+        ShardError: the shard is damaged, or ends early; whole samples before the damage have been yielded.
     """
-    try:
-        with tarfile.open(fileobj=stream, mode="r|*") as tar:
-            for member in tar:
-                if member.isreg():
-                    yield member.name, tar.extractfile(member).read()
-                tar.members = []  # tarfile keeps every header it has seen; a shard may hold 100k
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ShardError(f"{name}: damaged tar ({error})") from error
+    number, sample, suffixes = -1, None, set()
+    for name in members:
+        key, suffix = split_name(name)
+        if key is None:
+            continue
+        if sample is None or key != sample["__key__"] or suffix in suffixes:
+            if sample is not None:
+                yield sample
+            number, sample, suffixes = number + 1, {"__key__": key, "__url__": url}, set()
+        suffixes.add(suffix)
+        value = take(members, number, suffix)
+        if value is not None:
+            sample[suffix] = value
+    if sample is not None:
+        yield sample
 
 
 def read_samples(shard: str | os.PathLike) -> Iterator[dict]:
-    """Samples of one local shard as ``{"__key__", "__url__", suffix: bytes, ...}``.
+    """Samples of a shard, plain or gzipped, as ``{"__key__", "__url__", suffix: bytes, ...}``.
 
     Raises:
-        ShardError: damaged tar. The sample that was being read is not yielded: its last member
-            may be missing.
+        OSError: it cannot be opened. ShardError: it is damaged; as :func:`group_samples`.
     """
-    sample: dict | None = None
-    with open(shard, "rb") as stream:
-        for member, data in read_members(stream, name=str(shard)):
-            key, suffix = split_name(member)
-            if key is None:
-                continue
-            if sample is None or sample["__key__"] != key or suffix in sample:
-                if sample is not None:
-                    yield sample
-                sample = {"__key__": key, "__url__": str(shard)}
-            sample[suffix] = data
-    if sample is not None:
-        yield sample
+    with open_tar(shard) as members:
+        yield from group_samples(members, str(shard), lambda members, number, suffix: members.read())
 
 
 def by_role(sample: dict) -> dict:
@@ -235,16 +234,30 @@ def read_sizes(urls: list[str]) -> list[int] | None:
     for url in urls:
         folder = os.path.dirname(url)
         if folder not in cache:
-            try:
-                with open(os.path.join(folder, "sizes.json"), encoding="utf-8") as file:
-                    cache[folder] = json.load(file)
-            except (OSError, ValueError):
-                return None
+            cache[folder] = _sizes_in(folder)
         size = cache[folder].get(os.path.basename(url))
-        if size is None:
+        if not isinstance(size, int) or size < 0:
             return None
-        sizes.append(int(size))
+        sizes.append(size)
     return sizes
+
+
+def _sizes_in(folder: str) -> dict:
+    """The ``sizes.json`` of a folder or of the start of a url; ``{}`` where there is none to read."""
+    path = os.path.join(folder, "sizes.json")
+    if path.startswith("pipe:"):
+        return {}
+    try:
+        if is_remote(path):
+            data = read_remote(path)
+        else:
+            data = Path(path).read_bytes()
+        sizes = json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:
+        if is_remote(path):
+            logging.info("No sizes.json beside the shards: %s", error)
+        return {}
+    return sizes if isinstance(sizes, dict) else {}
 
 
 def write_sizes(folder: str | os.PathLike, sizes: dict[str, int]) -> None:
@@ -253,33 +266,29 @@ def write_sizes(folder: str | os.PathLike, sizes: dict[str, int]) -> None:
 
 
 def first_sample(url: str) -> dict:
-    """The first whole sample of a shard under role names. Remote and ``pipe:`` urls go through webdataset.
+    """The first whole sample of a shard; as :func:`first_samples`."""
+    return first_samples(url, 1)[0]
+
+
+def first_samples(url: str, number: int) -> list[dict]:
+    """The first whole samples of a shard, at least one, as :func:`read_samples` gives them.
 
     Raises:
-        ShardError: the shard cannot be opened or holds no sample.
+        ShardError: the shard cannot be opened or holds no whole sample.
     """
-    from webdataset.gopen import gopen
-
-    sample: dict | None = None
+    samples, found = read_samples(url), []
     try:
-        with gopen(url, "rb") as stream:
-            for member, data in read_members(stream, name=url):
-                key, suffix = split_name(member)
-                if key is None:
-                    continue
-                if sample is not None and sample["__key__"] != key:
-                    break
-                sample = sample or {"__key__": key, "__url__": url}
-                sample[suffix] = data
+        found.extend(itertools.islice(samples, number))
     except ShardError:
-        if sample is None:
+        if not found:
             raise
     except Exception as error:  # gopen raises whatever its scheme raises
-        if sample is None:
-            raise ShardError(f"{url}: cannot be read ({error})") from error
-    if sample is None:
+        raise ShardError(f"{url}: cannot be read ({error})") from error
+    finally:
+        samples.close()  # stops a remote command
+    if not found:
         raise ShardError(f"{url}: holds no sample")
-    return sample
+    return found
 
 
 def require_roles(url: str, needed: Iterable[str], *, reader: str) -> None:

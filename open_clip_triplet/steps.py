@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,17 +46,18 @@ class Batches:
         return getattr(self._loader, name)
 
     def __iter__(self) -> Iterator:
-        batches = iter(self._loader)
         finished = self.first_batch
         if self._last_batch is not None and finished >= self._last_batch:
             return
-        for batch in batches:
+        for batch in self._loader:
             if finished == self.first_batch:
                 self._before_first()
             yield batch
             finished += 1
             self._after_batch(finished)
             if self._last_batch is not None and finished >= self._last_batch:
+                # every rank cuts here, so the loader can add up its report over all of them
+                getattr(self._loader, "finish_epoch", lambda: None)()
                 return
 
 
@@ -93,52 +95,113 @@ def all_rng_states() -> list[dict]:
 
 
 class StepControl:
-    """What one run knows of its steps: where it continues, where it stops, when it saves."""
+    """What one run knows of its steps: where it continues, how many it has made, where it stops."""
 
     def __init__(self, total_steps: int | None = None):
         self.total_steps = total_steps
-        self.resumed: dict = {}
         self.progress: dict = {}
+        self.start_epoch = 0
+        self._resumed: dict = {}
+        self._made: int | None = None  # optimizer steps; None until the length of an epoch is known
 
-    def resume_from(self, checkpoint: dict) -> None:
-        """Take the plugin's entry of the checkpoint that OpenCLIP is loading."""
-        entry = checkpoint.get(ENTRY) if isinstance(checkpoint, dict) else None
-        if isinstance(entry, dict) and "epoch" in checkpoint:
-            self.resumed = entry
+    def resume_from(self, checkpoint) -> None:
+        """Note where the checkpoint that OpenCLIP is loading stands; bare weights are no position."""
+        if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
+            return
+        self.start_epoch = int(checkpoint["epoch"])
+        entry = checkpoint.get(ENTRY)
+        if isinstance(entry, dict) and entry.get("epoch") == self.start_epoch:
+            self._resumed = entry
+            self._made = int(entry["optimizer_steps"])
 
-    def epoch_limits(self, args, epoch: int, batches_per_epoch: int) -> tuple[int, int | None]:
-        """First and last batch of this epoch under ``--resume`` and ``--total-steps``."""
-        first = int(self.resumed.get("batch", 0)) if self.resumed.get("epoch") == epoch else 0
-        last = None
-        if self.total_steps:
-            steps_per_epoch = batches_per_epoch // args.accum_freq
-            left = self.total_steps - steps_per_epoch * epoch
-            if left < steps_per_epoch:
-                last = left * args.accum_freq
-        return first, last
+    def first_batch(self, epoch: int) -> int:
+        """Batches of ``epoch`` that were trained on before the resume."""
+        return int(self._resumed.get("batch", 0)) if self._resumed.get("epoch") == epoch else 0
 
-    def restore_rng(self, args) -> None:
-        """Once after a resume: the generators go on where the checkpoint left them."""
-        states = self.resumed.pop("rng", None)
+    def check_same_plan(self, plan: dict) -> None:
+        """Inside an epoch a run continues only under the plan that ordered the samples.
+
+        Raises:
+            ValueError: names what is different.
+        """
+        before = self._resumed.get("plan", plan)
+        if not self.first_batch(self.start_epoch) or before == plan:
+            return
+        changed = [f"{name} was {before.get(name)!r}, is {plan.get(name)!r}" for name in plan
+                   if before.get(name) != plan.get(name)]
+        raise ValueError(
+            f"the checkpoint stands inside epoch {self.start_epoch}, which can only be continued with the order "
+            f"of samples it was begun with: {'; '.join(changed)}. Use the same settings, or --resume an "
+            "epoch_N.pt, which stands between epochs."
+        )
+
+    def epochs_needed(self, steps_per_epoch: int) -> int:
+        """Value of ``--epochs`` with which ``--total-steps`` are reached; the last epoch is cut."""
+        first_step = self.total_steps - self._left(steps_per_epoch)
+        inside = first_step - self.start_epoch * steps_per_epoch if self._resumed.get("batch") else 0
+        return self.start_epoch + -(-(inside + self._left(steps_per_epoch)) // steps_per_epoch)
+
+    def last_batch(self, first_batch: int, batches_per_epoch: int, accum_freq: int) -> int | None:
+        """Batch at which ``--total-steps`` ends this epoch; None where it runs to its end."""
+        if not self.total_steps:
+            return None
+        last = first_batch + self._left(batches_per_epoch // accum_freq) * accum_freq
+        return last if last < batches_per_epoch // accum_freq * accum_freq else None
+
+    def _left(self, steps_per_epoch: int) -> int:
+        return max(0, self.total_steps - self.made(steps_per_epoch))
+
+    def made(self, steps_per_epoch: int) -> int:
+        """Optimizer steps made before the present epoch, or before the part of it that is trained now."""
+        if self._made is None:
+            self._made = self.start_epoch * steps_per_epoch
+        return self._made
+
+    def finish_epoch(self, entry: dict) -> None:
+        self.progress = entry
+        self._made = entry["optimizer_steps"]
+
+    def start_rng(self, args, epoch: int, *, seeded: bool) -> None:
+        """Random state for the first step of an epoch, or of the part of it that is left.
+
+        Inside an epoch, where the checkpoint left it. At its start, where ``seeded``, by seed, epoch and
+        rank alone, so that it does not matter whether the run was resumed there.
+        """
+        states = self._resumed.pop("rng", None) if self.first_batch(epoch) else None
         if states and args.rank < len(states):
             set_rng_state(states[args.rank])
+        elif seeded:
+            seed = zlib.crc32(f"{args.seed}/{epoch}/{args.rank}".encode())
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
 
-    def entry(self, args, method, epoch: int, batches_per_epoch: int, batch: int, *, with_rng: bool) -> dict:
+    def entry(self, args, method, epoch: int, batch: int, steps: int, *, plan: dict, with_rng: bool) -> dict:
         """The plugin's entry of a checkpoint: position, counts of what was seen, random state.
 
-        ``epoch`` and ``batch`` say where training continues; counts are over all ranks.
+        ``epoch`` and ``batch`` say where training continues; ``steps`` is all optimizer steps made;
+        counts are over all ranks.
         """
-        steps = (epoch * (batches_per_epoch // args.accum_freq)) + batch // args.accum_freq
         samples = steps * args.accum_freq * args.batch_size * args.world_size
         entry = {
             "loss": args.loss, "epoch": epoch, "batch": batch, "optimizer_steps": steps,
             "samples_seen": samples,
             "images_seen": samples * method.image_group(args.neg_captions),
             "captions_seen": samples * method.text_group(args.neg_captions),
+            "plan": plan,
         }
         if with_rng:
             entry["rng"] = all_rng_states()
         return entry
+
+
+def data_plan(args, batches_per_epoch: int) -> dict:
+    """What the order of samples within an epoch depends on."""
+    names = (
+        "train_data", "train_num_samples", "dataset_resampled", "train_data_upsampling_factors",
+        "batch_size", "accum_freq", "world_size", "workers", "seed",
+    )
+    return {**{name: getattr(args, name, None) for name in names}, "batches_per_epoch": batches_per_epoch}
 
 
 def describe_progress(entry: dict) -> str:
@@ -163,8 +226,10 @@ def save_durably(checkpoint: dict, path: str | os.PathLike) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # torch's zip writer reports a full disk as one
+            raise OSError(f"could not write {path}: {error}") from error
         raise
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 
 import torch
 
@@ -17,19 +16,12 @@ from open_clip_triplet.shards import ShardError, by_role, expand_shards, first_s
 PAIR_ROLES = ("image", "text", "neg_image", "neg_text")
 
 
-def register_model_configs(paths: list[str]) -> list[str]:
-    """Make OpenCLIP know the model configs of these files or folders; returns the paths.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-    """
+def register_model_configs(paths: list[str]) -> None:
+    """Make OpenCLIP know the model configs of these files or folders."""
     import open_clip
 
     for path in paths:
-        if not os.path.exists(path):
-            raise FileNotFoundError(f"--model-config {path}: no such file or folder")
         open_clip.add_model_config(path)
-    return paths
 
 
 class Validator:
@@ -43,7 +35,8 @@ class Validator:
     @functools.cached_property
     def paired_shards(self) -> list[str]:
         """The ``--val-data`` shards, where they are paired; empty otherwise."""
-        if not self.args.val_data or not self.args.val_data.split("::")[0].endswith(".tar"):
+        args = self.args
+        if not args.val_data or (args.dataset_type != "webdataset" and not args.val_data.endswith(".tar")):
             return []
         shards = expand_shards(self.args.val_data)
         try:
@@ -51,7 +44,16 @@ class Validator:
         except ShardError as error:
             logging.warning(f"No compositional validation: {error}")
             return []
+        if not paired:
+            logging.info("--val-data has no hard negatives: no compositional scores.")
         return shards if paired else []
+
+    @property
+    def _input_dtype(self):
+        """What images are cast to: the parameters' type in OpenCLIP's pure precisions, else None."""
+        from open_clip import get_input_dtype
+
+        return get_input_dtype(self.args.precision)
 
     def due(self, epoch: int) -> bool:
         frequency = self.args.val_frequency
@@ -70,10 +72,16 @@ class Validator:
         was_training = model.training
         model.eval()
         autocast = get_autocast(self.args.precision, device_type=torch.device(self.args.device).type)
+        metrics: dict[str, float] = {}
         try:
-            return {**self._composition(model, autocast), **self._benchmarks(model, autocast)}
+            for score in (self._composition, self._benchmarks):
+                try:
+                    metrics.update(score(model, autocast))
+                except (ValueError, OSError) as error:  # data that has gone bad must not end the training
+                    logging.error(f"Validation goes on without {score.__name__.strip('_')} scores: {error}")
         finally:
             model.train(was_training)
+        return metrics
 
     def _composition(self, model, autocast) -> dict[str, float]:
         if not self.paired_shards:
@@ -82,7 +90,8 @@ class Validator:
 
         scores = composition_scores(
             model, self.paired_shards, self._preprocess(model), self.tokenizer, self.args.device,
-            batch_size=self.args.batch_size, autocast=autocast, max_samples=self.args.val_num_samples,
+            batch_size=self.args.batch_size, autocast=autocast, input_dtype=self._input_dtype,
+            max_samples=self.args.val_num_samples,
         )
         if scores.get("dropped"):
             logging.warning(f"Compositional validation passed over samples, by reason: {scores['dropped']}")
@@ -100,7 +109,7 @@ class Validator:
             model, preprocess=self._preprocess(model), tokenizer=self.tokenizer,
             benchmarks=self.args.eval_benchmarks.split(","), data_root=self.args.eval_data_root,
             device=self.args.device, batch_size=self.args.batch_size, autocast=autocast,
-            allow_partial=self.args.eval_allow_partial,
+            allow_partial=self.args.eval_allow_partial, input_dtype=self._input_dtype,
         )
 
     def _preprocess(self, model):

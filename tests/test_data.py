@@ -1,5 +1,6 @@
 """The paired pipeline as OpenCLIP calls it: rows, epochs, coverage, resume, bad input."""
 
+import io
 import tarfile
 from collections import Counter
 
@@ -7,13 +8,14 @@ import open_clip
 import pytest
 import torch
 from paired_shards import SIZE, arguments, jpeg, method, numbers, tokenize, write_shards
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from open_clip_triplet.data import get_paired_dataset
+from open_clip_triplet.options import UsageError
 from open_clip_triplet.shards import ShardError, write_sizes
 
 TRANSFORM = open_clip.image_transform(SIZE, is_train=True)
-VALIDATION = open_clip.image_transform(SIZE, is_train=False)
 
 
 def dataset(args, loss="clip", **options):
@@ -38,6 +40,12 @@ def brightness(images):
         torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
     return ((images * std + mean) * 255).mean((1, 2, 3)).round().int().tolist()
+
+
+def buffer_of_noise():
+    buffer = io.BytesIO()
+    Image.effect_noise((40, 40), 90).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +103,7 @@ def test_every_sample_is_seen_once_whatever_the_ranks_and_workers(tmp_path, work
         assert len(set(found)) == len(found) == 36
         by_epoch.append(found)
     assert by_epoch[0] != by_epoch[1]
-    assert "12 of 37 samples seen once, 1 left over for the last batch" in caplog.text  # no process group
+    assert "12 of 37 samples seen once, 1 in none of its batches" in caplog.text  # no process group
 
 
 def test_same_configuration_gives_the_same_batches(tmp_path):
@@ -148,9 +156,15 @@ def test_resume_does_not_open_shards_that_lie_behind(tmp_path, monkeypatch):
 
 def test_an_epoch_left_early_is_reported_as_such(tmp_path, caplog):
     caplog.set_level("INFO")
-    info = dataset(arguments(write_shards(tmp_path, [12])))
-    next(iter(info.dataloader))
+    loader = dataset(arguments(write_shards(tmp_path, [12]))).dataloader
+    batches = iter(loader)
+    next(batches)
+    loader.finish_epoch()
+    loader.finish_epoch()
+    batches.close()
+    assert caplog.text.count("Data of epoch") == 1
     assert "Data of epoch 0, stopped after 1 batches" in caplog.text and "4 of 12 samples" in caplog.text
+    assert loader.report()["seen"] == 4
 
 
 def test_only_the_first_rank_reports(tmp_path, caplog):
@@ -243,6 +257,25 @@ def test_missing_negatives_are_named_before_training(tmp_path):
     dataset(arguments(spec), "negclip")
 
 
+def test_an_augmentation_that_fast_cannot_do_is_a_usage_error_and_auto_takes_pil(tmp_path, caplog):
+    caplog.set_level("INFO")
+    args = arguments(write_shards(tmp_path, [4]), image_decoder="fast")
+    timm = open_clip.image_transform(SIZE, is_train=True, aug_cfg={"use_timm": True})
+    with pytest.raises(UsageError, match="use_timm"):
+        get_paired_dataset(args, timm, True, tokenizer=tokenize, method=method("clip"))
+    args.image_decoder = "auto"
+    dataset(args)
+    assert "Image decoder: pil (the model on a CPU" in caplog.text
+
+
+def test_fast_batches_are_normalised_floats_near_those_of_pil(tmp_path):
+    spec = write_shards(tmp_path, [8])
+    pil, fast = (epoch_of(dataset(arguments(spec, image_decoder=d), "triplet")) for d in ("pil", "fast"))
+    for (a, texts), (b, same_texts) in zip(pil, fast):
+        assert torch.equal(texts, same_texts) and a.shape == b.shape and a.dtype == b.dtype
+        assert b.is_contiguous() and (a - b).abs().max() < 0.02
+
+
 def test_every_source_is_checked(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -252,11 +285,33 @@ def test_every_source_is_checked(tmp_path):
         dataset(arguments(f"{good}::{bad}"), "negclip")
 
 
+def test_every_local_shard_is_checked(tmp_path):
+    spec = write_shards(tmp_path, [4, 4, 4], changes={8: {"neg.txt": None}})
+    with pytest.raises(ShardError, match="00002.tar"):
+        dataset(arguments(spec), "negclip")
+    dataset(arguments(spec), "negimage")
+
+
+def test_too_few_negative_captions_are_named_before_training(tmp_path):
+    only = {"json": {"neg_captions": ["1"]}}
+    spec = write_shards(tmp_path, [4, 4], changes={n: only for n in (0, 4, 5, 6, 7)})
+    with pytest.raises(ShardError, match=r"--neg-captions 3: .*00000.tar have at most 2 different"):
+        dataset(arguments(spec, neg_captions=3), "negclip")
+    (tmp_path / "00000.tar").rename(tmp_path / "00001.tar")
+    dataset(arguments(f"{tmp_path}/00001.tar", neg_captions=2), "negclip")
+
+
+def test_an_epoch_that_lost_much_is_warned_of(tmp_path, caplog):
+    spec = write_shards(tmp_path, [40], changes={n: {"jpg": b"no"} for n in range(3)})
+    epoch_of(dataset(arguments(spec)))
+    assert "8% of the samples were dropped, most of them for: corrupt image" in caplog.text
+
+
 def test_without_sizes(tmp_path):
     spec = write_shards(tmp_path, [6, 6], sizes=False)
     with pytest.raises(ShardError, match="--train-num-samples"):
         dataset(arguments(spec))
-    with pytest.raises(ShardError, match="2 shards for 3 data workers.*Use --workers 2"):
+    with pytest.raises(ShardError, match="2 shards for 3 data workers.*Use fewer --workers"):
         dataset(arguments(spec, workers=3, train_num_samples=12))
     info = dataset(arguments(spec, workers=2, train_num_samples=16))
     batches = epoch_of(info, 1)
@@ -265,10 +320,28 @@ def test_without_sizes(tmp_path):
     assert [numbers(t) for _, t in rest] == [numbers(t) for _, t in batches[3:]]
 
 
-def test_more_training_samples_than_there_are_start_the_next_pass(tmp_path):
+def test_more_training_samples_than_there_are_start_the_next_pass(tmp_path, caplog):
     spec = write_shards(tmp_path, [5, 5])
+    caplog.set_level("INFO")
     found = Counter(seen(epoch_of(dataset(arguments(spec, train_num_samples=20, workers=2)))))
     assert set(found.values()) == {2} and len(found) == 10
+    assert "20 samples read, in 2 passes over 10." in caplog.text
+
+
+def test_no_sample_is_twice_in_a_batch_unless_there_is_no_other(tmp_path):
+    spec = write_shards(tmp_path, [13], changes={n: {"jpg": b"no"} for n in (1, 2, 6, 9)})
+    for seed in range(6):
+        for batch in epoch_of(dataset(arguments(spec, seed=seed))):
+            assert len(set(seen([batch]))) == 4
+    ((_, texts),) = epoch_of(dataset(arguments(spec, batch_size=13)))
+    assert len(texts) == 13 and len(set(numbers(texts))) == 9
+
+
+def test_samples_of_one_key_in_two_shards_are_augmented_apart(tmp_path):
+    same = {"__key__": "0", "jpg": buffer_of_noise()}
+    spec = write_shards(tmp_path, [1, 1], changes={0: same, 1: same})
+    ((images, _),) = epoch_of(dataset(arguments(spec, batch_size=2)))
+    assert not torch.equal(*images)
 
 
 def test_fewer_samples_than_a_global_batch(tmp_path):
@@ -288,16 +361,6 @@ def test_upsampling_weights_the_sources(tmp_path):
         dataset(arguments(spec, dataset_resampled=True, train_data_upsampling_factors="1::2::3"))
     with pytest.raises(ValueError, match="needs --dataset-resampled"):
         dataset(arguments(spec, train_data_upsampling_factors="1::2"))
-
-
-def test_validation_sees_everything_once_in_order(tmp_path):
-    spec = write_shards(tmp_path, [5, 6], changes={3: {"jpg": b"no"}})
-    args = arguments(val_data=spec)
-    info = get_paired_dataset(args, VALIDATION, False, tokenizer=tokenize, method=method("triplet"))
-    batches = list(info.dataloader)
-    assert [n for n in seen(batches) if n < 1000] == [0, 1, 2, *range(4, 11)]
-    assert info.dataloader.report()["corrupt image"] == 1
-    assert info.dataloader.num_samples == 22
 
 
 def test_spawned_workers_can_run_the_pipeline(tmp_path):

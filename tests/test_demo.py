@@ -16,6 +16,9 @@ import demo  # noqa: E402
 import reproduce_shapes  # noqa: E402
 import shape_page  # noqa: E402
 import shape_runs  # noqa: E402
+import sweep  # noqa: E402
+
+from open_clip_triplet import options  # noqa: E402
 
 
 def result(label: str, group_correct: str, **more) -> dict:
@@ -141,3 +144,21 @@ def test_the_page_is_written_from_what_is_done(tmp_path, capsys):
     assert "22 of 24 runs are not done" in page and "| TripletCLIP | 63.49 |" in page
     assert (tmp_path / "shapes.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "shapes.csv").read_text().count("\n") == 3
+
+
+def test_the_sweep_is_one_change_at_a_time(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def execute(run, output, common, **_):
+        trained.append(run)
+        return result(run.label, "1110" * 5, seed=run.seed, images_seen=1, captions_seen=1)
+
+    monkeypatch.setattr(shape_runs, "execute", execute)
+    monkeypatch.setattr(sweep, "build_shards", lambda output: None)
+    assert sweep.main(["--output", str(tmp_path), "--seeds", "0", "1"]) == 0
+    assert len({run.name for run in trained}) == 2 * len(sweep.ABLATIONS)
+    for run in trained:  # flags that the plugin knows
+        own, rest = options.parse_own(list(run.flags))
+        assert own.loss == "triplet" and not rest
+    assert (tmp_path / "sweep.png").exists() and "4 negative captions" in (tmp_path / "sweep.csv").read_text()
+    assert "group 75.0" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_MODEL, checkpoint, train, train_argv, write_shards
+from conftest import TINY_MODEL, checkpoint, picture, train, train_argv, write_shards
 
 from open_clip_triplet.losses import METHODS
 from open_clip_triplet.options import UsageError
@@ -229,20 +229,101 @@ def test_resume_latest_continues_after_a_finished_epoch(paired_shards, tiny_conf
     )
 
 
-def test_full_disk_while_saving_keeps_the_older_checkpoint(tmp_path, monkeypatch):
+def test_more_total_steps_continue_the_cut_epoch(tiny_config, tmp_path):
+    """6 of 12 steps, then the rest: the same weights as 12 at once, and as many samples seen."""
+    shards = write_shards(tmp_path / "shards", [16, 16, 16, 16])
+    flags = {"loss": "triplet", "train-data": shards, "lr-scheduler": "const"}
+    train(train_argv(tiny_config, tmp_path, "whole", **flags, **{"total-steps": 12}))
+    train(train_argv(tiny_config, tmp_path, "parts", **flags, **{"total-steps": 6}))
+    train([*train_argv(tiny_config, tmp_path, "parts", **flags, **{"total-steps": 12}), "--resume", "latest"])
+    whole, parts = (checkpoint(tmp_path, name, "epoch_3.pt") for name in ("whole", "parts"))
+    assert_same_weights(whole, parts, **EXACT)
+    assert parts["triplet"]["optimizer_steps"] == whole["triplet"]["optimizer_steps"] == 12
+    assert len(losses(tmp_path, "parts")) == 12
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [({"batch-size": 4}, "batch_size was 8, is 4"), ({"seed": 4}, "seed was 3, is 4")],
+    ids=["batch-size", "seed"],
+)
+def test_inside_an_epoch_only_the_same_order_continues(flags, message, paired_shards, tiny_config, tmp_path):
+    before = {"loss": "triplet", "train-data": paired_shards, "batch-size": 8, "total-steps": 5}
+    train(train_argv(tiny_config, tmp_path, "run", **before))
+    after = {**before, **flags, "total-steps": 9}
+    with pytest.raises(UsageError, match=message):
+        train([*train_argv(tiny_config, tmp_path, "run", **after), "--resume", "latest"])
+
+
+def test_stock_loaders_do_not_continue_inside_an_epoch(paired_shards, tiny_config, tmp_path):
+    train(train_argv(tiny_config, tmp_path, "run", **{"train-data": paired_shards, "total-steps": 3}))
+    with pytest.raises(UsageError, match="OpenCLIP's own data loaders cannot continue"):
+        train([*train_argv(tiny_config, tmp_path, "run", **{"train-data": paired_shards}), "--resume", "latest"])
+
+
+def test_total_steps_is_exact_on_csv_too(tiny_config, tmp_path):
+    lines = ["filepath\ttitle"]
+    for index in range(32):
+        (tmp_path / f"{index}.jpg").write_bytes(picture(index))
+        lines.append(f"{tmp_path}/{index}.jpg\tnumber {index}")
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    flags = {"train-data": tmp_path / "train.csv", "total-steps": 5}
+    train(train_argv(tiny_config, tmp_path, "run", **flags))
+    assert len(losses(tmp_path, "run")) == 5
+    assert checkpoint(tmp_path, "run", "epoch_3.pt")["triplet"]["optimizer_steps"] == 5
+
+
+def test_saves_count_steps_over_epochs(paired_shards, tiny_config, tmp_path):
+    """Every 3 steps of 4-step epochs: the second save falls inside the second epoch."""
+    flags = {"train-data": paired_shards, "epochs": 2, "save-every-n-steps": 3, "save-frequency": 0}
+    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
+    files = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pt"))
+    assert files == ["epoch_1_step_6.pt", "epoch_2.pt"]
+    entry = checkpoint(tmp_path, "run", "epoch_1_step_6.pt")["triplet"]
+    assert (entry["epoch"], entry["batch"], entry["optimizer_steps"]) == (1, 2, 6)
+
+
+def test_random_layers_continue_alike_between_epochs(paired_shards, tmp_path):
+    """Patch dropout draws from torch's generator; a resume after an epoch draws the same."""
+    import open_clip
+
+    vision = {**TINY_MODEL["vision_cfg"], "patch_dropout": 0.5, "patch_size": 8}
+    config = tmp_path / "tiny-dropout.json"
+    config.write_text(json.dumps({**TINY_MODEL, "vision_cfg": vision}))
+    open_clip.add_model_config(config)
+    flags = {"loss": "triplet", "train-data": paired_shards, "model": "tiny-dropout", "lr-scheduler": "const"}
+    train(train_argv(str(config), tmp_path, "whole", **{**flags, "epochs": 2}))
+    train(train_argv(str(config), tmp_path, "parts", **flags))
+    train([*train_argv(str(config), tmp_path, "parts", **{**flags, "epochs": 2}), "--resume", "latest"])
+    whole, parts = (checkpoint(tmp_path, name, "epoch_2.pt") for name in ("whole", "parts"))
+    assert_same_weights(whole, parts, **EXACT)
+
+
+def test_full_disk_while_saving_keeps_the_older_checkpoint(tmp_path):
+    """A real limit on file size, under which torch's writer fails as on a full disk."""
+    import resource
+
     from open_clip_triplet import steps
 
     path = tmp_path / "epoch_1.pt"
     steps.save_durably({"step": 1}, path)
-
-    def full(file_descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        steps.save_durably({"step": 2}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="epoch_1.pt|File too large"):
+            steps.save_durably({"step": 2, "weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["epoch_1.pt"]
+
+
+@pytest.mark.parametrize("precision", ["pure_bf16", "amp_bf16"])
+def test_validation_in_low_precision(precision, paired_shards, tiny_config, tmp_path):
+    flags = {"train-data": paired_shards, "val-data": paired_shards, "precision": precision}
+    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
+    results = json.loads((tmp_path / "run" / "checkpoints" / "results.jsonl").read_text())
+    assert results["paired_samples"] == 64
 
 
 def test_validation_logs_compositional_scores(paired_shards, tiny_config, tmp_path):

@@ -14,7 +14,7 @@ from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.engines import Local
 from open_clip_triplet.tripletdata.images import Diffusers, Images, encode
-from open_clip_triplet.tripletdata.pack import fit
+from open_clip_triplet.tripletdata.pack import Pack, fit
 from open_clip_triplet.tripletdata.runner import run_stage
 from open_clip_triplet.tripletdata.source import Stop, plan_units
 
@@ -145,6 +145,13 @@ def test_pack_drops_what_a_trainer_could_not_read(tmp_path, capfd):
     assert (
         "image cannot be decoded: 1, first broken" in report and "no negative text: 1, first bare" in report
     )
+
+
+def test_a_decompression_bomb_costs_its_own_sample_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    shards = plain_shards(tmp_path / "in", [["large", "large"]])
+    run = run_stage(Pack(negatives=()), plan_units(shards), tmp_path / "out", Local(cpu=True), quiet=True)
+    assert not run.failed and run.records()[0]["dropped"] == {"image cannot be decoded": 2}
 
 
 def test_validate_finds_repeated_keys_and_wrong_sizes(tmp_path, capfd):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli, runner
-from open_clip_triplet.tripletdata.engines import Local, Ray
+from open_clip_triplet.tripletdata.engines import Local, Ray, devices
 from open_clip_triplet.tripletdata.runner import run_stage, sample_seed
 from open_clip_triplet.tripletdata.source import Stop, Table, Tally, known_samples, plan_units
 
@@ -175,6 +175,16 @@ def test_processes_write_the_same_bytes_as_one(shards, tmp_path):
     shout(shards, tmp_path / "one")
     shout(shards, tmp_path / "two", engine=Local(workers=2, cpu=True))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_workers_share_out_the_gpus(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert devices() == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert devices(0, 2) == ["cuda:0,1", "cuda:2,3"] and devices(3, 2)[2] == "cuda:0,1"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert devices() == ["cpu"] and devices(2) == ["cpu", "cpu"]
 
 
 def test_a_killed_process_is_replaced_and_its_shard_redone_once(shards, tmp_path, capfd):

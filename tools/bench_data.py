@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import io
+import itertools
 import json
 import logging
 import multiprocessing
@@ -24,9 +25,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import open_clip
 import torch
 
@@ -43,7 +46,7 @@ from open_clip_triplet.images import (
     resize_box,
 )
 from open_clip_triplet.reading import read_shard
-from open_clip_triplet.shards import ShardWriter, write_sizes, write_text_durably
+from open_clip_triplet.shards import ShardWriter, expand_shards, write_sizes, write_text_durably
 
 METHOD = SimpleNamespace(name="clip", reads_neg_images=False, reads_neg_captions=False)
 CAPTION = "A brown dog runs through tall grass while two children in red jackets watch from the fence."
@@ -74,6 +77,7 @@ def main() -> int:
             spec = make_shards(Path(folder) / size, photos, (width, height), options.quality, options.samples)
             results[size] = throughput(spec, options.rounds)
             results[size]["milliseconds per image"] = stages(spec, (height, width))
+            results[size]["decoders"] = decoders(first_images(spec, 50), (height, width))
             report_size(size, results[size])
         first = options.sizes.split(",")[0]
         results["first batch"] = first_batch(Path(folder) / first, options.rounds)
@@ -209,6 +213,12 @@ def throughput(spec: str, rounds: int) -> dict:
     return table | {f"{name} / stock": statistics.median(ratios[name]) for name in OURS}
 
 
+def first_images(spec: str, number: int) -> list[bytes]:
+    """Encoded images of the first shards, in order."""
+    samples = (s for url in expand_shards(spec) for _, s in read_shard(url, ("image",), lambda i: False))
+    return [sample["image"] for sample in itertools.islice(samples, number)]
+
+
 def stages(spec: str, size: tuple[int, int], number: int = 200) -> dict:
     """Where one image's time goes in ``fast``, and in ``pil`` for comparison, on warm caches."""
     shard = spec.replace("{00000..00019}", "00000")
@@ -245,6 +255,43 @@ def stages(spec: str, size: tuple[int, int], number: int = 200) -> dict:
         "pil: transform": clock(lambda: [transform(picture) for picture in pictures]) / count,
         "pil: all of the image": clock(lambda: [PilImages(transform)([data], 0) for data in encoded]) / count,
     }
+
+
+def decoders(encoded: list[bytes], size: tuple[int, int]) -> dict:
+    """Milliseconds per image of the JPEG decoders that were candidates, and the difference of fast to pil.
+
+    The difference is the mean over the images of the mean absolute one, in levels of 255, same crops.
+    """
+    from PIL import Image
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    transform = open_clip.image_transform(224, is_train=True)
+    pil, fast = PilImages(transform), FastImages(transform)
+    part = fraction_for((0, 0, *size), (224, 224))
+
+    def draft(data):
+        image = Image.open(io.BytesIO(data))
+        image.draft("RGB", (size[1] // part, size[0] // part))
+        return np.array(image)
+
+    candidates = {
+        f"simplejpeg at 1/{part}": lambda data: decode_fast(data, part),
+        "simplejpeg whole": lambda data: decode_fast(data, 1),
+        "torchvision whole": lambda data: decode_jpeg(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
+        ),
+        f"PIL draft at 1/{part}": draft,
+        "PIL whole": lambda data: np.array(decode_pil(data)),
+    }
+    costs = {name: sum(clock(partial(work, data)) for data in encoded) for name, work in candidates.items()}
+    std = torch.tensor(transform.transforms[-1].std)[:, None, None]
+    finish = ToDevice("cpu", fast.normalize)
+    levels = []
+    for number, data in enumerate(encoded):
+        ((made, _),) = finish(iter([(torch.stack(fast([data], number)), torch.zeros(1))]))
+        levels.append(((made[0] - pil([data], number)[0]) * std * 255).abs().mean().item())
+    found = {name: cost / len(encoded) for name, cost in costs.items()}
+    return found | {"difference of fast to pil, of 255": statistics.mean(levels)}
 
 
 def clock(work, repeats: int = 3) -> float:
@@ -291,6 +338,8 @@ def report_size(size: str, found: dict) -> None:
         print(f"{name:8}{row['per core']:15.0f}{ratio:9.2f}{row['per second']:10.0f}{row['memory']:10.0f}")
     for name, cost in found["milliseconds per image"].items():
         print(f"    {name:32}{cost:7.3f} ms")
+    for name, value in found["decoders"].items():
+        print(f"    {name:32}{value:7.3f}")
 
 
 def report_rest(results: dict) -> None:

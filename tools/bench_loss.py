@@ -10,12 +10,14 @@ Results go to tools/results/bench_loss.{json,md}. Memory is read from /proc, so 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -93,8 +95,11 @@ def take_turns(forms, n: int, rounds: int, device: str = "cpu", dtype: str = "fl
             "cpu_seconds": time.process_time() - processor,
             "peak_bytes": memory(device, peak=True) - before,
         }
-        best[form] = {name: min(value, best.get(form, run)[name]) for name, value in run.items()}
-        say(f"{form}, N = {n}, {dtype}: {run['seconds']:.2f} s, {run['peak_bytes'] / 2**20:.0f} MiB")
+        seen = best.setdefault(form, run)
+        best[form] = {name: min(value, seen[name]) for name, value in run.items()}
+        best[form]["peak_bytes"] = max(run["peak_bytes"], seen["peak_bytes"])
+        times = f"{run['seconds']:.2f} s, processor {run['cpu_seconds']:.2f} s"
+        say(f"{form}, N = {n}, {dtype}: {times}, {run['peak_bytes'] / 2**20:.0f} MiB")
     return best
 
 
@@ -109,6 +114,7 @@ def forget_peak(device: str) -> None:
 
         torch.cuda.reset_peak_memory_stats()
     else:
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that malloc holds back would hide a later peak
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -229,19 +235,18 @@ def surroundings() -> dict:
     }
 
 
-def run(args) -> dict:
-    """All measurements."""
-    result = {"config": {**vars(args), "width": WIDTH}, "surroundings": surroundings()}
+def run(args) -> Iterator[dict]:
+    """All measurements; the result so far is yielded after each, for a long run may be cut short."""
+    result = {"config": {**vars(args), "width": WIDTH}, "surroundings": surroundings(), "growth": {}}
     result["command"] = " ".join(["python tools/bench_loss.py", *sys.argv[1:]])
-    result["growth"] = {}
-    for n in args.sizes:
-        peers = ("plain", "ours") if n in (args.compare_at, args.sizes[-1]) else ("ours",)
-        result["growth"][n] = take_turns(peers, n, args.rounds if n <= args.compare_at else 1)
     result["ranks"] = [bytes_between_ranks(ranks, args.rank_samples) for ranks in (2, 4, 8)]
     if result["surroundings"]["gpu"]:
         result["gpu_loss"], result["gpu_step"] = gpu_loss_row(), gpu_step_row()
-    result["surroundings"]["load_average_after"] = os.getloadavg()[0]
-    return result
+    for n in args.sizes:
+        peers = ("plain", "ours") if n in (args.compare_at, args.sizes[-1]) else ("ours",)
+        result["growth"][n] = take_turns(peers, n, args.rounds if n <= args.compare_at else 1)
+        result["surroundings"]["load_average_after"] = os.getloadavg()[0]
+        yield result
 
 
 def table(result: dict) -> str:
@@ -321,11 +326,11 @@ def main(argv=None) -> None:
     from open_clip_triplet.shards import write_text_durably
 
     torch.set_num_threads(args.threads)
-    result = run(args)
-    text = table(result)
+    for result in run(args):
+        text = table(result)
+        write_text_durably(args.out / "bench_loss.md", text)
+        write_text_durably(args.out / "bench_loss.json", json.dumps(result, indent=1, default=str) + "\n")
     print(text)
-    write_text_durably(args.out / "bench_loss.md", text)
-    write_text_durably(args.out / "bench_loss.json", json.dumps(result, indent=1, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -84,12 +84,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def train(args: argparse.Namespace) -> None:
-    """Build the shards and do the runs that are not done."""
+def build_shards(output: Path) -> None:
+    """The world that all runs share; nothing happens where it is there."""
     shapes.build(
-        args.output / "shards", samples=20_000, val_samples=2_000, shards=8, world="single",
+        output / "shards", samples=20_000, val_samples=2_000, shards=8, world="single",
         image_size=32, seed=0, workers=2,
     )
+
+
+def train(args: argparse.Namespace) -> None:
+    """Do the runs that are not done."""
+    build_shards(args.output)
     runs = plan(args.steps, args.seeds, args.budgets, args.methods)
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {run.name}", flush=True)
@@ -119,7 +124,9 @@ def write_page(args: argparse.Namespace) -> None:
         notes = f"{missing} of {len(planned)} runs are not done; the tables average those that are.\n\n{notes}"
     folder = args.page or args.output
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "shapes.png").write_bytes(shape_page.figure(budgets))
+    (folder / "shapes.png").write_bytes(shape_page.figure(
+        {heading: shape_page.by_label(chosen) for heading, chosen in budgets.items()}
+    ))
     write_text_durably(folder / "shapes.csv", shape_page.table_csv(results))
     write_text_durably(folder / "shapes.md", shape_page.page(results, budgets, command, notes))
     print(f"{folder}/shapes.md: {len(results)} of {len(planned)} runs")

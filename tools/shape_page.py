@@ -165,14 +165,14 @@ def table_csv(results: list[dict]) -> str:
     return file.getvalue()
 
 
-def figure(budgets: dict[str, list[dict]]) -> bytes:
-    """Group score by method with intervals and every seed's dot, one panel per budget, as a PNG."""
+def figure(panels_by_heading: dict[str, dict[str, list[dict]]]) -> bytes:
+    """Group score with intervals and every seed's dot: {heading of a panel: {label: runs}}, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = {heading: by_label(chosen) for heading, chosen in budgets.items() if chosen}
+    shown = {heading: groups for heading, groups in panels_by_heading.items() if groups}
     plot, panels = plt.subplots(1, len(shown), figsize=(6.2 * len(shown), 3.6), squeeze=False, sharex=True)
     for axis, (heading, groups) in zip(panels[0], shown.items(), strict=True):
         rows = sorted(groups, key=lambda label: mean(groups[label], "group"))

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tarfile
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..shards import ShardError, split_name, write_text_durably
+from ..shards import ShardError, group_samples, write_text_durably
+from ..tar import TarMembers, open_tar
 
 
 @dataclass(frozen=True)
@@ -77,24 +77,20 @@ def read_tar_index(path: str | os.PathLike) -> list[dict]:
     """Samples of an uncompressed tar without reading the images.
 
     Returns:
-        One dict per sample: ``__key__`` and, for each suffix, an ``ImageRef`` to its bytes.
+        One dict per sample: ``__key__``, ``__url__`` and, for each suffix, an ``ImageRef`` to its bytes.
 
     Raises:
         ShardError: damaged, or compressed (its members cannot be reached in place).
     """
-    samples: list[dict] = []
+
+    def locate(members: TarMembers, number: int, suffix: str) -> ImageRef:
+        return ImageRef(str(path), members.member, members.offset, members.size)
+
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, suffix = split_name(member.name)
-                if not member.isreg() or key is None:
-                    continue
-                if not samples or samples[-1]["__key__"] != key or suffix in samples[-1]:
-                    samples.append({"__key__": key})
-                samples[-1][suffix] = ImageRef(str(path), member.name, member.offset_data, member.size)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ShardError(f"{path}: damaged, or compressed ({error}); unpack it first") from error
-    return samples
+        with open_tar(path, in_place=True) as members:
+            return list(group_samples(members, str(path), locate))
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error})") from error
 
 
 class ContentHashes:

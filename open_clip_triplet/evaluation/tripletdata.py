@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ..metrics import composition_correct, histogram, wilson_interval
-from ..shards import ShardError, by_role, expand_shards, read_members, read_meta, split_name
+from ..shards import ShardError, by_role, expand_shards, read_meta, read_samples
 from .encode import Encoder, ImageError, decode_all, decoding_threads, evaluating, open_image
 
 ROLES = ("image", "text", "neg_image", "neg_text")
@@ -97,31 +97,14 @@ def summarise(similarities: np.ndarray) -> dict:
 
 def paired_samples(shard_urls: str | Iterable[str], dropped: Counter) -> Iterator[dict]:
     """Whole samples (role names, bytes) of paired shards; the others are counted in ``dropped``."""
-    from webdataset.gopen import gopen
-
     for url in expand_shards(shard_urls):
         try:
-            with gopen(url, "rb") as stream:
-                yield from _whole_samples(stream, url, dropped)
+            for sample in read_samples(url):
+                yield from _if_whole(sample, dropped)
         except ShardError:
             dropped["shard damaged: the rest of it was not read"] += 1
         except OSError as error:
             raise ShardError(f"{url}: cannot be opened ({error})") from error
-
-
-def _whole_samples(stream, url: str, dropped: Counter) -> Iterator[dict]:
-    sample: dict = {}
-    for member, data in read_members(stream, name=url):
-        key, suffix = split_name(member)
-        if key is None:
-            continue
-        if sample and (sample["__key__"] != key or suffix in sample):
-            yield from _if_whole(sample, dropped)
-            sample = {}
-        sample.setdefault("__key__", key)
-        sample[suffix] = data
-    if sample:
-        yield from _if_whole(sample, dropped)
 
 
 def _if_whole(sample: dict, dropped: Counter) -> Iterator[dict]:

@@ -97,7 +97,7 @@ class Build:
 
     def _joined(self, unit: Unit, runs: list[Run]) -> Unit:
         """The source of a unit beside its side shards of ``runs``."""
-        source = next(u for u in self.units if u.index == unit.index)
+        source = self.units[unit.index]
         sides = [str(run.output / unit.shard) for run in runs]
         return Unit(unit.index, (*source.inputs, *sides), source.rows, source.table)
 

@@ -44,13 +44,14 @@ def attempt(stage, unit: Unit, output, report=lambda fraction: None) -> tuple[st
         return "failed", f"{type(error).__name__}: {error}"
 
 
-def devices(wanted: int = 0) -> list[str]:
-    """One name per worker: the visible GPUs (``cuda:0``, …), else ``wanted`` (at least one) times ``cpu``."""
+def devices(wanted: int = 0, each: int = 1) -> list[str]:
+    """One name per worker: groups of ``each`` visible GPUs (``cuda:0,1``), else ``wanted`` (or one) ``cpu``."""
     import torch
 
     gpus = torch.cuda.device_count()
-    count = wanted or max(gpus, 1)
-    return [f"cuda:{i % gpus}" for i in range(count)] if gpus else ["cpu"] * count
+    groups = [",".join(map(str, range(i, i + each))) for i in range(0, gpus - each + 1, each)]
+    count = wanted or max(len(groups), 1)
+    return [f"cuda:{groups[i % len(groups)]}" for i in range(count)] if groups else ["cpu"] * count
 
 
 @dataclass
@@ -60,15 +61,17 @@ class Local:
     Args:
         workers: processes; 0 means one per visible GPU, or one without GPU.
         cpu: never use a GPU, whatever is there (stages without a model).
+        gpus: GPUs per process (a model split over several).
     """
 
     workers: int = 0
     cpu: bool = False
+    gpus: int = 1
 
     def __call__(
         self, stage, units: list[Unit], output, progress=lambda unit, share: None
     ) -> Iterator[tuple]:
-        names = ["cpu"] * max(self.workers, 1) if self.cpu else devices(self.workers)
+        names = ["cpu"] * max(self.workers, 1) if self.cpu else devices(self.workers, self.gpus)
         names = names[: len(units)]
         # A GPU's memory is given back only when its process ends, and the next stage needs it.
         if len(names) > 1 or names[0] != "cpu":
@@ -84,9 +87,9 @@ def _worker(connection, stage, output, device: str, parent: int) -> None:
     """Body of a local worker process: open the stage on its device, then work units until told to end."""
     _die_with(parent)
     if device.startswith("cuda:"):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        number = int(device.partition(":")[2])
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        numbers = device.partition(":")[2].split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[int(n)] if visible[0] else n for n in numbers)
     try:
         stage.open(device.partition(":")[0])
         connection.send(("ready", None))

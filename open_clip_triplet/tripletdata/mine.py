@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from ..shards import (
 )
 from . import embed, folder
 from .neighbours import nearest_different
+from .progress import bar
 
 HELP = "real hard negatives: the nearest different pair of every pair"
 
@@ -140,11 +140,9 @@ def paired_sample(pair: Pair, other: Pair, cosine: float, embedder: str) -> dict
 
 def _embed_all(embedder, shards: list[list[Pair]], output: Path, progress: bool) -> np.ndarray:
     """Features [N, D] of all pairs. Those of models are kept in ``features/``, for a run that is repeated."""
-    from tqdm import tqdm
-
     embedder.fit([pair.captions for pairs in shards for pair in pairs])
     blocks = []
-    for number, pairs in enumerate(tqdm(shards, "embed", unit="shard", disable=not progress)):
+    for number, pairs in enumerate(bar(shards, "embed", unit="shard", disable=not progress)):
         kept = output / "features" / f"{number:05d}.npy"
         if embedder.name != "captions" and kept.exists():
             blocks.append(np.load(kept, allow_pickle=False))
@@ -169,14 +167,12 @@ def mine(
     Raises:
         SystemExit: an input cannot be read, or the folder was made with other options.
     """
-    from tqdm import tqdm
-
     folder.claim(output, {
         "command": "mine", "inputs": {url: Path(url).stat().st_size for url in inputs},
         "embedder": embedder.name, "max_similarity": max_similarity, "index": index,
     })
     dropped: Counter = Counter()
-    shards = [list(read_pairs(url, dropped)) for url in tqdm(inputs, "read", disable=not progress)]
+    shards = [list(read_pairs(url, dropped)) for url in bar(inputs, "read", disable=not progress)]
     pairs = [pair for shard in shards for pair in shard]
     if len(pairs) < 2:
         raise SystemExit(f"{len(pairs)} usable pairs in {len(inputs)} shards: nothing to compare")
@@ -188,7 +184,7 @@ def mine(
     # img2dataset starts its keys again in every shard; a key must be one sample's in the whole set.
     repeated = len({pair.key for pair in pairs}) < len(pairs)
     sizes, first = {}, 0
-    for number, shard in enumerate(tqdm(shards, "write", unit="shard", disable=not progress)):
+    for number, shard in enumerate(bar(shards, "write", unit="shard", disable=not progress)):
         with ShardWriter(output / f"{number:05d}.tar") as writer:
             for me, pair in enumerate(shard, first):
                 if found[me] >= 0:
@@ -236,7 +232,7 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit("--pretrained goes with --model NAME")
     embedder = embed.make_embedder(args.embedder, args.model, args.pretrained, args.device)
     counts = mine(inputs, args.output, embedder, max_similarity=args.max_similarity, device=args.device,
-                  index=args.index, progress=sys.stderr.isatty())
+                  index=args.index, progress=True)
     low, median, high = counts["similarity_quartiles"]
     print(f"{args.output}: {counts['written']} of {counts['pairs']} pairs in {len(inputs)} shards")
     print(f"similarity of negatives: median {median:.2f}, half of them in {low:.2f}-{high:.2f}; "

@@ -26,14 +26,15 @@ def nearest_different(
         Neighbour [N] (-1 where there is none) and cosine [N] (NaN there). Among equals the lower wins.
     """
     import torch
-    from tqdm import tqdm
+
+    from .progress import bar
 
     usable = np.flatnonzero(np.isfinite(features).all(axis=1))
     rows = torch.from_numpy(features[usable]).to(device)
     search = _exact(rows) if index is None else _faiss(features[usable], index)
     neighbour, cosine = np.full(len(features), -1), np.full(len(features), np.nan, np.float32)
     block = max(1, BLOCK_BYTES // (4 * max(1, len(usable))))
-    for start in tqdm(range(0, len(usable), block), "search", unit="block", disable=not progress):
+    for start in bar(range(0, len(usable), block), "search", unit="block", disable=not progress):
         for r, candidates in enumerate(zip(*search(slice(start, start + block))), start):
             me = usable[r]
             found = _first_different(me, *candidates, usable, duplicate, max_similarity)

@@ -49,9 +49,11 @@ def add_engine(parser) -> None:
 
 def engine(args, *, cpu: bool = False):
     """The engine that the arguments name. ``cpu``: the stage has no model to put on a GPU."""
+    split = getattr(args, "tensor_parallel", 1)
     if args.engine == "ray":
-        return engines.Ray(args.ray_address, args.workers, args.ray_gpus, cpu)
-    return engines.Local(args.workers, cpu)
+        gpus = split if args.ray_gpus is None and split > 1 else args.ray_gpus
+        return engines.Ray(args.ray_address, args.workers, gpus, cpu)
+    return engines.Local(args.workers, cpu, split)
 
 
 def table(args) -> Table:

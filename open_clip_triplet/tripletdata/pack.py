@@ -63,16 +63,16 @@ class Pack(Stage):
 
     def _resize(self, sample: Sample) -> str | None:
         """Bring both images of ``sample`` to size, in place; the reason to drop it, or None."""
+        # A damaged image makes Pillow raise whatever its decoder meets; none of it is this shard's fault.
         try:
             sample.image, sample.suffix = fit(sample.image, sample.suffix, self.save_size, self.quality)
-        except (OSError, ValueError, SyntaxError):
+        except Exception:
             return "image cannot be decoded"
         if sample.neg_image is not None:
+            size = (self.save_size, self.quality)
             try:
-                sample.neg_image, sample.neg_suffix = fit(
-                    sample.neg_image, sample.neg_suffix, self.save_size, self.quality
-                )
-            except (OSError, ValueError, SyntaxError):
+                sample.neg_image, sample.neg_suffix = fit(sample.neg_image, sample.neg_suffix, *size)
+            except Exception:
                 return "negative image cannot be decoded"
         return None
 
@@ -81,7 +81,8 @@ def fit(data: bytes, suffix: str, size: int, quality: int) -> tuple[bytes, str]:
     """Image bytes whose shorter side is at most ``size`` pixels (0: any), and their member suffix.
 
     Raises:
-        OSError, ValueError, SyntaxError: the image cannot be decoded, or is too large to be one.
+        Exception: the image cannot be decoded (of Pillow's many kinds).
+        ValueError: it has more than MAX_PIXELS.
     """
     from PIL import Image
 

@@ -10,6 +10,11 @@ from tqdm import tqdm
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
 
 
+def bar(*args, **options) -> tqdm:
+    """tqdm that writes to a log file every ten seconds, not every tenth of one."""
+    return tqdm(*args, mininterval=0.5 if sys.stderr.isatty() else 10, **options)
+
+
 class Progress:
     """Counts shards (in fractions, as stages report them) and the samples they kept."""
 

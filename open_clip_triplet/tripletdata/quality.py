@@ -82,7 +82,7 @@ class Scores(Stage):
                     self._preprocess(Image.open(io.BytesIO(data)).convert("RGB"))
                     for data in (sample.image, sample.neg_image)
                 ]
-            except (OSError, ValueError, SyntaxError):
+            except Exception:  # whatever Pillow's decoder met
                 tally.drop("image cannot be decoded")
                 continue
             yield sample, *images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Server(LanguageModel):
             import httpx
         except ImportError as error:
             raise Stop("--backend openai needs httpx: pip install 'open_clip_triplet[build]'") from error
-        key = os.environ.get(self.api_key_env)
+        key, self._said = os.environ.get(self.api_key_env), False
         self._client = httpx.Client(
             base_url=self.url.rstrip("/") + "/",
             timeout=httpx.Timeout(300, connect=10),
@@ -74,6 +75,7 @@ class Server(LanguageModel):
             if status == 200:
                 return _content(response)
             if status in (400, 413, 422):
+                self._refused(fault)
                 return ""
             if status and status not in LATER:
                 raise Stop(
@@ -88,6 +90,12 @@ class Server(LanguageModel):
                 )
             time.sleep(wait)
             pause = min(pause * 2, 30.0)
+
+    def _refused(self, fault: str) -> None:
+        """Say once that the server refuses prompts: it may be one caption, or every one."""
+        if not self._said:
+            self._said = True
+            print(f"the server refused a prompt, counted as an empty answer ({fault})", file=sys.stderr)
 
 
 def _content(response) -> str:

@@ -16,13 +16,13 @@ import argparse
 import io
 import math
 import random
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from ..shards import ShardWriter, write_sizes
 from . import folder, scenes
+from .progress import bar
 from .scenes import Scene, Thing
 
 HELP = "an embedded world of coloured shapes, with hard negatives"
@@ -175,8 +175,6 @@ def build(
     Raises:
         SystemExit: the folder was made with other options.
     """
-    from tqdm import tqdm
-
     folder.claim(output, {
         "command": "shapes", "version": WORLD_VERSION, "samples": samples, "val_samples": val_samples,
         "shards": shards, "world": world, "image_size": image_size, "seed": seed,
@@ -184,7 +182,7 @@ def build(
     # one pool for both splits; shard k of n holds samples k·N/n up to (k+1)·N/n
     with (
         ProcessPoolExecutor(workers) as pool,
-        tqdm(total=samples + val_samples, unit="sample", disable=not progress) as bar,
+        bar(total=samples + val_samples, unit="sample", disable=not progress) as shown,
     ):
         for split, total, count in (("train", samples, shards), ("val", val_samples, 1)):
             jobs = [
@@ -193,7 +191,7 @@ def build(
             ]
             work = partial(_write_shard, world=world, split=split, seed=seed, image_size=image_size)
             for job, _ in zip(jobs, pool.map(work, jobs)):
-                bar.update(len(job[1]))
+                shown.update(len(job[1]))
             write_sizes(output / split, {path.name: len(indices) for path, indices in jobs})
 
 
@@ -221,7 +219,7 @@ def run(args: argparse.Namespace) -> int:
     shards = min(args.shards, args.samples)
     build(
         args.output, samples=args.samples, val_samples=args.val_samples, shards=shards, world=args.world,
-        image_size=args.image_size, seed=args.seed, workers=args.workers, progress=sys.stderr.isatty(),
+        image_size=args.image_size, seed=args.seed, workers=args.workers,
     )
     print(f"{args.output}/train: {args.samples} samples in {shards} shards, no held-out combination")
     print(f"{args.output}/val: {args.val_samples} samples, each with a held-out combination")
