@@ -116,8 +116,9 @@ def write_page(args: argparse.Namespace) -> None:
     results = [result for result in done.values() if result]
     if not results:
         raise SystemExit(f"no results in {args.output}/results: run without --page-only first")
-    seeds = " ".join(map(str, args.seeds))
-    command = f"python tools/reproduce_shapes.py --steps {args.steps} --seeds {seeds}"
+    command = f"python tools/reproduce_shapes.py --steps {args.steps}"
+    for flag in ("seeds", "budgets", "methods"):
+        command += f" --{flag} {' '.join(map(str, getattr(args, flag)))}"
     missing = len(planned) - len(results)
     notes = args.notes.read_text(encoding="utf-8") if args.notes else ""
     if missing:
