@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 
 from open_clip_triplet.counts import Dropped
-from open_clip_triplet.shards import read_meta
+from open_clip_triplet.shards import MembersMissing, by_role, first_samples, read_meta
 
 SAMPLING = ("first", "random")
+#: a rewriter may have kept fewer captions of one sample, hardly of so many
+SAMPLES_LOOKED_AT = 8
 
 
 def choose_captions(
@@ -33,9 +35,7 @@ def choose_captions(
     chosen = [caption]
     filled = False
     if negatives:
-        first = _text(roles["neg_text"])
-        others = [text for text in _strings(meta.get("neg_captions")) if text != first]
-        pool = [first, *others]
+        first, *others = pool = _negatives(_text(roles["neg_text"]), meta)
         if sampling == "random":
             if keep_first:
                 rng.shuffle(others)
@@ -47,6 +47,32 @@ def choose_captions(
     if not all(text.strip() for text in chosen):
         raise Dropped("empty caption")
     return chosen, filled
+
+
+def require_negatives(url: str, number: int, *, reader: str) -> None:
+    """Check that the first samples of a shard have so many different negative captions, one of them at least.
+
+    Raises:
+        MembersMissing: names the shard, and how many were found and wanted.
+        ShardError: the shard cannot be read.
+    """
+    found = 0
+    for sample in first_samples(url, SAMPLES_LOOKED_AT):
+        roles = by_role(sample)
+        if "neg_text" in roles:
+            text = roles["neg_text"].decode("utf-8", "replace")
+            found = max(found, len(_negatives(text, read_meta(roles))))
+    if found < number:
+        raise MembersMissing(
+            f"{reader} with --neg-captions {number}: the first samples of {url} have at most {found} "
+            "different negative captions (neg.txt and neg_captions in json). Build shards with more, or "
+            f"use --neg-captions {max(found, 1)}."
+        )
+
+
+def _negatives(first: str, meta: dict) -> list[str]:
+    """neg.txt, and those of ``neg_captions`` that differ from it."""
+    return [first, *(text for text in _strings(meta.get("neg_captions")) if text != first)]
 
 
 def _text(data: bytes) -> str:

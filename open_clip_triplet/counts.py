@@ -18,6 +18,8 @@ DROPPED = (
 #: other things counted, in samples unless named otherwise
 EVENTS = ("seen", "repeated", "not in sizes.json", "filled up negative captions")
 NAMES = DROPPED + EVENTS
+#: share of an epoch's samples that may be dropped before it is warned of
+WORTH_A_WARNING = 0.05
 
 
 class Dropped(Exception):
@@ -74,18 +76,21 @@ def summary(totals: dict[str, int], *, total: int | None, used: int, passed_over
         passed_over: those of the epoch's batches before a resume.
 
     >>> print(summary({"seen": 8, "corrupt image": 1}, total=10, used=9))
-    8 of 10 samples seen once, 1 left over for the last batch; 1 dropped (corrupt image 1)
+    8 of 10 samples seen once, 1 in none of its batches; 1 dropped (corrupt image 1)
     """
     totals = {name: totals.get(name, 0) for name in NAMES}
     reasons = {name: totals[name] for name in DROPPED if totals[name]}
     if total is None:
         parts = [f"{totals['seen']:,} samples read"]
+    elif used > total:
+        parts = [f"{totals['seen']:,} samples read, in {used / total:.3g} passes over {total:,}"]
     else:
         parts = [f"{totals['seen']:,} of {total:,} samples seen once"]
+    if total is not None:
         if passed_over:
             parts.append(f"{passed_over:,} before the resume")
         if total > used:
-            parts.append(f"{total - used:,} left over for the last batch")
+            parts.append(f"{total - used:,} in none of its batches")
     line = ", ".join(parts)
     if reasons:
         listed = ", ".join(f"{name} {number:,}" for name, number in reasons.items())
@@ -96,3 +101,20 @@ def summary(totals: dict[str, int], *, total: int | None, used: int, passed_over
         if totals[name]:
             line += f"; {name}: {totals[name]:,}"
     return line
+
+
+def too_many_dropped(totals: dict[str, int]) -> str:
+    """A warning where so much was dropped that the data is hardly what was meant; else empty.
+
+    >>> print(too_many_dropped({"seen": 8, "missing member": 2}))
+    20% of the samples were dropped, most of them for: missing member. Others were repeated instead.
+    """
+    reasons = {name: totals.get(name, 0) for name in DROPPED}
+    dropped = sum(reasons.values())
+    share = dropped / max(1, dropped + totals.get("seen", 0))
+    if share <= WORTH_A_WARNING:
+        return ""
+    worst = max(reasons, key=reasons.get)
+    return (
+        f"{share:.0%} of the samples were dropped, most of them for: {worst}. Others were repeated instead."
+    )

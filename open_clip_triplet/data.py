@@ -57,7 +57,7 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
 
     from open_clip_triplet.counts import Counts
     from open_clip_triplet.pipeline import Position, Rows
-    from open_clip_triplet.reading import check_shard
+    from open_clip_triplet.reading import check_source
 
     if not is_train:
         raise ValueError("the paired pipeline is for training; validation data is read by OpenCLIP")
@@ -66,12 +66,14 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
         images=images,
         tokenizer=tokenizer,
         seed=args.seed,
-        neg_images=method.reads_neg_images,
+        roles=method.roles,
         negatives=getattr(args, "neg_captions", 1) if method.reads_neg_captions else 0,
         sampling=args.caption_sampling,
     )
     for source in _sources(args.train_data):
-        check_shard(expand_shards(source)[0], rows.roles, reader=f"--loss {method.name}")
+        check_source(
+            expand_shards(source), method.roles, negatives=rows.negatives, reader=f"--loss {method.name}"
+        )
     position = Position(epoch)
     loader = _loader(args, _plan(args, *_shards(args)), rows, Counts(max(1, args.workers)), position, as_dict)
     return DataInfo(dataloader=loader, shared_epoch=position)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.utils.data import DataLoader
 
-from open_clip_triplet.counts import Counts, summary
+from open_clip_triplet.counts import Counts, summary, too_many_dropped
 from open_clip_triplet.pipeline import Position
 
 #: seconds without a batch after which the shards being read are named in the log, and again each time
@@ -49,6 +49,8 @@ class PairedLoader:
         self._rank, self._reduce_device = rank, reduce_device
         self._waiting_since: float | None = None
         self._last_totals: dict[str, int] = {}
+        self._first = self._given = 0
+        self._unreported = False
 
     def __len__(self) -> int:
         return self.num_batches
@@ -64,21 +66,30 @@ class PairedLoader:
         self.position.first_batch = batch
 
     def __iter__(self) -> Iterator:
-        first = self.position.first_batch
+        self._first = self._given = self.position.first_batch
+        self._unreported = True
         stop = threading.Event()
         watch = threading.Thread(target=self._watch, args=(stop,), daemon=True)
         watch.start()
-        given = first
         try:
             for batch in self._finish(self._from_workers()):
-                given += 1
+                self._given += 1
                 yield batch
-            self._log_epoch(first)
-        except GeneratorExit:  # --total-steps; the other ranks cannot be asked, they may be elsewhere
-            self._log_epoch(first, stopped=given if given < self.num_batches else None)
+            self.finish_epoch()
         finally:
             stop.set()
             self.position.first_batch = 0
+
+    def finish_epoch(self) -> None:
+        """Sum the counts over all ranks, and log them. Every rank must call it after the same batch.
+
+        The end of an epoch does. Whoever leaves an epoch before calls it; a second call does nothing.
+        """
+        if self._unreported:
+            self._unreported = False
+            self._last_totals = self.counts.totals(self._reduce_device)
+            if self._rank == 0:
+                self._log_epoch()
 
     def report(self) -> dict[str, int]:
         """Counts of the last finished epoch by name, over all workers and ranks."""
@@ -118,19 +129,12 @@ class PairedLoader:
                 logging.warning("No batch for %g s. Being read: %s", seconds, self._reading())
             warned = stalls
 
-    def _log_epoch(self, first: int, stopped: int | None = None) -> None:
-        self._last_totals = self.counts.totals(None if stopped else self._reduce_device)
-        if self._rank != 0:
-            return
-        passed_over = first * self._used // self.num_batches if self.num_batches else 0
+    def _log_epoch(self) -> None:
+        passed_over = self._first * self._used // self.num_batches if self.num_batches else 0
         line = summary(self._last_totals, total=self._total, used=self._used, passed_over=passed_over)
-        epoch = self.position.get_value()
-        if stopped:
-            logging.info(
-                "Data of epoch %d, stopped after %d batches, this rank with what was read ahead: %s.",
-                epoch,
-                stopped,
-                line,
-            )
-        else:
-            logging.info("Data of epoch %d: %s.", epoch, line)
+        epoch, stopped = self.position.get_value(), ""
+        if self._given < self.num_batches:
+            stopped = f", stopped after {self._given} batches, with what was read ahead"
+        logging.info("Data of epoch %d%s: %s.", epoch, stopped, line)
+        if warning := too_many_dropped(self._last_totals):
+            logging.warning("Data of epoch %d: %s", epoch, warning)

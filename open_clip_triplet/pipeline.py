@@ -49,26 +49,21 @@ class Rows:
     """Turns samples into the rows of a batch.
 
     images: encoded images of a sample, and the names its random state comes from, to their tensors.
-    tokenizer: list of captions to [len, L]. neg_images: whether the method reads negative images.
+    tokenizer: list of captions to [len, L]. roles: members that a sample must have (``Method.roles``).
     negatives: K, hard negative captions per sample. sampling: one of ``captions.SAMPLING``.
     """
 
     images: Callable
     tokenizer: Callable
+    roles: tuple[str, ...]
     seed: int = 0
-    neg_images: bool = False
     negatives: int = 0
     sampling: str = "first"
 
     @property
     def image_group(self) -> int:
         """Image rows per sample."""
-        return 1 + self.neg_images
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Members that a sample must have."""
-        return ("image", "text") + ("neg_image",) * self.neg_images + ("neg_text",) * bool(self.negatives)
+        return 1 + ("neg_image" in self.roles)
 
     @property
     def roles_read(self) -> tuple[str, ...]:
@@ -77,7 +72,8 @@ class Rows:
     def load(self, sample: dict | Unreadable, epoch: int, visit: str) -> tuple[list, list[str], bool]:
         """Image tensors [3, H, W] and captions of a sample, and whether negatives had to be filled up.
 
-        Captions and augmentation depend on seed, epoch, key and ``visit`` alone.
+        Captions and augmentation depend on seed, epoch, key and ``visit`` alone. ``visit`` tells apart the
+        shards, whose keys may repeat, and the readings of one sample.
 
         Raises:
             Dropped: the sample cannot be used.
@@ -93,7 +89,7 @@ class Rows:
             random.Random("/".join(map(str, names))),
             sampling=self.sampling,
             negatives=self.negatives,
-            keep_first=self.neg_images,
+            keep_first="neg_image" in self.roles,
         )
         encoded = [sample[role] for role in ("image", "neg_image")[: self.image_group]]
         return self.images(encoded, *names), captions, filled
@@ -138,19 +134,42 @@ class TrainingBatches(IterableDataset):
         ahead: deque = deque()
         for _ in range(done, self.plan.slot_length(worker) // size):
             own = [ahead.popleft() if ahead else next(stream) for _ in range(size)]
-            loaded = [item for found in own if (item := self._load(found, count=True))]
+            loaded, names = [], set()
+            for found in own:
+                item = self._load(found)
+                if isinstance(item, Unreadable):
+                    self._count(item.reason)
+                else:
+                    self._count("filled up negative captions", item[-1])
+                    loaded.append(item)
+                    names.add(_name(found))
             self._count("seen", len(loaded))
             self._count("repeated", size - len(loaded))
-            tried = 0
-            while len(loaded) < size:
-                if tried == len(ahead):
-                    ahead.append(next(stream))
-                if item := self._load(ahead[tried], count=False):
-                    loaded.append(item)
-                tried += 1
-                if tried > max(self.plan.used, 10_000):
-                    raise ShardError(f"none of {tried:,} samples in a row can be used; last: {ahead[-1]}")
+            self._fill_up(loaded, names, ahead, stream, self.plan.slot_length(worker))
             yield self.rows.collate(loaded)
+
+    def _fill_up(self, loaded: list, names: set, ahead: deque, stream: Iterator, share: int) -> None:
+        """Add samples that follow, none twice in a batch unless the worker's whole share has no other.
+
+        ``ahead`` keeps those read, for their own turn: of the ones that cannot be used the reason only, so
+        that it holds at most about two batches of encoded samples, and none of them is tried again.
+        """
+        tried = 0
+        while len(loaded) < self.plan.batch_size:
+            if tried > max(self.plan.used, 10_000):
+                raise ShardError(f"none of {tried:,} samples in a row can be used; last: {ahead[-1]}")
+            if tried == len(ahead):
+                ahead.append(next(stream))
+            part, sample = found = ahead[tried]
+            tried += 1
+            if isinstance(sample, Unreadable) or (_name(found) in names and tried <= share):
+                continue
+            item = self._load(found)
+            if isinstance(item, Unreadable):
+                ahead[tried - 1] = part, item
+            else:
+                loaded.append(item)
+                names.add(_name(found))
 
     def _samples(self, worker: int, done: int) -> Iterator[tuple[Part, dict | Unreadable]]:
         """A worker's samples in shuffled order without the first ``done``, then again from the start."""
@@ -196,17 +215,17 @@ class TrainingBatches(IterableDataset):
                 raise ShardError(f"none of the last {empty} shards holds a sample; the last was {part.url}")
         self.counts.set_reading(self._process, -1)
 
-    def _load(self, found: tuple[Part, dict | Unreadable], *, count: bool) -> tuple | None:
+    def _load(self, found: tuple[Part, dict | Unreadable]) -> tuple | Unreadable:
         part, sample = found
         try:
-            item = self.rows.load(sample, self._epoch, part.visit)
+            return self.rows.load(sample, self._epoch, f"{self._shard_index[part.url]}/{part.visit}")
         except Dropped as dropped:
-            if count:
-                self._count(dropped.reason)
-            return None
-        if count and item[-1]:
-            self._count("filled up negative captions")
-        return item
+            return Unreadable(dropped.reason)
 
     def _count(self, name: str, number: int = 1) -> None:
         self.counts.add(self._process, name, number)
+
+
+def _name(found: tuple[Part, dict]) -> tuple[str, str]:
+    """What tells a sample from all others."""
+    return found[0].url, found[1]["__key__"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from open_clip_triplet.captions import require_negatives
 from open_clip_triplet.epochs import Part
 from open_clip_triplet.shards import (
     ROLES,
@@ -22,6 +23,8 @@ from open_clip_triplet.tar import TarMembers, is_remote, open_tar
 RETRIES = 5
 #: seconds before the first of them; doubled every time
 BACK_OFF = 1.0
+#: local shards of a source whose first samples are looked at before training
+SHARDS_CHECKED = 64
 
 
 @dataclass(frozen=True)
@@ -89,17 +92,39 @@ def _pause(error: Exception, attempts: int) -> None:
     time.sleep(pause)
 
 
-def check_shard(url: str, roles: Iterable[str], *, reader: str) -> None:
-    """:func:`shards.require_roles`, tried again where a remote shard cannot be read."""
+def check_source(urls: Sequence[str], roles: Iterable[str], *, negatives: int, reader: str) -> None:
+    """Check the first samples of a source's first shard, and of its local shards: all, or evenly spaced.
+
+    A later shard that cannot be read is only warned of: training counts what it loses there.
+
+    Raises:
+        MembersMissing: a shard lacks ``roles``, or ``negatives`` different negative captions.
+        ShardError: the first shard cannot be read.
+    """
+
+    def check(url: str) -> None:
+        require_roles(url, roles, reader=reader)
+        if negatives > 1:
+            require_negatives(url, negatives, reader=reader)
+
     for attempts in range(RETRIES + 1):
         try:
-            return require_roles(url, roles, reader=reader)
+            check(urls[0])
+            break
         except MembersMissing:
             raise
         except ShardError as error:
-            if not is_remote(url) or attempts == RETRIES:
+            if not is_remote(urls[0]) or attempts == RETRIES:
                 raise
             _pause(error, attempts)
+    local = [url for url in urls[1:] if not is_remote(url)]
+    for url in local[:: max(1, -(-len(local) // SHARDS_CHECKED))]:
+        try:
+            check(url)
+        except MembersMissing:
+            raise
+        except ShardError as error:
+            logging.warning("%s", error)
 
 
 def _behind_or_not(wanted: Callable[[int], bool], position: int) -> Callable[[int], bool]:

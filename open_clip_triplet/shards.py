@@ -12,7 +12,9 @@ released TripletData (``.image .caption .neg_image .neg_caption``) are read unde
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import logging
 import os
 import re
 import tarfile
@@ -22,7 +24,7 @@ from typing import Any
 
 import braceexpand
 
-from open_clip_triplet.tar import ShardError, TarMembers, open_tar
+from open_clip_triplet.tar import ShardError, TarMembers, is_remote, open_tar, read_remote
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
@@ -232,16 +234,30 @@ def read_sizes(urls: list[str]) -> list[int] | None:
     for url in urls:
         folder = os.path.dirname(url)
         if folder not in cache:
-            try:
-                with open(os.path.join(folder, "sizes.json"), encoding="utf-8") as file:
-                    cache[folder] = json.load(file)
-            except (OSError, ValueError):
-                return None
+            cache[folder] = _sizes_in(folder)
         size = cache[folder].get(os.path.basename(url))
-        if size is None:
+        if not isinstance(size, int) or size < 0:
             return None
-        sizes.append(int(size))
+        sizes.append(size)
     return sizes
+
+
+def _sizes_in(folder: str) -> dict:
+    """The ``sizes.json`` of a folder or of the start of a url; ``{}`` where there is none to read."""
+    path = os.path.join(folder, "sizes.json")
+    if path.startswith("pipe:"):
+        return {}
+    try:
+        if is_remote(path):
+            data = read_remote(path)
+        else:
+            data = Path(path).read_bytes()
+        sizes = json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:
+        if is_remote(path):
+            logging.info("No sizes.json beside the shards: %s", error)
+        return {}
+    return sizes if isinstance(sizes, dict) else {}
 
 
 def write_sizes(folder: str | os.PathLike, sizes: dict[str, int]) -> None:
@@ -250,22 +266,29 @@ def write_sizes(folder: str | os.PathLike, sizes: dict[str, int]) -> None:
 
 
 def first_sample(url: str) -> dict:
-    """The first whole sample of a shard, as :func:`read_samples` gives it.
+    """The first whole sample of a shard; as :func:`first_samples`."""
+    return first_samples(url, 1)[0]
+
+
+def first_samples(url: str, number: int) -> list[dict]:
+    """The first whole samples of a shard, at least one, as :func:`read_samples` gives them.
 
     Raises:
         ShardError: the shard cannot be opened or holds no whole sample.
     """
-    samples = read_samples(url)
+    samples, found = read_samples(url), []
     try:
-        return next(samples)
-    except StopIteration:
-        raise ShardError(f"{url}: holds no sample") from None
+        found.extend(itertools.islice(samples, number))
     except ShardError:
-        raise
+        if not found:
+            raise
     except Exception as error:  # gopen raises whatever its scheme raises
         raise ShardError(f"{url}: cannot be read ({error})") from error
     finally:
         samples.close()  # stops a remote command
+    if not found:
+        raise ShardError(f"{url}: holds no sample")
+    return found
 
 
 def require_roles(url: str, needed: Iterable[str], *, reader: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 
@@ -209,6 +210,27 @@ def _open_remote(url: str):
         stream.close()
     except OSError as error:  # the command failed
         raise ShardError(f"{url}: {error}") from error
+
+
+def read_remote(url: str, *, largest: int = 64 * 2**20, seconds: float = 30.0) -> bytes:
+    """A small file by webdataset's ``gopen``; its command is stopped after so many seconds.
+
+    Raises:
+        OSError: not there, or not in time. ValueError: larger than ``largest`` bytes.
+    """
+    from webdataset.gopen import gopen
+
+    with gopen(url, "rb") as stream:
+        command = getattr(stream, "proc", None)
+        timer = threading.Timer(seconds, command.kill if command else stream.close)
+        timer.start()
+        try:
+            data = stream.read(largest + 1)
+        finally:
+            timer.cancel()
+    if len(data) > largest:
+        raise ValueError(f"{url}: larger than {largest:,} bytes")
+    return data
 
 
 class _Begun:

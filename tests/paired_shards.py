@@ -6,6 +6,7 @@ from argparse import Namespace
 import torch
 from PIL import Image
 
+from open_clip_triplet.losses import METHODS
 from open_clip_triplet.shards import ShardWriter, write_sizes
 
 SIZE = 16
@@ -86,8 +87,4 @@ def arguments(train_data=None, **changes):
 
 
 def method(name="triplet"):
-    return Namespace(
-        name=name,
-        reads_neg_images=name in ("triplet", "negimage"),
-        reads_neg_captions=name in ("triplet", "negclip"),
-    )
+    return METHODS[name]

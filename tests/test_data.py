@@ -1,5 +1,6 @@
 """The paired pipeline as OpenCLIP calls it: rows, epochs, coverage, resume, bad input."""
 
+import io
 import tarfile
 from collections import Counter
 
@@ -7,6 +8,7 @@ import open_clip
 import pytest
 import torch
 from paired_shards import SIZE, arguments, jpeg, method, numbers, tokenize, write_shards
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from open_clip_triplet.data import get_paired_dataset
@@ -38,6 +40,12 @@ def brightness(images):
         torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
     return ((images * std + mean) * 255).mean((1, 2, 3)).round().int().tolist()
+
+
+def buffer_of_noise():
+    buffer = io.BytesIO()
+    Image.effect_noise((40, 40), 90).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +103,7 @@ def test_every_sample_is_seen_once_whatever_the_ranks_and_workers(tmp_path, work
         assert len(set(found)) == len(found) == 36
         by_epoch.append(found)
     assert by_epoch[0] != by_epoch[1]
-    assert "12 of 37 samples seen once, 1 left over for the last batch" in caplog.text  # no process group
+    assert "12 of 37 samples seen once, 1 in none of its batches" in caplog.text  # no process group
 
 
 def test_same_configuration_gives_the_same_batches(tmp_path):
@@ -148,9 +156,15 @@ def test_resume_does_not_open_shards_that_lie_behind(tmp_path, monkeypatch):
 
 def test_an_epoch_left_early_is_reported_as_such(tmp_path, caplog):
     caplog.set_level("INFO")
-    info = dataset(arguments(write_shards(tmp_path, [12])))
-    next(iter(info.dataloader))
+    loader = dataset(arguments(write_shards(tmp_path, [12]))).dataloader
+    batches = iter(loader)
+    next(batches)
+    loader.finish_epoch()
+    loader.finish_epoch()
+    batches.close()
+    assert caplog.text.count("Data of epoch") == 1
     assert "Data of epoch 0, stopped after 1 batches" in caplog.text and "4 of 12 samples" in caplog.text
+    assert loader.report()["seen"] == 4
 
 
 def test_only_the_first_rank_reports(tmp_path, caplog):
@@ -271,6 +285,28 @@ def test_every_source_is_checked(tmp_path):
         dataset(arguments(f"{good}::{bad}"), "negclip")
 
 
+def test_every_local_shard_is_checked(tmp_path):
+    spec = write_shards(tmp_path, [4, 4, 4], changes={8: {"neg.txt": None}})
+    with pytest.raises(ShardError, match="00002.tar"):
+        dataset(arguments(spec), "negclip")
+    dataset(arguments(spec), "negimage")
+
+
+def test_too_few_negative_captions_are_named_before_training(tmp_path):
+    only = {"json": {"neg_captions": ["1"]}}
+    spec = write_shards(tmp_path, [4, 4], changes={n: only for n in (0, 4, 5, 6, 7)})
+    with pytest.raises(ShardError, match=r"--neg-captions 3: .*00000.tar have at most 2 different"):
+        dataset(arguments(spec, neg_captions=3), "negclip")
+    (tmp_path / "00000.tar").rename(tmp_path / "00001.tar")
+    dataset(arguments(f"{tmp_path}/00001.tar", neg_captions=2), "negclip")
+
+
+def test_an_epoch_that_lost_much_is_warned_of(tmp_path, caplog):
+    spec = write_shards(tmp_path, [40], changes={n: {"jpg": b"no"} for n in range(3)})
+    epoch_of(dataset(arguments(spec)))
+    assert "8% of the samples were dropped, most of them for: corrupt image" in caplog.text
+
+
 def test_without_sizes(tmp_path):
     spec = write_shards(tmp_path, [6, 6], sizes=False)
     with pytest.raises(ShardError, match="--train-num-samples"):
@@ -284,10 +320,28 @@ def test_without_sizes(tmp_path):
     assert [numbers(t) for _, t in rest] == [numbers(t) for _, t in batches[3:]]
 
 
-def test_more_training_samples_than_there_are_start_the_next_pass(tmp_path):
+def test_more_training_samples_than_there_are_start_the_next_pass(tmp_path, caplog):
     spec = write_shards(tmp_path, [5, 5])
+    caplog.set_level("INFO")
     found = Counter(seen(epoch_of(dataset(arguments(spec, train_num_samples=20, workers=2)))))
     assert set(found.values()) == {2} and len(found) == 10
+    assert "20 samples read, in 2 passes over 10." in caplog.text
+
+
+def test_no_sample_is_twice_in_a_batch_unless_there_is_no_other(tmp_path):
+    spec = write_shards(tmp_path, [13], changes={n: {"jpg": b"no"} for n in (1, 2, 6, 9)})
+    for seed in range(6):
+        for batch in epoch_of(dataset(arguments(spec, seed=seed))):
+            assert len(set(seen([batch]))) == 4
+    ((_, texts),) = epoch_of(dataset(arguments(spec, batch_size=13)))
+    assert len(texts) == 13 and len(set(numbers(texts))) == 9
+
+
+def test_samples_of_one_key_in_two_shards_are_augmented_apart(tmp_path):
+    same = {"__key__": "0", "jpg": buffer_of_noise()}
+    spec = write_shards(tmp_path, [1, 1], changes={0: same, 1: same})
+    ((images, _),) = epoch_of(dataset(arguments(spec, batch_size=2)))
+    assert not torch.equal(*images)
 
 
 def test_fewer_samples_than_a_global_batch(tmp_path):

@@ -73,9 +73,9 @@ def paired_samples_raising(path):
 
 
 def test_a_shard_cut_anywhere_gives_whole_samples_and_then_an_error(tmp_path):
+    members = ("jpg", "neg.jpg", "neg.txt", "txt")
     samples = [
-        {"__key__": str(n), **{suffix: bytes([n]) * (300 * n) for suffix in ("jpg", "neg.jpg", "neg.txt", "txt")}}
-        for n in range(1, 4)
+        {"__key__": str(n), **{suffix: bytes([n]) * (300 * n) for suffix in members}} for n in range(1, 4)
     ]
     whole = write(tmp_path / "whole.tar", samples).read_bytes()
     with tarfile.open(tmp_path / "whole.tar") as tar:
@@ -203,6 +203,18 @@ def test_sizes_come_from_the_folder_of_each_shard(tmp_path):
     assert shards.read_sizes([f"{tmp_path}/a/0.tar", f"{tmp_path}/a/1.tar"]) is None
     assert shards.read_sizes([f"{tmp_path}/b/0.tar"]) is None
     assert json.loads((tmp_path / "a" / "sizes.json").read_text()) == {"0.tar": 3}
+
+
+def test_sizes_beside_remote_shards(tmp_path, monkeypatch, caplog):
+    """Through webdataset's own rewriting of urls, so that no network is needed."""
+    monkeypatch.setenv("GOPEN_REWRITE", f"s3://bucket=file:{tmp_path}")
+    caplog.set_level("INFO")
+    shards.write_sizes(tmp_path / "a", {"0.tar": 3, "1.tar": "4"})
+    assert shards.read_sizes(["s3://bucket/a/0.tar"]) == [3]
+    assert shards.read_sizes(["s3://bucket/a/1.tar"]) is None
+    assert shards.read_sizes(["s3://bucket/b/0.tar", "s3://bucket/b/1.tar"]) is None
+    assert caplog.text.count("No sizes.json beside the shards") == 1
+    assert shards.read_sizes(["pipe:cat s3://bucket/a/0.tar"]) is None
 
 
 def test_needed_members_are_checked_on_the_first_sample(tmp_path):

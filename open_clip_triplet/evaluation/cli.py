@@ -148,13 +148,13 @@ def _run(args) -> int:
 
     specs, benchmarks = _specs(args), _chosen(args)
     session = start(args)
-    scored = 0
+    scored = False
     for spec in specs:
         evaluation = run_checkpoint(session, spec, benchmarks)
-        scored += len(evaluation.results)
+        scored |= any(s["items"] for r in evaluation.results.values() for s in r["subsets"].values())
         if session.rank == 0:
             for why in evaluation.skipped.values():
-                print(f"skipped {why.splitlines()[0]}", file=sys.stderr)
+                print(f"skipped {why.splitlines()[0].removesuffix(' Expected:')}", file=sys.stderr)
     if not scored:
         raise DataError(
             "no benchmark had anything to score; `triplet-evaluate data` says what is expected where"
