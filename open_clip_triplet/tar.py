@@ -113,7 +113,7 @@ class TarMembers:
         except (OSError, EOFError, zlib.error) as error:
             raise self._damaged(str(error)) from error
         if len(data) < size:
-            raise self._damaged("truncated tar")
+            raise self._damaged("damaged tar (ends early)")
         self._position += size
         return data
 
@@ -124,7 +124,7 @@ class TarMembers:
         elif self._left:
             self._position += self._left
             if self._position > self._length:
-                raise self._damaged("truncated tar")
+                raise self._damaged("damaged tar (ends early)")
             self._stream.seek(self._position)
         self._left = 0
 

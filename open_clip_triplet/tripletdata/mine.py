@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,12 +23,14 @@ import numpy as np
 
 from ..shards import (
     IMAGE_SUFFIXES,
+    ShardError,
     ShardWriter,
     expand_shards,
-    split_name,
+    group_samples,
     write_sizes,
     write_text_durably,
 )
+from ..tar import TarMembers, open_tar
 from . import embed, folder
 from .neighbours import nearest_different
 from .progress import bar
@@ -58,30 +59,21 @@ class Pair:
 
 def read_pairs(shard: str, dropped: Counter) -> Iterator[Pair]:
     """The pairs of one local shard, images left in place. ``dropped`` counts what is unusable, by reason."""
-    key, parts = None, {}
+    members_read = 0
+
+    def take(members: TarMembers, number: int, suffix: str) -> tuple[bytes, int]:
+        nonlocal members_read
+        members_read += 1
+        return members.read(), members.offset
+
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                member_key, suffix = split_name(member.name)
-                if not member.isreg() or member_key is None:
-                    continue
-                if member_key != key:
-                    if key is not None:
-                        yield from _pair(shard, key, parts, dropped)
-                    key, parts = member_key, {}
-                data = tar.extractfile(member).read()
-                parts[suffix] = (data, member.offset_data)
-            # tarfile takes a cut in a header for the end; a whole tar ends in blocks of zeros
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("ends early")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        if key is None:
+        with open_tar(shard, in_place=True) as members:
+            for sample in group_samples(members, shard, take):
+                yield from _pair(shard, sample["__key__"], sample, dropped)
+    except (ShardError, OSError) as error:
+        if not members_read:
             raise SystemExit(f"{shard}: not a readable, uncompressed tar ({error})") from error
         dropped["shard damaged, rest lost"] += 1
-        return  # the sample in hand may lack members
-    if key is not None:
-        yield from _pair(shard, key, parts, dropped)
 
 
 def _pair(shard: str, key: str, parts: dict, dropped: Counter) -> Iterator[Pair]:
