@@ -106,6 +106,17 @@ def test_another_input_under_the_same_name_is_refused(shards, tmp_path):
         shout(shards, tmp_path / "out")
 
 
+def test_shards_of_others_are_never_overwritten(shards, tmp_path, capsys):
+    before = contents(tmp_path / "in")
+    for command in (["pack", "--need"], ["build", "--backend", "rules"], ["filter", "--top-k", "1"]):
+        for output in (shards, shards + "/.", str(tmp_path / "foreign")):
+            (tmp_path / "foreign").mkdir(exist_ok=True)
+            (tmp_path / "foreign/photos.tar").write_bytes(b"mine")
+            assert cli.main([*command, "--input", shards, "--output", output]) == 2
+            assert "Choose another --output" in capsys.readouterr().err
+    assert contents(tmp_path / "in") == before and list(contents(tmp_path / "foreign")) == ["photos.tar"]
+
+
 def test_two_runs_into_one_folder_are_refused(shards, tmp_path):
     def engine(*_):
         shout(shards, tmp_path / "out")

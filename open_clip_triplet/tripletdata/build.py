@@ -16,7 +16,15 @@ from open_clip_triplet.shards import write_text_durably
 from open_clip_triplet.tripletdata import captions, images, options, quality, rewrite
 from open_clip_triplet.tripletdata.card import write_card
 from open_clip_triplet.tripletdata.pack import Pack
-from open_clip_triplet.tripletdata.runner import DONE, FAILED_SHARDS, Run, report, run_stage, totals
+from open_clip_triplet.tripletdata.runner import (
+    DONE,
+    FAILED_SHARDS,
+    Run,
+    refuse_foreign,
+    report,
+    run_stage,
+    totals,
+)
 from open_clip_triplet.tripletdata.source import Stop, Unit, plan_units
 
 HELP = "build paired shards from image-caption shards or tables, all stages in one command"
@@ -49,6 +57,7 @@ def run(args) -> int:
 
         names = [stage.name for stage in stages if getattr(stage, "model", None)]
         return print_plan(args, units, [n for n in names if n != "scores"], negatives=args.negatives)
+    refuse_foreign(args.output, units)  # now, and not after days of other stages
     return Build(args, units).run(stages)
 
 

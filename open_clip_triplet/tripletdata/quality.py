@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from open_clip_triplet.tripletdata import options
 from open_clip_triplet.tripletdata.pack import Pack
-from open_clip_triplet.tripletdata.runner import HOW, Run, Stage, report, run_stage
+from open_clip_triplet.tripletdata.runner import HOW, Run, Stage, refuse_foreign, report, run_stage
 from open_clip_triplet.tripletdata.source import Sample, Stop, Tally, Unit, plan_units
 
 HELP = "keep the best samples by CLIP score"
@@ -199,6 +199,7 @@ def run(args) -> int:
         from open_clip_triplet.tripletdata.plan import print_plan
 
         return print_plan(args, units, [])
+    refuse_foreign(args.output, units)
     work = Path(args.output) / ".work" / "scores"
     scored = run_stage(make_stage(args), units, work, options.engine(args), quiet=args.quiet)
     if status := report(scored):

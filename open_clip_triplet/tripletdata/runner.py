@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from open_clip_triplet.shards import ShardError, ShardWriter, write_sizes, write_text_durably
-from open_clip_triplet.tripletdata.source import Stop, Tally, Unit
+from open_clip_triplet.tripletdata.source import TABLES, Stop, Tally, Unit
 
 DONE, FAILED_SHARDS, REFUSED = 0, 3, 2
 
@@ -146,6 +146,7 @@ def run_stage(
         Stop: another configuration or another run owns the folder, or the engine cannot go on.
     """
     run = Run(stage, units, Path(output))
+    refuse_foreign(run.output, units)
     make_folder(run.output)
     with _locked(run.output):
         todo = _claim(run)
@@ -155,6 +156,26 @@ def run_stage(
             _sweep(run.output)
         _finish(run)
     return run
+
+
+def refuse_foreign(output: str | os.PathLike, units: list[Unit]) -> None:
+    """Refuse a folder whose shards a run would overwrite without having made them.
+
+    Raises:
+        Stop: it is a folder of the input, or holds shards but no ``stage.json``.
+    """
+    folders = {os.path.dirname(p) for u in units for p in u.inputs if not p.lower().endswith(TABLES)}
+    if os.path.realpath(output) in map(os.path.realpath, folders):
+        raise Stop(
+            f"{output}: holds the input, which must not be overwritten. Choose another --output.", REFUSED
+        )
+    shard = next(Path(output).glob("*.tar"), None)
+    if shard and not (Path(output) / "stage.json").exists():
+        raise Stop(
+            f"{output}: holds {shard.name}, which no stage made (there is no stage.json). "
+            "Choose another --output.",
+            REFUSED,
+        )
 
 
 def make_folder(path: Path) -> None:
