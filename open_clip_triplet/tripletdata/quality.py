@@ -11,7 +11,6 @@ Reference: Patel et al., NeurIPS 2024, arXiv:2411.02545, section on data filteri
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +19,7 @@ from typing import ClassVar
 
 from open_clip_triplet.tripletdata import options
 from open_clip_triplet.tripletdata.pack import Pack
+from open_clip_triplet.tripletdata.pictures import Undecodable, decode, refused
 from open_clip_triplet.tripletdata.runner import HOW, Run, Stage, refuse_foreign, report, run_stage
 from open_clip_triplet.tripletdata.source import Sample, Stop, Tally, Unit, plan_units
 
@@ -71,18 +71,14 @@ class Scores(Stage):
 
     def _decoded(self, batch: list[Sample], tally: Tally) -> Iterator[tuple]:
         """(sample, image tensor, negative image tensor), both [3, H, W]."""
-        from PIL import Image
-
         for sample in batch:
             if not (sample.image and sample.neg_image and sample.neg_text):
                 tally.drop("no pair to score")
                 continue
             try:
-                images = [
-                    self._preprocess(Image.open(io.BytesIO(data)).convert("RGB"))
-                    for data in (sample.image, sample.neg_image)
-                ]
-            except (OSError, ValueError, SyntaxError):
+                with refused():
+                    images = [self._preprocess(decode(data).rgb) for data in (sample.image, sample.neg_image)]
+            except Undecodable:
                 tally.drop("image cannot be decoded")
                 continue
             yield sample, *images
