@@ -33,7 +33,8 @@ from img2dataset.resizer import Resizer
 from img2dataset.writer import WebDatasetSampleWriter
 cv2.setNumThreads(1)
 start = time.perf_counter()
-images = [(m.name[:-4], tar.extractfile(m).read()) for tar in [tarfile.open(sys.argv[1])] for m in tar if m.name.endswith('.jpg')]
+tar = tarfile.open(sys.argv[1])
+images = [(m.name[:-4], tar.extractfile(m).read()) for m in tar if m.name.endswith('.jpg')]
 resizer = Resizer(256, 'keep_ratio', True, encode_quality=95)
 writer = WebDatasetSampleWriter(0, sys.argv[2], True, 5, None, 'jpg')
 for key, data in images:
@@ -169,6 +170,42 @@ def bench_resume(folder: Path, shards: int) -> dict:
     return result
 
 
+def bench_scored_resume(folder: Path, shards: int, samples: int) -> float:
+    """Seconds to find that scoring many shards is finished and to choose the best tenth of all samples."""
+    import numpy as np
+
+    from open_clip_triplet.shards import ShardWriter
+    from open_clip_triplet.tripletdata.engines import Local
+    from open_clip_triplet.tripletdata.quality import Scores, selection
+    from open_clip_triplet.tripletdata.runner import report, run_stage
+    from open_clip_triplet.tripletdata.source import Sample, Unit
+
+    units = []
+    for number in range(shards):
+        source = folder / "scored" / f"{number:05d}.tar"
+        with ShardWriter(source) as writer:
+            writer.write(Sample("0", "a dog").members())
+        units.append(Unit(number, (str(source),)))
+
+    class Drawn(Scores):
+        """Random scores in the place of a model's."""
+
+        def open(self, device):
+            pass
+
+        def process(self, unit, tally):
+            tally.values["scores"] = np.random.default_rng(unit.index).random(samples).round(6).tolist()
+            yield from unit.samples(tally)
+
+    for _ in range(2):
+        start = time.perf_counter()
+        run = run_stage(Drawn(), units, folder / "scores", Local(cpu=True), quiet=True)
+        report(run)
+        selection(argparse.Namespace(threshold=None, top_k=shards * samples // 10), run)
+        seconds = time.perf_counter() - start
+    return round(seconds, 2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -197,6 +234,8 @@ def main() -> None:
             Path(folder), args.img2dataset, args.images, args.rounds
         )
         results["resume_of_a_finished_run"] = bench_resume(Path(folder), args.shards)
+        scored = bench_scored_resume(Path(folder), args.shards, 10_000)
+        results["resume_of_a_finished_run"]["10k_scores_per_shard_seconds"] = scored
     if args.vllm:
         results["vllm_captions_per_s"] = bench_vllm(args.vllm, args.llm, args.captions)
     text = json.dumps(results, indent=1)
