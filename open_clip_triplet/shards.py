@@ -166,6 +166,8 @@ class ShardWriter:
     def write(self, sample: dict) -> None:
         """Append one sample. Values: bytes as they are, str as UTF-8, anything else as JSON.
 
+        Lone surrogates (broken escapes in foreign JSON) have no UTF-8 and become ``?``.
+
         Members are written in sorted suffix order. Keys starting with ``__`` are not members.
 
         Raises:
@@ -201,8 +203,8 @@ def _encode(value) -> bytes:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     if isinstance(value, str):
-        return value.encode("utf-8")
-    return json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8")
+        return value.encode("utf-8", "replace")
+    return json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
 
 
 def replace_durably(temporary: Path, final: Path) -> None:

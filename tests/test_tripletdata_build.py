@@ -78,7 +78,9 @@ def test_build_writes_paired_shards_sizes_summary_and_card(built):
     assert list(summary["stages"]) == ["captions", "images", "pack"]
     assert summary["stages"]["captions"]["dropped"] == {"no candidate": 1}
     card = (output / "README.md").read_text()
-    assert "| captions | no candidate | 1 |" in card and card.count("<img ") == 14
+    assert (
+        "--loss triplet" in card and "| captions | no candidate | 1 |" in card and card.count("<img ") == 14
+    )
     assert "{} &#124; &lt;b&gt;two&lt;/b&gt; dogs &#42;run&#42; &#96;here&#96; under a tree" in card
     assert cli.main(["validate", "--input", str(output), "--quiet"]) == 0
 
@@ -104,15 +106,20 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(built, pipe, tmp_pa
     assert contents(tmp_path / "out") == contents(expected)
 
 
-def test_a_finished_build_needs_neither_models_nor_side_shards_kept_apart(built, pipe, tmp_path):
+def test_a_finished_build_needs_neither_models_nor_side_shards(built, pipe, tmp_path):
     shards, expected = built
-    shutil.copytree(expected, tmp_path / "out")
+    shutil.copytree(expected, tmp_path / "out", ignore=shutil.ignore_patterns(".work"))
     pipeline_gone = build_argv(shards, tmp_path / "out", pipe)
     os.rename(pipe, pipe + "-gone")
     try:
         assert cli.main(pipeline_gone) == 0
     finally:
         os.rename(pipe + "-gone", pipe)
+    final = {name: data for name, data in contents(expected).items() if not name.startswith(".work")}
+    assert contents(tmp_path / "out") == final
+    assert cli.main(build_argv(shards, tmp_path / "out", pipe, "--steps", "2")) == 2  # others' shards
+    (tmp_path / "out/00002.tar").unlink()  # not whole any more: made again
+    assert cli.main(build_argv(shards, tmp_path / "out", pipe)) == 0
     assert contents(tmp_path / "out") == contents(expected)
 
 
@@ -123,7 +130,8 @@ def test_one_broken_input_shard_is_named_and_the_rest_is_built(pipe, tmp_path, c
     assert "00001.tar" in capfd.readouterr().err
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert list(summary["failed"]) == ["00001.tar"] and summary["kept"] == 5
-    assert "shards not read: 00001.tar" in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out/README.md").read_text()
+    assert "shards not read: 00001.tar" in card and "--loss negclip" in card
     (sample, *_) = read_samples(tmp_path / "out/00000.tar")
     assert "neg.txt" in sample and "neg.jpg" not in sample
 
@@ -133,7 +141,20 @@ def test_dry_run_prints_the_plan_and_writes_nothing(built, pipe, tmp_path, capsy
     assert cli.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run")) == 0
     plan = capsys.readouterr().out
     assert "3 shards" in plan and "GPU-hours" in plan and "free there" in plan
+    assert "captions" not in plan and "images   8 at" in plan  # rules need no GPU
+    assert cli.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run", "--top-k", "3")) == 0
+    assert "scores   8 at" in capsys.readouterr().out
+    argv = ["--input", shards, "--output", str(tmp_path / "plan"), "--dry-run"]
+    assert cli.main(["concepts", *argv]) == 0 and cli.main(["filter", *argv, "--top-k", "1"]) == 0
     assert not (tmp_path / "plan").exists()
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["build", "--help"]])
+def test_help_has_examples_and_exit_statuses(argv, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(argv)
+    text = capsys.readouterr().out
+    assert "make_shards.py build --input" in text and "3  some shards failed" in text
 
 
 def test_a_trainer_reads_the_result(built, tiny_config, tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +20,9 @@ from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.captions import Ask, Captions, Checker, tidy
 from open_clip_triplet.tripletdata.engines import Local
 from open_clip_triplet.tripletdata.runner import run_stage, totals
+from open_clip_triplet.tripletdata.server import Server
 from open_clip_triplet.tripletdata.source import Sample, Stop, Tally, plan_units
-from open_clip_triplet.tripletdata.textmodels import LanguageModel, Transformers, read_prompt
+from open_clip_triplet.tripletdata.textmodels import LanguageModel, NoAnswer, Transformers, read_prompt
 
 PROMPT = read_prompt(None, "prompt_negative.txt")
 CAPTION = "A brown dog runs on the beach."
@@ -34,6 +37,7 @@ CAPTION = "A brown dog runs on the beach."
         (' "..." ', "empty"),
         ("a brown dog, runs on the BEACH!", "unchanged"),
         ("I'm sorry, I cannot help with that.", "refusal"),
+        ("I’m sorry, I cannot help with that.", "refusal"),
         ("As an AI language model I do not see images.", "refusal"),
         ("Sure! A cat runs on the beach.", "refusal"),
         ("A cat runs on the beach.\nA bird runs on the beach.", "several lines"),
@@ -89,6 +93,14 @@ def test_bad_answers_are_asked_again_with_another_seed_then_counted():
     assert Ask(model, Checker(PROMPT))(samples, tally) == [["A white bird on the roof"], []]
     assert len(set(seeds)) == len(seeds) == 5
     assert tally.dropped == {"prompt echo": 1} and tally.counts == {"asked again": 3}
+
+
+def test_what_can_never_be_answered_is_not_asked_again():
+    model = Scripted(lambda prompt, seed: NoAnswer("longer than the context") if "fog" in prompt else "")
+    tally = Tally()
+    assert Ask(model, Checker(PROMPT))([Sample("0_0", "fog"), Sample("0_1", "dust")], tally) == [[], []]
+    assert tally.dropped == {"longer than the context": 1, "empty": 1}
+    assert [len(prompts) for prompts in model.prompts] == [2, 1, 1]
 
 
 def test_captions_are_data():
@@ -298,8 +310,38 @@ def test_a_server_is_asked_with_key_seed_and_prompt_and_busy_ones_again(server, 
     assert any(
         "Input: A {bird} on a mat here. Output:" in b["messages"][0]["content"] for _, _, b in server.bodies
     )
-    assert "dropped: empty 1" in capfd.readouterr().err
+    assert "dropped: refused by the server (400) 1" in capfd.readouterr().err
     assert all(b"secret-key" not in p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
+
+
+def test_a_server_that_refuses_every_prompt_stops_the_run(server, tmp_path, capfd):
+    server.script = lambda body, number: (400, "max_tokens is too large")
+    assert ask_server(tmp_path, server.url) == 4
+    assert "max_tokens is too large" in capfd.readouterr().err
+    assert not list((tmp_path / "out").glob("*.record.json"))
+
+
+def test_a_prompt_that_breaks_the_server_costs_its_sample_alone(server, tmp_path, capfd):
+    server.script = lambda body, number: (
+        (500, "a bug") if "{bird}" in body["messages"][0]["content"] else (200, "A cat on a mat there.")
+    )
+    assert ask_server(tmp_path, server.url, "--patience", "1", "--concurrency", "1") == 0
+    err = capfd.readouterr().err
+    assert "kept 2 of 3" in err and "fails the server (500) 1" in err
+
+
+def test_an_interrupt_cancels_the_requests_in_the_queue(server):
+    def script(body, number):
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 503, "later"
+
+    server.script = script
+    model = Server("m", PROMPT, url=server.url, concurrency=2)
+    model.open("cpu")
+    with pytest.raises(KeyboardInterrupt):
+        model.complete(["a"] * 50 + ["b"] * 50, list(range(100)))
+    assert not any(body["messages"][0]["content"] == "b" for _, _, body in server.bodies)
 
 
 def test_requests_are_in_flight_together(server, tmp_path):

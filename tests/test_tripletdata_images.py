@@ -99,9 +99,9 @@ def test_a_missing_pipeline_stops_the_run(tmp_path, capsys, monkeypatch):
 
 def test_images_are_fitted_by_their_shorter_side_and_small_ones_left_alone():
     large, small = picture(1, size=(800, 600)), picture(2, size=(300, 200))
-    data, suffix = fit(large, "png", 256, 95)
+    data, suffix = fit(large, 256, 95)
     assert Image.open(io.BytesIO(data)).size == (341, 256) and suffix == "jpg"
-    assert fit(small, "jpg", 256, 95) == (small, "jpg") and fit(large, "jpg", 0, 95) == (large, "jpg")
+    assert fit(small, 256, 95) == (small, "jpg") and fit(large, 0, 95) == (large, "jpg")
     whole = Image.open(io.BytesIO(large)).resize((341, 256), Image.Resampling.BICUBIC)
     ours = Image.open(io.BytesIO(data))
     difference = sum(abs(a - b) for a, b in zip(whole.tobytes(), ours.tobytes())) / len(whole.tobytes())

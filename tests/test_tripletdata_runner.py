@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
+import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,11 +20,16 @@ from build_fixtures import Shout, contents, plain_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from open_clip_triplet.shards import ShardWriter, read_samples
+from open_clip_triplet.shards import ShardWriter, by_role, read_samples
 from open_clip_triplet.tripletdata import cli, runner
-from open_clip_triplet.tripletdata.engines import Local, Ray, devices
+from open_clip_triplet.tripletdata.captions import Captions
+from open_clip_triplet.tripletdata.concepts import Positions
+from open_clip_triplet.tripletdata.engines import Local, Ray, _Pool, _RayWorker, devices, visible_devices
+from open_clip_triplet.tripletdata.images import resolved_dtype
+from open_clip_triplet.tripletdata.pictures import Undecodable, refused
 from open_clip_triplet.tripletdata.runner import run_stage, sample_seed
 from open_clip_triplet.tripletdata.source import Stop, Table, Tally, known_samples, plan_units
+from open_clip_triplet.tripletdata.textmodels import Vllm
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [["a dog", "drop me", "a cat"], ['a {red} "hat"\nand\ta coat', "b"], ["drop", "drop"], ["x" * 10_000]]
@@ -106,6 +115,41 @@ def test_another_input_under_the_same_name_is_refused(shards, tmp_path):
         shout(shards, tmp_path / "out")
 
 
+def test_another_reading_of_a_table_is_refused(tmp_path):
+    (tmp_path / "0.csv").write_text("filepath,title,alt\na.jpg,one,two\n")
+    run_stage(Shout(), plan_units(str(tmp_path / "0.csv"), Table()), tmp_path / "out", CPU, quiet=True)
+    other = plan_units(str(tmp_path / "0.csv"), Table(caption_key="alt"))
+    with pytest.raises(Stop, match=r"caption_key 'title'.*now 0.csv.*caption_key 'alt'"):
+        run_stage(Shout(), other, tmp_path / "out", CPU, quiet=True)
+
+
+def test_what_decides_the_bytes_is_in_the_configuration():
+    chosen = [Positions(2, {0: frozenset(numbers)}).config() for numbers in ([1, 2], [2, 1], [1, 3])]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert Vllm("m", "{}", max_model_len=64).config() != Vllm("m", "{}", max_model_len=128).config()
+    args = argparse.Namespace(dtype="auto", engine="local", ray_address="", ray_gpus=None)
+    assert resolved_dtype(args) in ("float16", "float32")
+    args.engine, args.ray_address = "ray", "auto"
+    assert resolved_dtype(args) == "float16"
+
+
+def test_input_paths_are_absolute(shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0.csv").write_text("filepath,title\na.jpg,one\n")
+    assert all(os.path.isabs(unit.inputs[0]) for unit in plan_units(["in", "in/{00000..00001}.tar", "0.csv"]))
+
+
+def test_shards_of_others_are_never_overwritten(shards, tmp_path, capsys):
+    before = contents(tmp_path / "in")
+    for command in (["pack", "--need"], ["build", "--backend", "rules"], ["filter", "--top-k", "1"]):
+        for output in (shards, shards + "/.", str(tmp_path / "foreign")):
+            (tmp_path / "foreign").mkdir(exist_ok=True)
+            (tmp_path / "foreign/photos.tar").write_bytes(b"mine")
+            assert cli.main([*command, "--input", shards, "--output", output]) == 2
+            assert "Choose another --output" in capsys.readouterr().err
+    assert contents(tmp_path / "in") == before and list(contents(tmp_path / "foreign")) == ["photos.tar"]
+
+
 def test_two_runs_into_one_folder_are_refused(shards, tmp_path):
     def engine(*_):
         shout(shards, tmp_path / "out")
@@ -177,16 +221,6 @@ def test_processes_write_the_same_bytes_as_one(shards, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_workers_share_out_the_gpus(monkeypatch):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert devices() == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
-    assert devices(0, 2) == ["cuda:0,1", "cuda:2,3"] and devices(3, 2)[2] == "cuda:0,1"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert devices() == ["cpu"] and devices(2) == ["cpu", "cpu"]
-
-
 def test_a_killed_process_is_replaced_and_its_shard_redone_once(shards, tmp_path, capfd):
     once, log = tmp_path / "once", tmp_path / "log"
     run = shout(
@@ -206,6 +240,44 @@ def test_a_killed_process_is_replaced_and_its_shard_redone_once(shards, tmp_path
 def test_a_shard_that_always_kills_its_process_fails_alone(shards, tmp_path, capfd):
     run = shout(shards, tmp_path / "out", engine=Local(workers=2, cpu=True), poison="a cat")
     assert "signal 9, twice" in run.failed[f"{shards}/00000.tar"] and len(run.records()) == 3
+
+
+def test_a_process_killed_between_two_shards_is_replaced(shards, tmp_path, capfd):
+    def engine(stage, units, output, progress):
+        pool = _Pool(stage, units, output, ["cpu"], progress)
+        for number, event in enumerate(pool.events()):
+            if not number:  # its first shard is done, and it has not been given another
+                for process, *_ in pool.busy.values():
+                    process.kill()
+                    process.join()
+            yield event
+
+    run = shout(shards, tmp_path / "out", engine=engine)
+    assert not run.failed and "trying that shard again" in capfd.readouterr().err
+    shout(shards, tmp_path / "calm")
+    assert contents(tmp_path / "out") == contents(tmp_path / "calm")
+
+
+def test_gpus_are_grouped_for_tensor_parallel_models(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    assert devices() == [f"cuda:{i}" for i in range(5)] and devices(0, 2) == ["cuda:0,1", "cuda:2,3"]
+    assert (
+        devices(3, 2) == ["cuda:0,1", "cuda:2,3", "cuda:0,1"] and visible_devices("2,3", "a,b,c,d") == "c,d"
+    )
+    with pytest.raises(Stop, match="8 GPUs; 5 can be seen"):
+        devices(0, 8)
+    assert Captions(Vllm("m", "{}", tensor_parallel=2)).gpus == 2 and Shout().gpus == 1
+
+
+def test_a_ray_worker_that_cannot_start_says_why(capfd):
+    class Broken(Shout):
+        def open(self, device):
+            raise ImportError("libcudart.so.12")
+
+    kind, (message, status) = _RayWorker(Broken(), "cpu").work(None, "")
+    assert kind == "stop" and "shout cannot start: ImportError: libcudart" in message and status == 4
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +371,68 @@ def test_tables_give_what_the_same_shards_give(kind, tmp_path):
     assert samples[1].image == picture(1) and tally.dropped == {"image file missing": 1}
     with pytest.raises(Stop, match=r"no column 'caption' \(it has: filepath, title\).*--caption-key"):
         plan_units(str(table), Table(caption_key="caption"))
+
+
+def test_table_images_of_any_format_come_out_readable(tmp_path):
+    from conftest import picture
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(picture(0)))
+    for name, kind in (
+        ("a.bmp", "BMP"),
+        ("b.gif", "GIF"),
+        ("c", "PNG"),
+        ("x.json", "JPEG"),
+        ("d.jpg", "WEBP"),
+    ):
+        image.save(tmp_path / name, kind)
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "filepath,title\n" + "".join(f"{n},one\n" for n in ("a.bmp", "b.gif", "c", "x.json", "d.jpg"))
+    )
+    shout(str(table), tmp_path / "shout")
+    argv = ["pack", "--need", "--input", str(table), "--output", str(tmp_path / "pack"), "--quiet"]
+    assert cli.main(argv) == 0
+    for output in (tmp_path / "shout", tmp_path / "pack"):
+        samples = list(read_samples(output / "00000.tar"))
+        assert len(samples) == 5 and all("image" in by_role(sample) for sample in samples)
+        assert all(json.loads(sample["json"])["captions"] == ["one"] for sample in samples)
+    packed = [next(iter(set(s) & {"jpg", "png", "webp"})) for s in read_samples(tmp_path / "pack/00000.tar")]
+    assert packed == ["jpg", "jpg", "png", "jpg", "webp"]
+
+
+def bomb() -> bytes:
+    """A PNG that says it has 20,000 x 20,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+def test_hostile_images_cost_their_samples_alone(tmp_path, capsys):
+    from conftest import picture
+
+    with ShardWriter(tmp_path / "in/0.tar") as writer:
+        for number, data in enumerate([bomb(), picture(0)[:300], b"", picture(1)]):
+            writer.write({"__key__": str(number), "jpg": data, "txt": "a"})
+    argv = ["--input", str(tmp_path / "in"), "--quiet"]
+    assert cli.main(["pack", *argv, "--need", "--output", str(tmp_path / "out")]) == 0
+    assert "dropped: image cannot be decoded 3" in capsys.readouterr().err
+    assert cli.main(["validate", *argv, "--need", "pair"]) == 3
+    assert "image cannot be decoded: 3, first 0" in capsys.readouterr().out
+
+
+def test_any_exception_of_a_decoder_means_undecodable():
+    for kind in (TypeError, struct.error, RecursionError, MemoryError):
+        with pytest.raises(Undecodable, match=kind.__name__), refused():
+            raise kind("hostile")
+
+
+def test_lone_surrogates_become_question_marks(tmp_path):
+    with ShardWriter(tmp_path / "in/0.tar") as writer:
+        writer.write({"__key__": "0", "txt": "é \ud800", "json": b'{"captions": ["\\ud83d", "\\u00e9"]}'})
+    run = shout(str(tmp_path / "in"), tmp_path / "out")
+    (sample,) = read_samples(tmp_path / "out/00000.tar")
+    assert not run.failed and sample["txt"].decode() == "é ?"
+    assert json.loads(sample["json"])["captions"] == ["?", "é"] and "é".encode() in sample["json"]
 
 
 @settings(max_examples=25, deadline=None)

@@ -15,16 +15,16 @@ from typing import Any, ClassVar, Protocol
 from open_clip_triplet.tripletdata import options
 from open_clip_triplet.tripletdata.runner import HOW, Stage, report, run_stage
 from open_clip_triplet.tripletdata.source import Sample, Tally, Unit, plan_units
-from open_clip_triplet.tripletdata.textmodels import add_model_arguments, make_model
+from open_clip_triplet.tripletdata.textmodels import NoAnswer, add_model_arguments, make_model
 
 HELP = "write hard negative captions with a language model or rules"
 
 #: how an assistant declines, at the start of its answer
 REFUSAL = re.compile(
-    r"(i'?m |i am )?(very )?(sorry|afraid)\b"
-    r"|i (can ?not|can'?t|won'?t|am unable|am not able)\b"
+    r"(i['’]?m |i am )?(very )?(sorry|afraid)\b"
+    r"|i (can ?not|can['’]?t|won['’]?t|am unable|am not able)\b"
     r"|as an? (ai|language model)|unfortunately,? i\b|i apologi[sz]e"
-    r"|(sure|certainly|of course)[,!. ]|here (is|are) |here'?s |i'?m providing|please provide",
+    r"|(sure|certainly|of course)[,!. ]|here (is|are) |here['’]?s |i['’]?m providing|please provide",
     re.IGNORECASE,
 )
 
@@ -36,8 +36,8 @@ class CaptionModel(Protocol):
 
     def open(self, device: str) -> None: ...
 
-    def propose(self, captions: list[str], keys: list[str], count: int, attempt: int) -> list[list[str]]:
-        """Up to ``count`` candidates for each caption; ``keys`` and ``attempt`` seed them."""
+    def propose(self, captions: list[str], keys: list[str], count: int, attempt: int) -> list[list]:
+        """Up to ``count`` candidates (str or NoAnswer) for each caption; ``keys`` and ``attempt`` seed them."""
         ...
 
 
@@ -86,7 +86,9 @@ class Checker:
     def _echoes(self, words: str, source: str) -> bool:
         """Whether an answer has most of its words from an example, to which its caption gave no cause."""
         mine, theirs = set(words.split()), set(source.split())
-        near = [example for example in map(set, map(str.split, self._examples)) if overlap(mine, example) >= 0.5]
+        near = [
+            example for example in map(set, map(str.split, self._examples)) if overlap(mine, example) >= 0.5
+        ]
         return any(overlap(theirs, example) < 0.5 for example in near)
 
     def fault(self, caption: str, answer: str) -> str | None:
@@ -133,9 +135,12 @@ class Ask:
             answers = self.model.propose(
                 [samples[i].text for i in pending], [samples[i].key for i in pending], self.count, attempt
             )
+            hopeless = set()
             for i, candidates in zip(pending, answers, strict=True):
                 faults[i] = self._take(samples[i].text, candidates, accepted[i])
-            pending = [i for i in pending if len(accepted[i]) < self.count]
+                if any(isinstance(candidate, NoAnswer) for candidate in candidates):
+                    hopeless.add(i)
+            pending = [i for i in pending if len(accepted[i]) < self.count and i not in hopeless]
             tally.report(1 - len(pending) / max(len(samples), 1))
             if not pending:
                 break
@@ -146,10 +151,14 @@ class Ask:
                 tally.count("fewer negatives than asked")
         return accepted
 
-    def _take(self, caption: str, candidates: list[str], taken: list[str]) -> str | None:
+    def _take(self, caption: str, candidates: list, taken: list[str]) -> str | None:
         """Move the good candidates to ``taken``; the last fault met."""
         fault = None if candidates else "no candidate"
-        for candidate in map(tidy, candidates):
+        for candidate in candidates:
+            if isinstance(candidate, NoAnswer):
+                fault = candidate.reason
+                continue
+            candidate = tidy(candidate)
             problem = self.checker.fault(caption, candidate)
             if problem:
                 fault = problem
@@ -220,6 +229,7 @@ def run(args) -> int:
     if args.dry_run:
         from open_clip_triplet.tripletdata.plan import print_plan
 
-        return print_plan(args, units, ["captions"], negatives=args.negatives)
+        stages = [] if args.backend == "rules" else ["captions"]
+        return print_plan(args, units, stages, negatives=args.negatives)
     engine = options.engine(args, cpu=args.backend in ("rules", "openai"))
     return report(run_stage(stage, units, args.output, engine, quiet=args.quiet))

@@ -23,7 +23,7 @@ def write_card(output: Path, title: str, summary: dict) -> Path:
     lines = [f"# {cell(title)}", "", *_facts(summary), "", *_stages(summary), "", *_dropped(summary)]
     if shards:
         lines += ["", *_samples(output, shards)]
-    lines += ["", *_prompts(summary), "", *_use()]
+    lines += ["", *_prompts(summary), "", *_use(summary)]
     path = output / "README.md"
     write_text_durably(path, "\n".join(lines).rstrip() + "\n")
     return path
@@ -122,11 +122,12 @@ def _prompts(summary: dict) -> list[str]:
     return lines
 
 
-def _use() -> list[str]:
+def _use(summary: dict) -> list[str]:
+    loss = "triplet" if "images" in summary["stages"] else "negclip"
     return [
         "## Use",
         "",
         "```",
-        "python -m open_clip_triplet.train --loss triplet --train-data 'THIS_FOLDER/<00000..NNNNN>.tar'",
+        f"python -m open_clip_triplet.train --loss {loss} --train-data 'THIS_FOLDER/<00000..NNNNN>.tar'",
         "```",
     ]

@@ -23,11 +23,29 @@ STAGES: dict[str, str] = {
 }
 
 
+STATUSES = """\
+exit status:
+  0  done                      3  some shards failed or have faults; the rest is done
+  2  wrong options or folders  4  nothing can go on: a model, server, package or disk space is missing
+  130  interrupted             After 3, 4 and 130 the same command continues where it ended.
+"""
+
+EXAMPLES = """\
+examples:
+  make_shards.py build --input cc3m/ --output triplets/ --dry-run
+  make_shards.py captions --input table.csv --caption-key caption --output negatives/ --backend rules
+  make_shards.py filter --input triplets/ --output best/ --top-k 100000
+  make_shards.py validate --input best/
+
+"""
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="make_shards.py",
         description="Build paired shards for open_clip_triplet.",
+        epilog=EXAMPLES + STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -37,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             name,
             help=module.HELP,
             description=module.__doc__,
+            epilog=getattr(module, "EXAMPLES", "") + STATUSES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)

@@ -9,6 +9,7 @@ smaller ones and covers as much as its size allows.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import heapq
 import itertools
 import json
@@ -250,7 +251,7 @@ def words(caption: str) -> list[str]:
 
 @dataclass
 class Count(Stage):
-    """Stage: side shards whose records hold each sample's synsets."""
+    """Stage: side shards with each sample's synsets beside their records."""
 
     name: ClassVar[str] = "concepts"
     all_senses: bool = False
@@ -263,8 +264,8 @@ class Count(Stage):
         self._concepts = Concepts(self.wordnet, self.all_senses)
 
     def process(self, unit: Unit, tally: Tally):
-        found = tally.extra["synsets"] = []
-        negative = tally.extra["neg_synsets"] = []
+        found = tally.values["synsets"] = []
+        negative = tally.values["neg_synsets"] = []
         for sample in unit.samples(tally, images=False):
             found.append(sorted(self._concepts.of(sample.text)))
             negative.append(sorted(self._concepts.of(sample.neg_text)) if sample.neg_text else [])
@@ -300,7 +301,8 @@ class Positions:
     numbers: dict[int, frozenset[int]]
 
     def config(self) -> dict:
-        return {"size": self.size}
+        numbers = [[unit, *sorted(chosen)] for unit, chosen in sorted(self.numbers.items())]
+        return {"size": self.size, "sha256": hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]}
 
     def keeper(self, unit: Unit):
         """A function of a sample's json: whether it stays. To be asked once per sample, in order."""
@@ -331,6 +333,10 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     units = plan_units(args.input, options.table(args), args.samples_per_shard)
+    if args.dry_run:
+        from open_clip_triplet.tripletdata.plan import print_plan
+
+        return print_plan(args, units, [])
     output = Path(args.output)
     engine = options.engine(args, cpu=True)
     stage = Count(args.all_senses, args.wordnet)
@@ -338,24 +344,24 @@ def run(args) -> int:
     if status := report(counted):
         return status
     kept = kept_units(counted)
-    records = {unit.index: counted.read_record(unit) for unit in kept}
-    positive = [names for unit in kept for names in records[unit.index]["synsets"]]
-    negative = [names for unit in kept for names in records[unit.index]["neg_synsets"]]
+    values = {unit.index: counted.read_values(unit) for unit in kept}
+    positive = [names for unit in kept for names in values[unit.index]["synsets"]]
+    negative = [names for unit in kept for names in values[unit.index]["neg_synsets"]]
     table = statistics(positive, negative)
     frequent = Counter(name for names in positive for name in names).most_common(args.top)
     text = json.dumps({"samples": len(positive), **table, "most_common": frequent}, indent=1)
     write_text_durably(output / "concepts.json", text + "\n")
     for side, numbers in table.items():
         print(f"{side:9} {numbers['total']:>12,} synsets, {numbers['unique']:>8,} unique")
-    return _write_subsets(args, kept, positive, records, output, engine)
+    return _write_subsets(args, kept, positive, values, output, engine)
 
 
-def _write_subsets(args, kept, positive, records, output: Path, engine) -> int:
+def _write_subsets(args, kept, positive, values, output: Path, engine) -> int:
     """One folder ``subset-N`` per size, each a prefix of the same order."""
     if not args.subset:
         return 0
     order = coverage_order(positive)
-    places = [(unit, number) for unit in kept for number in range(len(records[unit.index]["synsets"]))]
+    places = [(unit, number) for unit in kept for number in range(len(values[unit.index]["synsets"]))]
     status = 0
     for size in sorted(args.subset):
         chosen: dict[int, set[int]] = {}

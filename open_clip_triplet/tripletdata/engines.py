@@ -45,13 +45,20 @@ def attempt(stage, unit: Unit, output, report=lambda fraction: None) -> tuple[st
 
 
 def devices(wanted: int = 0, each: int = 1) -> list[str]:
-    """One name per worker: groups of ``each`` visible GPUs (``cuda:0,1``), else ``wanted`` (or one) ``cpu``."""
+    """One name per worker: ``each`` of the visible GPUs (``cuda:0,1``), else ``wanted`` times ``cpu``.
+
+    Raises:
+        Stop: there are GPUs, but fewer than ``each``.
+    """
     import torch
 
     gpus = torch.cuda.device_count()
+    if not gpus:
+        return ["cpu"] * max(wanted, 1)
+    if gpus < each:
+        raise Stop(f"--tensor-parallel {each} needs {each} GPUs; {gpus} can be seen here", 2)
     groups = [",".join(map(str, range(i, i + each))) for i in range(0, gpus - each + 1, each)]
-    count = wanted or max(len(groups), 1)
-    return [f"cuda:{groups[i % len(groups)]}" for i in range(count)] if groups else ["cpu"] * count
+    return [f"cuda:{groups[i % len(groups)]}" for i in range(wanted or len(groups))]
 
 
 @dataclass
@@ -61,17 +68,15 @@ class Local:
     Args:
         workers: processes; 0 means one per visible GPU, or one without GPU.
         cpu: never use a GPU, whatever is there (stages without a model).
-        gpus: GPUs per process (a model split over several).
     """
 
     workers: int = 0
     cpu: bool = False
-    gpus: int = 1
 
     def __call__(
         self, stage, units: list[Unit], output, progress=lambda unit, share: None
     ) -> Iterator[tuple]:
-        names = ["cpu"] * max(self.workers, 1) if self.cpu else devices(self.workers, self.gpus)
+        names = ["cpu"] * max(self.workers, 1) if self.cpu else devices(self.workers, stage.gpus)
         names = names[: len(units)]
         # A GPU's memory is given back only when its process ends, and the next stage needs it.
         if len(names) > 1 or names[0] != "cpu":
@@ -87,9 +92,9 @@ def _worker(connection, stage, output, device: str, parent: int) -> None:
     """Body of a local worker process: open the stage on its device, then work units until told to end."""
     _die_with(parent)
     if device.startswith("cuda:"):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        numbers = device.partition(":")[2].split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[int(n)] if visible[0] else n for n in numbers)
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices(
+            device.partition(":")[2], os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        )
     try:
         stage.open(device.partition(":")[0])
         connection.send(("ready", None))
@@ -99,6 +104,16 @@ def _worker(connection, stage, output, device: str, parent: int) -> None:
         connection.send(("stop", (str(stop), stop.status)))
     except EOFError:
         pass  # the parent is gone
+
+
+def visible_devices(numbers: str, visible: str) -> str:
+    """GPU ``numbers`` of those that are ``visible`` (empty: all), as CUDA_VISIBLE_DEVICES takes them.
+
+    >>> visible_devices("0,1", "4,5,6,7")
+    '4,5'
+    """
+    names = visible.split(",") if visible else None
+    return ",".join(names[int(number)] if names else number for number in numbers.split(","))
 
 
 def _throttled(connection, interval: float = 0.5):
@@ -172,7 +187,12 @@ class _Pool:
         if kind != "ready":
             yield kind, unit, value
         worker[2] = self.queue.popleft() if self.queue else None
-        connection.send(worker[2])
+        try:
+            connection.send(worker[2])
+        except OSError:  # killed since its last word
+            if worker[2] is not None:
+                yield from self._died(connection)
+                return
         if worker[2] is None:
             del self.busy[connection]
             process.join()
@@ -202,7 +222,7 @@ class Ray:
     Args:
         address: of a running cluster (``auto``, ``host:port``, ``ray://…``); empty starts a local one.
         workers: actors; 0 means one per GPU of the cluster, or one per two CPUs without GPU.
-        gpus: GPUs each actor asks for; None means one where the cluster has any.
+        gpus: GPUs each actor asks for; None means as many as the stage needs where the cluster has any.
     """
 
     address: str = ""
@@ -241,7 +261,9 @@ class Ray:
 
     def _drive(self, ray, stage, units, output) -> Iterator[tuple]:
         cluster = ray.cluster_resources()
-        gpus = 0 if self.cpu else self.gpus if self.gpus is not None else min(cluster.get("GPU", 0), 1)
+        gpus = 0 if self.cpu else self.gpus
+        if gpus is None:
+            gpus = stage.gpus if cluster.get("GPU", 0) else 0
         count = self.workers or int(
             cluster.get("GPU", 0) / gpus if gpus else max(cluster.get("CPU", 1) // 2, 1)
         )
@@ -282,6 +304,9 @@ class _RayWorker:
             stage.open(device)
         except Stop as stop:
             self.stop = ("stop", (str(stop), stop.status))
+        except Exception as error:  # an actor that cannot be made says only that it died
+            traceback.print_exc()
+            self.stop = ("stop", (f"{stage.name} cannot start: {type(error).__name__}: {error}", 4))
 
     def work(self, unit: Unit, output: str):
         try:

@@ -41,7 +41,7 @@ class Diffusers:
     steps: int = 1
     guidance: float = 0.0
     size: int = 512
-    dtype: str = "auto"
+    dtype: str = "float32"
     tiny_vae: str = ""
     compile: bool = field(default=False, metadata=HOW)
     batch_size: int = field(default=16, metadata=HOW)
@@ -56,8 +56,7 @@ class Diffusers:
             raise Stop(f"images needs diffusers ({error}): pip install 'open_clip_triplet[build]'") from error
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        name = self.dtype if self.dtype != "auto" else "float16" if device == "cuda" else "float32"
-        dtype = getattr(torch, name)
+        dtype = getattr(torch, self.dtype)
         try:
             self._pipe = self._load(AutoPipelineForText2Image, dtype)
             if self.tiny_vae:
@@ -189,12 +188,26 @@ def add_image_arguments(parser) -> None:
     group.add_argument("--image-batch", type=int, default=16, help="images per batch (default 16)")
     dtypes = ["auto", "float16", "bfloat16", "float32"]
     group.add_argument(
-        "--dtype", choices=dtypes, default="auto", help="default float16 on a GPU, else float32"
+        "--dtype",
+        choices=dtypes,
+        default="auto",
+        help="default float16 on a GPU or a joined cluster, else float32",
     )
     group.add_argument(
         "--tiny-vae", default="", metavar="MODEL", help="tiny autoencoder, e.g. madebyollin/taesdxl"
     )
     group.add_argument("--compile", action="store_true", help="torch.compile the network and the decoder")
+
+
+def resolved_dtype(args) -> str:
+    """The precision that ``--dtype auto`` means here: images differ by it, so the configuration names it."""
+    if args.dtype != "auto":
+        return args.dtype
+    if args.engine == "ray" and args.ray_address:
+        return "float32" if args.ray_gpus == 0 else "float16"
+    import torch
+
+    return "float16" if torch.cuda.is_available() else "float32"
 
 
 def make_stage(args, *, images: bool = True) -> Images:
@@ -203,7 +216,7 @@ def make_stage(args, *, images: bool = True) -> Images:
         args.steps,
         args.guidance,
         args.size,
-        args.dtype,
+        resolved_dtype(args),
         args.tiny_vae,
         args.compile,
         args.image_batch,

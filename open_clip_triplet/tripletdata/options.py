@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from open_clip_triplet.tripletdata import engines
 from open_clip_triplet.tripletdata.source import Table
 
@@ -41,7 +43,7 @@ def add_engine(parser) -> None:
         "--workers", type=int, default=0, help="processes or Ray actors (default one per GPU, or one)"
     )
     group.add_argument("--ray-address", default="", help="cluster to join: auto, host:port, ray://host:port")
-    group.add_argument("--ray-gpus", type=float, help="GPUs per Ray actor (default 1 where there are any)")
+    group.add_argument("--ray-gpus", type=float, help="GPUs per Ray actor (default what a stage needs)")
     group.add_argument("--seed", type=int, default=0, help="base of every sample's seed (default 0)")
     group.add_argument("--dry-run", action="store_true", help="print plan, disk and GPU-hours, then stop")
     group.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -49,12 +51,10 @@ def add_engine(parser) -> None:
 
 def engine(args, *, cpu: bool = False):
     """The engine that the arguments name. ``cpu``: the stage has no model to put on a GPU."""
-    split = getattr(args, "tensor_parallel", 1)
     if args.engine == "ray":
-        gpus = split if args.ray_gpus is None and split > 1 else args.ray_gpus
-        return engines.Ray(args.ray_address, args.workers, gpus, cpu)
-    return engines.Local(args.workers, cpu, split)
+        return engines.Ray(args.ray_address, args.workers, args.ray_gpus, cpu)
+    return engines.Local(args.workers, cpu)
 
 
 def table(args) -> Table:
-    return Table(args.image_key, args.caption_key, args.image_root)
+    return Table(args.image_key, args.caption_key, args.image_root and os.path.abspath(args.image_root))

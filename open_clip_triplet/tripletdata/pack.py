@@ -1,25 +1,22 @@
 """Packing: joins captions, negatives and images into paired shards a trainer reads.
 
 Images are decoded (a broken one is dropped and counted), brought down to ``--save-size`` pixels on
-the shorter side, and encoded again only where that changed them.
+the shorter side, and encoded again only where that changed them or no trainer reads their format.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from open_clip_triplet.tripletdata import options
 from open_clip_triplet.tripletdata.images import encode
+from open_clip_triplet.tripletdata.pictures import Undecodable, decode, refused
 from open_clip_triplet.tripletdata.runner import Stage, report, run_stage
 from open_clip_triplet.tripletdata.source import Sample, Tally, Unit, plan_units
 
 HELP = "resize images and write paired shards"
-
-#: decompressed pixels beyond which an image is not opened (a bomb, or a poster)
-MAX_PIXELS = 100_000_000
 
 
 @dataclass
@@ -63,39 +60,31 @@ class Pack(Stage):
 
     def _resize(self, sample: Sample) -> str | None:
         """Bring both images of ``sample`` to size, in place; the reason to drop it, or None."""
-        # A damaged image makes Pillow raise whatever its decoder meets; none of it is this shard's fault.
         try:
-            sample.image, sample.suffix = fit(sample.image, sample.suffix, self.save_size, self.quality)
-        except Exception:
+            sample.image, sample.suffix = fit(sample.image, self.save_size, self.quality)
+        except Undecodable:
             return "image cannot be decoded"
         if sample.neg_image is not None:
-            size = (self.save_size, self.quality)
             try:
-                sample.neg_image, sample.neg_suffix = fit(sample.neg_image, sample.neg_suffix, *size)
-            except Exception:
+                sample.neg_image, sample.neg_suffix = fit(sample.neg_image, self.save_size, self.quality)
+            except Undecodable:
                 return "negative image cannot be decoded"
         return None
 
 
-def fit(data: bytes, suffix: str, size: int, quality: int) -> tuple[bytes, str]:
+def fit(data: bytes, size: int, quality: int) -> tuple[bytes, str]:
     """Image bytes whose shorter side is at most ``size`` pixels (0: any), and their member suffix.
 
-    Raises:
-        Exception: the image cannot be decoded (of Pillow's many kinds).
-        ValueError: it has more than MAX_PIXELS.
-    """
-    from PIL import Image
+    Bytes that are small enough, in a format that trainers read, stay as they are.
 
-    image = Image.open(io.BytesIO(data))
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels")
-    if not size or min(image.size) <= size:
-        image.load()
-        return data, suffix
-    if image.format == "JPEG":  # let the decoder halve it on the way: same picture, a fraction of the time
-        short = min(image.size)
-        image.draft("RGB", tuple(side * size // short for side in image.size))
-    return encode(image, size, quality), "jpg"
+    Raises:
+        Undecodable: no image, or too large to be one.
+    """
+    picture = decode(data, size)
+    if picture.suffix and not (size and min(picture.size) > size):
+        return data, picture.suffix
+    with refused():
+        return encode(picture.rgb, size, quality), "jpg"
 
 
 def add_arguments(parser) -> None:

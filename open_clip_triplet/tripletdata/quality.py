@@ -1,6 +1,6 @@
 """Filter by CLIP score, as TripletCLIP++: the mean of s(image, caption) and s(neg image, neg caption).
 
-Two passes: every shard is scored (side shards under ``.work/scores``, and the scores in their
+Two passes: every shard is scored (side shards under ``.work/scores``, and the scores beside their
 records); then one exact cut-off for the whole set decides which samples are written. Scores are
 cosine similarities, -1 to 1, rounded to 6 decimals so that equal is equal; ties at the cut-off are
 kept in shard order.
@@ -11,7 +11,6 @@ Reference: Patel et al., NeurIPS 2024, arXiv:2411.02545, section on data filteri
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,7 +19,8 @@ from typing import ClassVar
 
 from open_clip_triplet.tripletdata import options
 from open_clip_triplet.tripletdata.pack import Pack
-from open_clip_triplet.tripletdata.runner import HOW, Run, Stage, report, run_stage
+from open_clip_triplet.tripletdata.pictures import Undecodable, decode, refused
+from open_clip_triplet.tripletdata.runner import HOW, Run, Stage, refuse_foreign, report, run_stage
 from open_clip_triplet.tripletdata.source import Sample, Stop, Tally, Unit, plan_units
 
 HELP = "keep the best samples by CLIP score"
@@ -57,7 +57,7 @@ class Scores(Stage):
         self._device = device
 
     def process(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
-        values = tally.extra["scores"] = []
+        values = tally.values["scores"] = []
         samples = unit.samples(tally)
         while batch := list(islice(samples, self.batch_size)):
             batch = list(self._decoded(batch, tally))
@@ -71,18 +71,14 @@ class Scores(Stage):
 
     def _decoded(self, batch: list[Sample], tally: Tally) -> Iterator[tuple]:
         """(sample, image tensor, negative image tensor), both [3, H, W]."""
-        from PIL import Image
-
         for sample in batch:
             if not (sample.image and sample.neg_image and sample.neg_text):
                 tally.drop("no pair to score")
                 continue
             try:
-                images = [
-                    self._preprocess(Image.open(io.BytesIO(data)).convert("RGB"))
-                    for data in (sample.image, sample.neg_image)
-                ]
-            except Exception:  # whatever Pillow's decoder met
+                with refused():
+                    images = [self._preprocess(decode(data).rgb) for data in (sample.image, sample.neg_image)]
+            except Undecodable:
                 tally.drop("image cannot be decoded")
                 continue
             yield sample, *images
@@ -136,22 +132,26 @@ class Selection:
         return keep
 
 
-def select_top(scores: dict[int, list[float]], count: int) -> Selection:
+def select_top(scores: dict, count: int) -> Selection:
     """The selection that keeps exactly the ``count`` best of all units' scores (all, if there are fewer).
+
+    Args:
+        scores: unit number -> that unit's scores, a list or array of floats.
 
     >>> select_top({0: [0.1, 0.5], 1: [0.5, 0.9]}, 2)
     Selection(cutoff=0.5, ties={0: 1})
     """
     import numpy as np
 
-    values = np.array([score for unit in sorted(scores) for score in scores[unit]], dtype=np.float64)
+    scores = {unit: np.asarray(values, dtype=np.float64) for unit, values in scores.items()}
+    values = np.concatenate([*scores.values(), np.empty(0)])
     if count <= 0 or not len(values):
         return Selection(float("inf"), {})
     count = min(count, len(values))
     cutoff = float(np.partition(values, len(values) - count)[len(values) - count])
     left, ties = count - int((values > cutoff).sum()), {}
     for unit in sorted(scores):
-        taken = min(left, sum(score == cutoff for score in scores[unit]))
+        taken = min(left, int((scores[unit] == cutoff).sum()))
         if taken:
             ties[unit], left = taken, left - taken
     return Selection(cutoff, ties)
@@ -161,8 +161,10 @@ def selection(args, scored: Run) -> Selection:
     """The selection that ``--top-k`` or ``--threshold`` asks for, from the scores in the records."""
     if args.threshold is not None:
         return Selection(args.threshold)
-    records = ((unit.index, scored.read_record(unit)) for unit in scored.units)
-    return select_top({index: record["scores"] for index, record in records if record}, args.top_k)
+    import numpy as np
+
+    scores = {unit.index: np.array(scored.read_values(unit)["scores"]) for unit in kept_units(scored)}
+    return select_top(scores, args.top_k)
 
 
 def add_arguments(parser) -> None:
@@ -198,7 +200,8 @@ def run(args) -> int:
     if args.dry_run:
         from open_clip_triplet.tripletdata.plan import print_plan
 
-        return print_plan(args, units, [])
+        return print_plan(args, units, ["scores"])
+    refuse_foreign(args.output, units)
     work = Path(args.output) / ".work" / "scores"
     scored = run_stage(make_stage(args), units, work, options.engine(args), quiet=args.quiet)
     if status := report(scored):

@@ -1,9 +1,10 @@
 """Runs a stage over units: skip what is done, write each shard whole, record it last.
 
-A stage's output folder holds ``{00000..}.tar``, one ``{00000}.record.json`` per shard, ``stage.json``
-(the configuration), and when all is done ``sizes.json`` and ``summary.json``. A shard counts as done
-when its record is there; the record is written after the shard. Nothing in the folder depends on
-time, host or engine, so that an interrupted and resumed run leaves the bytes of an undisturbed one.
+A stage's output folder holds ``{00000..}.tar``, one ``{00000}.record.json`` per shard (beside it
+``{00000}.values.json`` where a stage finds a value for each sample), ``stage.json`` (the
+configuration), and when all is done ``sizes.json`` and ``summary.json``. A shard counts as done when
+its record is there; the record is written after the shard. Nothing in the folder depends on time,
+host or engine, so that an interrupted and resumed run leaves the bytes of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from open_clip_triplet.shards import ShardError, ShardWriter, write_sizes, write_text_durably
-from open_clip_triplet.tripletdata.source import Stop, Tally, Unit
+from open_clip_triplet.tripletdata.source import TABLES, Stop, Tally, Unit
 
 DONE, FAILED_SHARDS, REFUSED = 0, 3, 2
 
@@ -34,6 +35,11 @@ class Stage:
     """Turns one unit into one shard. Plain data until ``open``; pickled to the workers."""
 
     name: ClassVar[str] = "stage"
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that each worker needs, where there are any."""
+        return getattr(getattr(self, "model", None), "tensor_parallel", 1)
 
     def config(self) -> dict:
         """What decides the output bytes."""
@@ -59,15 +65,30 @@ class Run:
     units: list[Unit]
     output: Path
     failed: dict[str, str] = field(default_factory=dict)
+    _records: dict[int, dict] = field(default_factory=dict)
 
     def record_path(self, unit: Unit) -> Path:
         return Path(self.output) / f"{unit.name}.record.json"
 
+    def values_path(self, unit: Unit) -> Path:
+        return Path(self.output) / f"{unit.name}.values.json"
+
     def read_record(self, unit: Unit) -> dict | None:
-        try:
-            return json.loads(self.record_path(unit).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        """A unit's record, read from disk once; None where it is not done."""
+        if unit.index not in self._records:
+            try:
+                self._records[unit.index] = json.loads(self.record_path(unit).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                return None
+        return self._records[unit.index]
+
+    def read_values(self, unit: Unit) -> dict[str, list]:
+        """What the stage found for each sample of a done unit: name -> one value per kept sample."""
+        return json.loads(self.values_path(unit).read_text(encoding="utf-8"))
+
+    def forget(self, unit: Unit) -> None:
+        """Read the record again next time: the unit has been, or is to be, worked."""
+        self._records.pop(unit.index, None)
 
     def records(self) -> list[dict]:
         return [record for unit in self.units if (record := self.read_record(unit))]
@@ -114,13 +135,14 @@ def run_unit(stage: Stage, unit: Unit, output: str | os.PathLike, report=lambda 
             "kept": kept,
             "dropped": tally.dropped,
             "counts": tally.counts,
-            **tally.extra,
         }
         lost = tally.read - kept - sum(tally.dropped.values())
         if lost:
             raise RuntimeError(
                 f"{stage.name} lost count of {lost} of {tally.read} samples of {unit.inputs[0]}"
             )
+        if tally.values:  # apart from the record, which every resumed run reads
+            write_text_durably(run.values_path(unit), json.dumps(tally.values, ensure_ascii=False) + "\n")
         write_text_durably(
             run.record_path(unit), json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n"
         )
@@ -146,6 +168,7 @@ def run_stage(
         Stop: another configuration or another run owns the folder, or the engine cannot go on.
     """
     run = Run(stage, units, Path(output))
+    refuse_foreign(run.output, units)
     make_folder(run.output)
     with _locked(run.output):
         todo = _claim(run)
@@ -155,6 +178,26 @@ def run_stage(
             _sweep(run.output)
         _finish(run)
     return run
+
+
+def refuse_foreign(output: str | os.PathLike, units: list[Unit]) -> None:
+    """Refuse a folder whose shards a run would overwrite without having made them.
+
+    Raises:
+        Stop: it is a folder of the input, or holds shards but no ``stage.json``.
+    """
+    folders = {os.path.dirname(p) for u in units for p in u.inputs if not p.lower().endswith(TABLES)}
+    if os.path.realpath(output) in map(os.path.realpath, folders):
+        raise Stop(
+            f"{output}: holds the input, which must not be overwritten. Choose another --output.", REFUSED
+        )
+    shard = next(Path(output).glob("*.tar"), None)
+    if shard and not (Path(output) / "stage.json").exists():
+        raise Stop(
+            f"{output}: holds {shard.name}, which no stage made (there is no stage.json). "
+            "Choose another --output.",
+            REFUSED,
+        )
 
 
 def make_folder(path: Path) -> None:
@@ -221,16 +264,27 @@ def _short(value, width: int = 60) -> str:
 def _done(run: Run, unit: Unit) -> bool:
     record = run.read_record(unit)
     if record is None or (record["kept"] and not (run.output / unit.shard).exists()):
+        run.forget(unit)
         return False
     with contextlib.suppress(ShardError):  # inputs that are gone are no reason to redo finished work
         if record["inputs"] != unit.identity():
-            was = ", ".join(item["name"] for item in record["inputs"])
+            was = ", ".join(map(_described, record["inputs"]))
+            now = ", ".join(map(_described, unit.identity()))
             raise Stop(
-                f"{run.output / unit.shard} was made from {was} ({record['inputs'][0]['bytes']} bytes), "
-                f"which is not what {unit.inputs[0]} is now. Choose another --output, or restore the input.",
+                f"{run.output / unit.shard} was made from {was}; {unit.inputs[0]} is now {now}. "
+                "Choose another --output, or restore the input and its options.",
                 REFUSED,
             )
     return True
+
+
+def _described(item: dict) -> str:
+    """One input of ``Unit.identity`` for people."""
+    more = [f"{item['bytes']} bytes"]
+    if "rows" in item:
+        more.append("rows {} to {}".format(*item["rows"]))
+        more += [f"{name} {value!r}" for name, value in sorted(item["table"].items()) if value]
+    return f"{item['name']} ({', '.join(more)})"
 
 
 def _work(run: Run, todo: list[Unit], engine, quiet: bool) -> None:
@@ -238,6 +292,7 @@ def _work(run: Run, todo: list[Unit], engine, quiet: bool) -> None:
 
     with Progress(run.stage.name, len(run.units), len(run.units) - len(todo), quiet) as progress:
         for kind, unit, value in engine(run.stage, todo, run.output, progress.fraction):
+            run.forget(unit)
             if kind == "done":
                 progress.done(unit, value)
             else:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from open_clip_triplet.shards import (
@@ -65,6 +65,7 @@ class Sample:
 class Tally:
     """Counts of one unit: samples read, dropped by reason, and whatever else a stage counts.
 
+    ``values`` are lists with a value for each sample that is kept.
     ``report(fraction)`` is called by a stage now and then with the share of the unit that is done.
     """
 
@@ -72,7 +73,7 @@ class Tally:
         self.read = 0
         self.dropped: dict[str, int] = {}
         self.counts: dict[str, int] = {}
-        self.extra: dict = {}
+        self.values: dict[str, list] = {}
         self.report = report
 
     def drop(self, reason: str) -> None:
@@ -109,7 +110,8 @@ class Unit:
         return f"{self.name}.tar"
 
     def identity(self) -> list[dict]:
-        """Name and size of every input file: what a record remembers, so that a swap is noticed.
+        """Name and size of every input file, and how a table is read: a record remembers, so that a swap
+        is noticed.
 
         Raises:
             ShardError: an input is missing.
@@ -122,6 +124,7 @@ class Unit:
                 raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
         if self.rows:
             found[0]["rows"] = list(self.rows)
+            found[0]["table"] = asdict(self.table or Table())
         return found
 
     def samples(self, tally: Tally, *, images: bool = True) -> Iterator[Sample]:
@@ -196,9 +199,7 @@ class Unit:
         for raw in read_samples(self.inputs[0]):
             roles = by_role(raw)
             suffix = next((s for s in raw if s in IMAGE_SUFFIXES), "jpg")
-            neg = next(
-                (s.removeprefix("neg.") for s in raw if s.startswith("neg.") and s != "neg.txt"), "jpg"
-            )
+            neg = next((s for s in IMAGE_SUFFIXES if f"neg.{s}" in raw), "jpg")
             yield {**roles, "suffix": suffix, "neg_suffix": neg}
 
     def _table_rows(self) -> Iterator[dict]:
@@ -206,9 +207,11 @@ class Unit:
         rows = read_table(path, table)[slice(*self.rows)]
         for number, (image, caption) in enumerate(rows, self.rows[0]):
             roles = {"__key__": os.path.splitext(os.path.basename(str(image)))[0] or str(number)}
-            roles["text"] = str(caption or "").encode()
+            roles["text"] = str(caption or "").encode("utf-8", "replace")
             file = Path(table.root or os.path.dirname(path), str(image))
-            roles["suffix"] = file.suffix.lower().lstrip(".")
+            # A member of another suffix would not be read back; decoders look at the bytes, not the name.
+            suffix = file.suffix.lower().lstrip(".")
+            roles["suffix"] = suffix if suffix in IMAGE_SUFFIXES else "jpg"
             try:
                 roles["image"] = file.read_bytes()
             except (OSError, ValueError):
@@ -269,6 +272,8 @@ def plan_units(
 ) -> list[Unit]:
     """Units behind ``--input``: folders of shards, shard patterns, or tables, in the order given.
 
+    Their paths are absolute: a worker of another machine has another working folder.
+
     Raises:
         Stop: nothing is found there.
     """
@@ -279,6 +284,7 @@ def plan_units(
             if not shards:
                 raise Stop(f"{item}: holds no .tar shard", 2)
         elif item.lower().endswith(TABLES):
+            item = os.path.abspath(item)
             total = len(read_table(item, table or Table()))
             for start in range(0, total, samples_per_shard):
                 rows = (start, min(start + samples_per_shard, total))
@@ -289,7 +295,7 @@ def plan_units(
             if not any(os.path.exists(shard) for shard in shards):
                 raise Stop(f"{item}: no such file or folder", 2)
         for shard in shards:
-            units.append(Unit(len(units), (shard,)))
+            units.append(Unit(len(units), (os.path.abspath(shard),)))
     if not units:
         raise Stop(f"{spec}: holds no sample", 2)
     return units
@@ -304,19 +310,18 @@ def known_samples(units: list[Unit]) -> int | None:
             continue
         folder, name = os.path.split(unit.inputs[-1])
         if folder not in sizes:
-            sizes[folder] = _read_json(os.path.join(folder, "sizes.json"))
+            sizes[folder] = read_json(os.path.join(folder, "sizes.json"))
         size = sizes[folder].get(name)
         if size is None:
-            size = _read_json(os.path.join(folder, name.removesuffix(".tar") + "_stats.json")).get(
-                "successes"
-            )
+            size = read_json(os.path.join(folder, name.removesuffix(".tar") + "_stats.json")).get("successes")
         if size is None:
             return None
         total += int(size)
     return total
 
 
-def _read_json(path: str) -> dict:
+def read_json(path: str | os.PathLike) -> dict:
+    """The object in a json file; ``{}`` where there is none."""
     try:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)

@@ -19,6 +19,13 @@ DEFAULT_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 BACKENDS = ("vllm", "openai", "transformers", "rules")
 
 
+@dataclass(frozen=True)
+class NoAnswer:
+    """Stands for an answer that will never come: asking again is of no use. ``reason`` is counted."""
+
+    reason: str
+
+
 @dataclass
 class LanguageModel:
     """A chat model with a prompt of one placeholder ``{}``. Subclasses answer in ``complete``."""
@@ -42,14 +49,14 @@ class LanguageModel:
     def open(self, device: str) -> None:
         """Load the model."""
 
-    def propose(self, captions: list[str], keys: list[str], count: int, attempt: int) -> list[list[str]]:
+    def propose(self, captions: list[str], keys: list[str], count: int, attempt: int) -> list[list]:
         prompts = [self.prompt.replace("{}", caption) for caption in captions for _ in range(count)]
         seeds = [sample_seed(self.seed, key, attempt * count + k) for key in keys for k in range(count)]
         answers = self.complete(prompts, seeds)
         return [answers[i * count : (i + 1) * count] for i in range(len(captions))]
 
-    def complete(self, prompts: list[str], seeds: list[int]) -> list[str]:
-        """One answer per prompt. An empty answer counts as a failed try."""
+    def complete(self, prompts: list[str], seeds: list[int]) -> list[str | NoAnswer]:
+        """One answer per prompt. An empty answer counts as a failed try, NoAnswer as the last one."""
         raise NotImplementedError
 
 
@@ -141,7 +148,7 @@ class Vllm(LanguageModel):
     """vLLM in process: the whole shard at once (continuous batching), shared prompt cached."""
 
     prefix_caching: bool = field(default=True, metadata=HOW)
-    max_model_len: int = field(default=2048, metadata=HOW)
+    max_model_len: int = 2048  # what does not fit is dropped
     gpu_memory: float = field(default=0.9, metadata=HOW)
     tensor_parallel: int = field(default=1, metadata=HOW)
 
@@ -168,7 +175,7 @@ class Vllm(LanguageModel):
         except (OSError, ValueError, RuntimeError) as error:
             raise Stop(missing_model(self.model, error)) from error
 
-    def complete(self, prompts: list[str], seeds: list[int]) -> list[str]:
+    def complete(self, prompts: list[str], seeds: list[int]) -> list[str | NoAnswer]:
         from vllm import SamplingParams
 
         tokenizer = self._llm.get_tokenizer()
@@ -182,7 +189,7 @@ class Vllm(LanguageModel):
             [SamplingParams(**common, seed=seeds[i]) for i in fitting],
             use_tqdm=False,
         )
-        answers = [""] * len(prompts)
+        answers: list[str | NoAnswer] = [NoAnswer("longer than the context")] * len(prompts)
         for i, output in zip(fitting, outputs, strict=True):
             answers[i] = output.outputs[0].text
         return answers
