@@ -158,7 +158,7 @@ def _number(field: bytes, base: int) -> int | None:
 
 def _text(field: bytes) -> str:
     """What is not UTF-8 stays apart, and printable: ``\\xff``."""
-    return field.split(b"\0", 1)[0].strip(b" ").decode("utf-8", "backslashreplace")
+    return field.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager
