@@ -13,13 +13,12 @@ from paired_shards import arguments, method, numbers, sample, tokenize, write_sh
 from test_data import TRANSFORM, dataset, epoch_of, seen
 from torch.utils.data import get_worker_info
 
-from open_clip_triplet import loader as loader_module
-from open_clip_triplet import reading
-from open_clip_triplet.counts import DROPPED
-from open_clip_triplet.data import get_paired_dataset
-from open_clip_triplet.epochs import Part
+from open_clip_triplet.data import get_paired_dataset, reading
+from open_clip_triplet.data import loader as loader_module
+from open_clip_triplet.data.counts import DROPPED
+from open_clip_triplet.data.epochs import Part
+from open_clip_triplet.data.reading import read_part
 from open_clip_triplet.evaluation.images import read_tar_index
-from open_clip_triplet.reading import read_part
 from open_clip_triplet.shards import ShardError, ShardWriter, write_sizes
 from open_clip_triplet.tar import TarMembers, open_tar
 

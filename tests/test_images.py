@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from open_clip_triplet.counts import Dropped
-from open_clip_triplet.device import ToDevice
-from open_clip_triplet.images import (
+from open_clip_triplet.data.counts import Dropped
+from open_clip_triplet.data.device import ToDevice
+from open_clip_triplet.data.images import (
     FastImages,
     PilImages,
     augmentation_state,

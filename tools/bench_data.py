@@ -33,10 +33,10 @@ import numpy as np
 import open_clip
 import torch
 
-from open_clip_triplet.captions import choose_captions
 from open_clip_triplet.data import get_paired_dataset
-from open_clip_triplet.device import ToDevice
-from open_clip_triplet.images import (
+from open_clip_triplet.data.captions import choose_captions
+from open_clip_triplet.data.device import ToDevice
+from open_clip_triplet.data.images import (
     FastImages,
     PilImages,
     crop_boxes,
@@ -45,7 +45,7 @@ from open_clip_triplet.images import (
     fraction_for,
     resize_box,
 )
-from open_clip_triplet.reading import read_shard
+from open_clip_triplet.data.reading import read_shard
 from open_clip_triplet.shards import ShardWriter, expand_shards, write_sizes, write_text_durably
 
 METHOD = SimpleNamespace(name="clip", reads_neg_images=False, reads_neg_captions=False)

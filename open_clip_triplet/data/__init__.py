@@ -6,8 +6,8 @@ import argparse
 import logging
 import os
 
-from open_clip_triplet.captions import SAMPLING
-from open_clip_triplet.epochs import SHUFFLE_BYTES, SHUFFLE_SAMPLES, EpochPlan
+from open_clip_triplet.data.captions import SAMPLING
+from open_clip_triplet.data.epochs import SHUFFLE_BYTES, SHUFFLE_SAMPLES, EpochPlan
 from open_clip_triplet.shards import (
     ShardError,
     expand_shards,
@@ -44,7 +44,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *, method, as_dict=False, **_):
     """OpenCLIP's ``DataInfo`` over paired shards; stands in for its ``get_wds_dataset`` in training.
 
-    Batches are grouped rows, see :mod:`open_clip_triplet.pipeline`; ``args.batch_size`` counts samples.
+    Batches are grouped rows, see :mod:`open_clip_triplet.data.pipeline`; ``args.batch_size`` counts samples.
 
     Args:
         method: a row of ``losses.METHODS``; tells which negatives are read.
@@ -55,9 +55,9 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
     """
     from open_clip_train.data import DataInfo
 
-    from open_clip_triplet.counts import Counts
-    from open_clip_triplet.pipeline import Position, Rows
-    from open_clip_triplet.reading import check_source
+    from open_clip_triplet.data.counts import Counts
+    from open_clip_triplet.data.pipeline import Position, Rows
+    from open_clip_triplet.data.reading import check_source
 
     if not is_train:
         raise ValueError("the paired pipeline is for training; validation data is read by OpenCLIP")
@@ -82,9 +82,9 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
 def _loader(args, plan: EpochPlan, rows, counts, position, as_dict: bool):
     from torch.utils.data import DataLoader
 
-    from open_clip_triplet.device import ToDevice
-    from open_clip_triplet.loader import PairedLoader
-    from open_clip_triplet.pipeline import TrainingBatches
+    from open_clip_triplet.data.device import ToDevice
+    from open_clip_triplet.data.loader import PairedLoader
+    from open_clip_triplet.data.pipeline import TrainingBatches
 
     workers = DataLoader(
         TrainingBatches(plan, rows, counts, position, _shuffle_samples(plan)),
@@ -110,7 +110,7 @@ def _loader(args, plan: EpochPlan, rows, counts, position, as_dict: bool):
 
 def _images(args, preprocess):
     """The image decoder asked for, or under ``auto`` the right one, with the reason in the log."""
-    from open_clip_triplet.images import FastImages, PilImages
+    from open_clip_triplet.data.images import FastImages, PilImages
 
     decoder, same_crop = args.image_decoder, args.same_crop
     reason = "as asked for"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from open_clip_triplet.counts import Dropped
+from open_clip_triplet.data.counts import Dropped
 from open_clip_triplet.shards import MembersMissing, by_role, first_samples, read_meta
 
 SAMPLING = ("first", "random")

@@ -3,7 +3,7 @@
 ``pil`` is OpenCLIP's own transform, to the bit. ``fast`` makes the same crops of the same images with
 less work: simplejpeg (libjpeg-turbo) decodes JPEGs, at a half, quarter or eighth of their size where
 the crop is large enough; torch crops and resizes uint8; uint8 leaves the worker, and conversion and
-normalisation are left to the device (:mod:`open_clip_triplet.device`).
+normalisation are left to the device (:mod:`open_clip_triplet.data.device`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from open_clip_triplet.counts import Dropped
+from open_clip_triplet.data.counts import Dropped
 
 #: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only if at least this many of its pixels remain for
 #: each of the crop's, in height and width; so the mean difference to ``pil`` stays under 1.5 / 255.

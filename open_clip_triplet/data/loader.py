@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.utils.data import DataLoader
 
-from open_clip_triplet.counts import Counts, summary, too_many_dropped
-from open_clip_triplet.pipeline import Position
+from open_clip_triplet.data.counts import Counts, summary, too_many_dropped
+from open_clip_triplet.data.pipeline import Position
 
 #: seconds without a batch after which the shards being read are named in the log, and again each time
 STALL_SECONDS = 60.0
@@ -23,7 +23,7 @@ class PairedLoader:
     OpenCLIP's progress line counts. Set ``first_batch`` before an epoch to pass over the batches of it
     that were trained on before a resume; it holds for one epoch.
 
-    finish: batch from the workers to what the loop gets; see :mod:`open_clip_triplet.device`.
+    finish: batch from the workers to what the loop gets; see :mod:`open_clip_triplet.data.device`.
     rank: only rank 0 logs. reduce_device: where counts of all ranks are summed; None for one process.
     total: samples of an exact pass over the data set, else None. used: samples per epoch, all ranks.
     """

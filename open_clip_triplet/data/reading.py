@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from open_clip_triplet.captions import require_negatives
-from open_clip_triplet.epochs import Part
+from open_clip_triplet.data.captions import require_negatives
+from open_clip_triplet.data.epochs import Part
 from open_clip_triplet.shards import (
     ROLES,
     MembersMissing,

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
-from open_clip_triplet.captions import choose_captions
-from open_clip_triplet.counts import Counts, Dropped
-from open_clip_triplet.epochs import EpochPlan, Part, ShuffleOrder
-from open_clip_triplet.reading import Unreadable, read_part
+from open_clip_triplet.data.captions import choose_captions
+from open_clip_triplet.data.counts import Counts, Dropped
+from open_clip_triplet.data.epochs import EpochPlan, Part, ShuffleOrder
+from open_clip_triplet.data.reading import Unreadable, read_part
 from open_clip_triplet.shards import ShardError
 
 
