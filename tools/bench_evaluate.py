@@ -51,7 +51,7 @@ def main() -> int:
         "hardware": hardware(args.threads),
         "commit": commit(),
         "date": f"{datetime.date.today()}",
-        "model": f"{args.model}, random weights, fp32, batch 64",
+        "model": f"{args.model or SMALL}, random weights, fp32, batch 64",
     }
     with tempfile.TemporaryDirectory() as folder:
         report["sugarcrepe"] = bench_sugarcrepe(
