@@ -411,3 +411,13 @@ def test_missing_benchmark_data_is_told_before_training(paired_shards, tiny_conf
     with pytest.raises(UsageError, match="sugarcrepe"):
         train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_torchcompile(paired_shards, tiny_config, tmp_path):
+    """The compiled model trains, and its mid-epoch checkpoint has the names of the uncompiled one."""
+    flags = {"train-data": paired_shards, "torchcompile": True, "save-every-n-steps": 2, "epochs": 1}
+    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
+    whole, inside = checkpoint(tmp_path, "run"), checkpoint(tmp_path, "run", "epoch_0_step_2.pt")
+    assert whole["state_dict"].keys() == inside["state_dict"].keys()
+    assert len(losses(tmp_path, "run")) == 4
