@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import TINY, picture, tiny_clip, write_config
 from PIL import Image
 
+from evaluation_fixtures import TINY, picture, tiny_clip, write_config
 from open_clip_triplet.checkpoints import CheckpointError, CheckpointSpec, export, identify, load
 from open_clip_triplet.evaluation.images import file_digest
 

@@ -9,8 +9,6 @@ import tarfile
 import time
 
 import pytest
-from paired_shards import arguments, method, numbers, sample, tokenize, write_shards
-from test_data import TRANSFORM, dataset, epoch_of, seen
 from torch.utils.data import get_worker_info
 
 from open_clip_triplet.data import get_paired_dataset, reading
@@ -21,6 +19,8 @@ from open_clip_triplet.data.reading import read_part
 from open_clip_triplet.evaluation.images import read_tar_index
 from open_clip_triplet.shards import ShardError, ShardWriter, write_sizes
 from open_clip_triplet.tar import TarMembers, open_tar
+from paired_shards import arguments, method, numbers, sample, tokenize, write_shards
+from test_data import TRANSFORM, dataset, epoch_of, seen
 
 
 @pytest.fixture(autouse=True)

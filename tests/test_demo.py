@@ -17,7 +17,6 @@ import reproduce_shapes  # noqa: E402
 import shape_page  # noqa: E402
 import shape_runs  # noqa: E402
 import sweep  # noqa: E402
-
 from open_clip_triplet import options  # noqa: E402
 
 

@@ -5,6 +5,7 @@ import json
 import zipfile
 
 import pytest
+
 from evaluation_fixtures import (
     SUGARCREPE_SUBSETS,
     jpeg,
@@ -18,7 +19,6 @@ from evaluation_fixtures import (
     write_valse,
     write_zeroshot,
 )
-
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, DataError, MissingData, get, names
 from open_clip_triplet.evaluation.benchmarks.base import tree_leaves, tree_mean
 from open_clip_triplet.evaluation.inventory import describe

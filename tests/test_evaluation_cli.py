@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_fixtures import tiny_clip, write_config, write_suite
 
+from evaluation_fixtures import tiny_clip, write_config, write_suite
 from open_clip_triplet.evaluation import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from evaluation_fixtures import SUGARCREPE_SUBSETS, jpeg, tiny_clip, write_paired_shard, write_pairs
 
+from evaluation_fixtures import SUGARCREPE_SUBSETS, jpeg, tiny_clip, write_paired_shard, write_pairs
 from open_clip_triplet.evaluation import evaluate
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, get
 

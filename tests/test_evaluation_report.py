@@ -12,8 +12,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from evaluation_fixtures import SUGARCREPE_SUBSETS
 
+from evaluation_fixtures import SUGARCREPE_SUBSETS
 from open_clip_triplet.evaluation.benchmarks import get
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.paper import TABLE_4, TABLE_5, TABLE_11, TABLE_12, TABLE_13, TABLES

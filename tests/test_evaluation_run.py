@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from evaluation_fixtures import (
     SUGARCREPE_SUBSETS,
     jpeg,
@@ -23,8 +25,6 @@ from evaluation_fixtures import (
     write_sugarcrepe,
     write_suite,
 )
-from PIL import Image
-
 from open_clip_triplet.evaluation import evaluate, require_data
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, DataError, MissingData, get
 from open_clip_triplet.evaluation.encode import Encoder

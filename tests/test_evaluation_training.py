@@ -3,9 +3,9 @@
 import json
 
 import pytest
+
 from conftest import train, train_argv
 from evaluation_fixtures import write_json, write_paired_shard, write_sugarcrepe
-
 from open_clip_triplet import options
 
 

@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import jpeg, tiny_clip, write_paired_shard
 
+from evaluation_fixtures import jpeg, tiny_clip, write_paired_shard
 from open_clip_triplet.evaluation.tripletdata import composition_scores, summarise
 from open_clip_triplet.shards import ShardError
 

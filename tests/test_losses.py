@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import loss_reference as reference
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import loss_reference as reference
 from open_clip_triplet import losses
 from open_clip_triplet.losses import METHODS
 from open_clip_triplet.losses.functional import triplet_clip_loss

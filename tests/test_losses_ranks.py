@@ -15,7 +15,6 @@ from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import loss_reference as reference
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from torch import multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import loss_reference as reference
 from open_clip_triplet.losses import METHODS, create_loss
 
 SAMPLES, WIDTH = 8, 6

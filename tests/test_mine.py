@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY_MODEL, picture
 
+from conftest import TINY_MODEL, picture
 from open_clip_triplet.shards import ShardWriter, by_role, read_meta, read_samples, read_sizes
 from open_clip_triplet.tripletdata import embed, mine, neighbours
 from open_clip_triplet.tripletdata.cli import main

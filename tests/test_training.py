@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_MODEL, checkpoint, picture, train, train_argv, write_shards
 
+from conftest import TINY_MODEL, checkpoint, picture, train, train_argv, write_shards
 from open_clip_triplet.losses import METHODS
 from open_clip_triplet.options import UsageError
 

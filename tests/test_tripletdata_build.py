@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from build_fixtures import contents, plain_shards, tiny_sdxl
 from conftest import train, train_argv
-
 from open_clip_triplet.shards import read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.card import cell

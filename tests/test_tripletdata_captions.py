@@ -11,10 +11,10 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from build_fixtures import plain_shards, tiny_chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from build_fixtures import plain_shards, tiny_chat
 from open_clip_triplet.shards import read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.captions import Ask, Captions, Checker, tidy

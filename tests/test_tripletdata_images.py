@@ -6,10 +6,10 @@ import io
 import json
 
 import pytest
-from build_fixtures import Shout, contents, plain_shards, tiny_sdxl
-from conftest import picture
 from PIL import Image
 
+from build_fixtures import Shout, contents, plain_shards, tiny_sdxl
+from conftest import picture
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.engines import Local

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import TINY_MODEL, write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import TINY_MODEL, write_shards
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.concepts import coverage_order, load_wordnet, statistics, words

@@ -16,10 +16,10 @@ import zlib
 from pathlib import Path
 
 import pytest
-from build_fixtures import Shout, contents, plain_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from build_fixtures import Shout, contents, plain_shards
 from open_clip_triplet.shards import ShardWriter, by_role, read_samples
 from open_clip_triplet.tripletdata import cli, runner
 from open_clip_triplet.tripletdata.captions import Captions
@@ -350,6 +350,7 @@ def test_killed_anywhere_and_rerun_gives_the_bytes_of_an_undisturbed_run(tmp_pat
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
 def test_tables_give_what_the_same_shards_give(kind, tmp_path):
     import pandas
+
     from conftest import picture
 
     for number in range(3):
@@ -374,8 +375,9 @@ def test_tables_give_what_the_same_shards_give(kind, tmp_path):
 
 
 def test_table_images_of_any_format_come_out_readable(tmp_path):
-    from conftest import picture
     from PIL import Image
+
+    from conftest import picture
 
     image = Image.open(io.BytesIO(picture(0)))
     for name, kind in (

@@ -237,7 +237,8 @@ def surroundings() -> dict:
 
 def run(args) -> Iterator[dict]:
     """All measurements; the result so far is yielded after each, for a long run may be cut short."""
-    result = {"config": {**vars(args), "out": args.out.name, "width": WIDTH}, "surroundings": surroundings(), "growth": {}}
+    config = {**vars(args), "out": args.out.name, "width": WIDTH}
+    result = {"config": config, "surroundings": surroundings(), "growth": {}}
     result["command"] = " ".join(["python tools/bench_loss.py", *sys.argv[1:]])
     result["ranks"] = [bytes_between_ranks(ranks, args.rank_samples) for ranks in (2, 4, 8)]
     if result["surroundings"]["gpu"]:

@@ -21,10 +21,9 @@ import time
 from pathlib import Path
 
 import shape_runs
-from shape_runs import SCORES, Run, difference, interval
-
 from open_clip_triplet.shards import by_role, read_samples, write_text_durably
 from open_clip_triplet.tripletdata import shapes
+from shape_runs import SCORES, Run, difference, interval
 
 METHODS = ("clip", "negclip", "triplet")
 #: No crops: where a thing is belongs to its caption. The second moment of 0.999, OpenCLIP's default for

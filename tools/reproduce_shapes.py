@@ -21,10 +21,9 @@ from pathlib import Path
 import shape_page
 import shape_runs
 from demo import COMMON
-from shape_runs import Run
-
 from open_clip_triplet.shards import write_text_durably
 from open_clip_triplet.tripletdata import shapes
+from shape_runs import Run
 
 #: row of the paper -> (flags, images and captions encoded per sample)
 ROWS = {

@@ -18,10 +18,9 @@ from pathlib import Path
 import shape_page
 import shape_runs
 from demo import COMMON
+from open_clip_triplet.shards import write_text_durably
 from reproduce_shapes import build_shards
 from shape_runs import Run
-
-from open_clip_triplet.shards import write_text_durably
 
 TRIPLET = ("--loss", "triplet")
 ABLATIONS = {
