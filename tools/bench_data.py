@@ -46,9 +46,10 @@ from open_clip_triplet.data.images import (
     resize_box,
 )
 from open_clip_triplet.data.reading import read_shard
+from open_clip_triplet.losses.methods import METHODS
 from open_clip_triplet.shards import ShardWriter, expand_shards, write_sizes, write_text_durably
 
-METHOD = SimpleNamespace(name="clip", reads_neg_images=False, reads_neg_captions=False)
+METHOD = METHODS["clip"]
 CAPTION = "A brown dog runs through tall grass while two children in red jackets watch from the fence."
 TICKS = os.sysconf("SC_CLK_TCK")
 OURS = ("pil", "fast")
