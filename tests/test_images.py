@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
 from open_clip_triplet.data.counts import Dropped
 from open_clip_triplet.data.device import ToDevice
@@ -19,7 +20,8 @@ from open_clip_triplet.data.images import (
     augmentation_state,
     crop_boxes,
     decode_fast,
-    fraction_for,
+    precision_for,
+    random_crop,
     resize_box,
 )
 
@@ -160,6 +162,20 @@ def test_same_crop_for_positive_and_negative(images):
     assert ((larger[0].float() - larger[1].float()) * scale).abs().mean() < 2
 
 
+@pytest.mark.parametrize(
+    "scale, ratio", [((0.9, 1.0), (3 / 4, 4 / 3)), ((0.08, 0.5), (1.0, 1.0)), ((1.0, 1.0), (0.5, 3.0))]
+)
+def test_crops_are_torchvisions_draws(scale, ratio):
+    crop = RandomResizedCrop(224, scale, ratio)
+    sizes = np.random.default_rng(0).integers(1, 2000, (1500, 2)).tolist()
+    torch.manual_seed(0)
+    expected = [crop.get_params(torch.empty((3, *size), device="meta"), scale, ratio) for size in sizes]
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    assert [random_crop(crop, *size) for size in sizes] == expected
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_crop_is_carried_over_in_proportion():
     crop = TRANSFORM.transforms[0]
     with augmentation_state(3):
@@ -180,7 +196,8 @@ def test_random_state_depends_on_the_names_alone_and_is_put_back():
 
 
 def test_jpegs_are_decoded_smaller_only_where_enough_pixels_remain():
-    assert [fraction_for((0, 0, side, side), (224, 224)) for side in (224, 600, 700, 5000)] == [1, 1, 2, 8]
+    chosen = [precision_for((0, 0, side, side), (224, 224)) for side in (224, 335, 600, 700, 5000)]
+    assert chosen == [(1, False), (1, False), (1, True), (2, True), (8, True)]
     assert decode_fast(encode(picture(1024, 768)), 2).shape == (384, 512, 3)
     assert decode_fast(encode(picture(1023, 767)), 4).shape == (192, 256, 3)
     assert decode_fast(encode(picture(1024, 768), "PNG"), 2).shape == (768, 1024, 3)

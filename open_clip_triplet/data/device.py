@@ -35,8 +35,14 @@ class ToDevice:
     def _finish(self, batch):
         images, texts = (part.to(self.device, non_blocking=True) for part in batch)
         if self._scale is not None:
-            images = torch.addcmul(self._shift, images.permute(0, 3, 1, 2), self._scale).contiguous()
+            images = self._normalize(images.permute(0, 3, 1, 2))
         return {"image": images, "text": texts} if self.as_dict else (images, texts)
+
+    def _normalize(self, images: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            return torch.addcmul(self._shift, images, self._scale).contiguous()
+        # A CPU takes three times as long over mixed types in one pass.
+        return images.contiguous().float().mul_(self._scale).add_(self._shift)
 
     def _ahead(self, batches: Iterator) -> Iterator:
         copying = torch.cuda.Stream(self.device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import random
 
 import numpy as np
@@ -22,6 +23,8 @@ from open_clip_triplet.data.counts import Dropped
 #: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only if at least this many of its pixels remain for
 #: each of the crop's, in height and width; so the mean difference to ``pil`` stays under 1.5 / 255.
 PIXELS_LEFT = {8: 2.5, 4: 2.0, 2: 1.5}
+#: and its colours are repeated rather than interpolated to its size only if there are that many
+PIXELS_FOR_COARSE_COLOURS = 1.5
 
 
 def decode_pil(data: bytes):
@@ -70,14 +73,9 @@ def crop_boxes(crop, sizes: list[tuple[int, int]], same: bool) -> list[tuple[int
     sizes: (height, width) of the images. same: one draw for all, carried over in proportion where the
     sizes differ.
     """
-
-    def draw(size):
-        shape_only = torch.empty((3, *size), device="meta")
-        return crop.get_params(shape_only, crop.scale, crop.ratio)
-
     if not same:
-        return [draw(size) for size in sizes]
-    first = draw(sizes[0])
+        return [random_crop(crop, *size) for size in sizes]
+    first = random_crop(crop, *sizes[0])
     boxes = [first]
     for height, width in sizes[1:]:
         y, x = height / sizes[0][0], width / sizes[0][1]
@@ -85,6 +83,27 @@ def crop_boxes(crop, sizes: list[tuple[int, int]], same: bool) -> list[tuple[int
         bottom, right = round((first[0] + first[2]) * y), round((first[1] + first[3]) * x)
         boxes.append((top, left, max(1, bottom - top), max(1, right - left)))
     return boxes
+
+
+def random_crop(crop, height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) that torchvision's ``crop.get_params`` would draw.
+
+    The draws are the same, at a fifth of the time: a try is refused more often than not, and costs
+    torchvision a dozen tensors. The arithmetic is in float64, so one box in some 100,000 may be off by 1.
+    """
+    low, high = (math.log(ratio) for ratio in crop.ratio)
+    for _ in range(10):
+        area, ratio = torch.rand(2).tolist()
+        area = height * width * (crop.scale[0] + area * (crop.scale[1] - crop.scale[0]))
+        ratio = math.exp(low + ratio * (high - low))
+        box = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < box[0] <= height and 0 < box[1] <= width:
+            top = torch.randint(height - box[0] + 1, (1,)).item()
+            left = torch.randint(width - box[1] + 1, (1,)).item()
+            return top, left, *box
+    # None of ten fits: the middle, as much of it as the ratios allow.
+    box = min(height, round(width / crop.ratio[0])), min(width, round(height * crop.ratio[1]))
+    return (height - box[0]) // 2, (width - box[1]) // 2, *box
 
 
 class PilImages:
@@ -159,7 +178,7 @@ class FastImages:
             return [self._make(data, size, box) for data, size, box in zip(encoded, sizes, boxes)]
 
     def _make(self, data: bytes, size: tuple[int, int], box: tuple[int, int, int, int]) -> torch.Tensor:
-        pixels = decode_fast(data, fraction_for(box, self._crop.size))
+        pixels = decode_fast(data, *precision_for(box, self._crop.size))
         image = resize_box(torch.from_numpy(pixels), size, box, self._crop.size)
         if not self._jitter:
             return image
@@ -207,13 +226,17 @@ def image_size(data: bytes) -> tuple[int, int]:
         return height, width
 
 
-def fraction_for(box: tuple[int, int, int, int], out: tuple[int, int]) -> int:
-    """1, 2, 4 or 8: the part of the image's height and width at which to decode it for a crop."""
+def precision_for(box: tuple[int, int, int, int], out: tuple[int, int]) -> tuple[int, bool]:
+    """How coarsely a JPEG may be decoded for a crop.
+
+    Returns the part of its height and width, 1, 2, 4 or 8, and whether colours may be repeated.
+    """
     pixels = min(box[2] / out[0], box[3] / out[1])
-    return next((part for part, left in PIXELS_LEFT.items() if pixels >= part * left), 1)
+    part = next((part for part, left in PIXELS_LEFT.items() if pixels >= part * left), 1)
+    return part, pixels >= PIXELS_FOR_COARSE_COLOURS
 
 
-def decode_fast(data: bytes, part: int) -> np.ndarray:
+def decode_fast(data: bytes, part: int, coarse_colours: bool = False) -> np.ndarray:
     """RGB pixels [H, W, 3] at about 1/``part`` of the size for JPEGs, whole for everything else.
 
     What libjpeg-turbo does not decode without a warning (CMYK, damage of any kind) goes to PIL, which
@@ -228,7 +251,7 @@ def decode_fast(data: bytes, part: int) -> np.ndarray:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours in ("YCbCr", "Gray", "RGB") and height * width < 2**27:
             size = {"min_height": -(-height // part), "min_width": -(-width // part), "min_factor": 1}
-            return simplejpeg.decode_jpeg(data, **(size if part > 1 else {}))
+            return simplejpeg.decode_jpeg(data, fastupsample=coarse_colours, **(size if part > 1 else {}))
     except ValueError:
         pass
     return np.array(decode_pil(data))
@@ -259,9 +282,10 @@ def resize_box(
         pixels = _repeat_edges(pixels[: stops[0], : stops[1]], *margin)
         starts, stops = ([n + m for n, m in zip(ends, margin)] for ends in (starts, stops))
     crop = pixels[starts[0] : stops[0], starts[1] : stops[1]].permute(2, 0, 1)[None]
-    made = torch.ops.aten._upsample_bicubic2d_aa(  # what interpolate() calls, with the scale set freely
-        crop, [out[0] + extra[0], out[1] + extra[1]], False, *scales
-    )
+    shape = [out[0] + extra[0], out[1] + extra[1]]
+    made = torch.empty(1, 3, *shape, dtype=torch.uint8, memory_format=torch.channels_last)
+    # What interpolate() calls, with the scale set freely, and channels last as everything here.
+    torch.ops.aten._upsample_bicubic2d_aa.out(crop, shape, False, *scales, out=made)
     return made[0, :, extra[0] :, extra[1] :].permute(1, 2, 0).contiguous()
 
 
@@ -277,5 +301,7 @@ def _repeat_edges(pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor
 
 def _meeting_point(begin: float, step: float, most: int = 8) -> tuple[int, int]:
     """(start, drop): a whole ``start`` with start + drop * step nearest to ``begin``, drop < most."""
+    if begin == int(begin):
+        return int(begin), 0
     tries = [(round(begin - drop * step), drop) for drop in range(most)]
     return min(tries, key=lambda found: (round(abs(found[0] + found[1] * step - begin), 1), found[1]))
