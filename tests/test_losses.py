@@ -217,6 +217,21 @@ def test_columns_that_every_image_rejects_are_exact():
     assert_same(ours, (exact[0].float(), [gradient.float() for gradient in exact[1]]), rtol=1e-5, atol=1e-5)
 
 
+@settings(max_examples=50, deadline=None)
+@given(scale=st.floats(0.01, 500), norm=st.floats(0.1, 3), seed=st.integers(0, 1000), chunk=st.integers(1, 9))
+def test_any_reach_of_the_logits_equals_float64(scale, norm, seed, chunk):
+    """With and without a shift of the exponentials, and where they have to be formed again in float64."""
+    four = [features(8, 4, seed=seed + i, dtype=torch.float32) for i in range(4)]
+    with torch.no_grad():
+        four[0][0] *= norm  # one row that is not of unit length
+    scale = scalar(scale, torch.float32)
+    ours = value_and_gradients(triplet_clip_loss(*four, scale, chunk_size=chunk), *four, scale)
+    wide = [tensor.detach().double().requires_grad_() for tensor in (*four, scale)]
+    exact = value_and_gradients(pseudo_code(*wide), *wide)
+    exact = exact[0].float(), [gradient.float() for gradient in exact[1]]
+    assert_same(ours, exact, rtol=1e-3, atol=2e-5 * max(1.0, scale.item()))
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(GROUPED),

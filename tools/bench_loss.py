@@ -142,6 +142,7 @@ def bytes_between_ranks(world_size: int, samples: int) -> dict:
     from unittest import mock
 
     import torch
+    import torch.nn.functional as F
     from torch import distributed as dist
 
     from open_clip_triplet.losses import TripletClipLoss
@@ -168,7 +169,7 @@ def bytes_between_ranks(world_size: int, samples: int) -> dict:
         "all_reduce": all_reduce,
     }
     with mock.patch.multiple(dist, **stand_ins):
-        rows = [torch.randn(2 * samples, WIDTH).requires_grad_() for _ in range(2)]
+        rows = [F.normalize(torch.randn(2 * samples, WIDTH), dim=1).requires_grad_() for _ in range(2)]
         TripletClipLoss(world_size=world_size)(*rows, torch.tensor(1.0)).backward()
     four_sets = 2 * 4 * samples * WIDTH * 4 * others
     return {"ranks": world_size, "samples": samples, "ours": received, "four_sets": four_sets}

@@ -2,9 +2,13 @@
 
 Both form the similarity matrix block by block and return the gradients with the value. The softmax
 over keys is known as soon as a block of queries has met all keys; the softmax over queries needs
-the log-sum-exp of whole columns, so a product over those columns precedes the sweep. In N x N
-products, for TripletCLIP: 2 for the columns, 4 for the logits, 8 for the gradients, and up to 2 are
-saved by keeping blocks of the first. The plain form takes 18. Legend: see ``sweep``.
+the sums of whole columns, so a product over those columns precedes the sweep. In N x N products, for
+TripletCLIP: 2 for the columns, 4 for the logits, 8 for the gradients, and up to 2 are saved by keeping
+blocks of the first. The plain form takes 18.
+
+Both softmaxes share one exponential of each logit, less a shift that is the same for all. A
+Cauchy-Schwarz bound on the logits says what shift rules out overflow; a sum that came out so small
+that underflow may have taken part of it is the sign to begin again in float64. Legend: see ``sweep``.
 """
 
 from __future__ import annotations
@@ -18,7 +22,11 @@ from open_clip_triplet.losses.ranks import Ranks
 from open_clip_triplet.losses.sweep import Block, Sweep, WithGradients
 
 #: numbers kept from the pass over columns, as a multiple of those in the keys: memory stays linear in N
-KEPT_PER_KEY = 8
+KEPT_PER_KEY = 4
+#: logarithms of the largest exponential formed, so that sums over 10^6 of them stay finite, and of the
+#: least sum to which those lost to underflow could not have added a rounding error
+LARGEST = {torch.float32: 70.0, torch.float64: 600.0}
+LEAST_SUM = {torch.float32: -57.0, torch.float64: -650.0}
 
 ALONE = Ranks()
 
@@ -55,62 +63,84 @@ def softmax_contrast(
 
     def compute(queries, keys, scale):
         sweep = Sweep(queries, keys, scale, chunk_size, ranks, needed)
-        over_queries, kept = _logsumexp_over_queries(sweep, own_side)
-        relative = over_queries - over_queries.new_tensor(weights).log().repeat_interleave(sweep.samples)
-        for block in sweep.blocks():
-            weight = weights[block.side]
-            columns = _columns(sweep, block, own_side)
-            logits, softmax = _block_logits(sweep, block, columns, kept), sweep.buffer(1, block)
-            pairs = sweep.pairs(block, logits).clone()
-            largest = logits.amax(1)
-            torch.softmax(logits, 1, out=softmax)
-            # The largest probability is at least 1 / (B * N), so its logarithm is finite.
-            over_keys = largest - softmax.amax(1).log_()
-            own_keys = over_queries[sweep.first_pair(block) :][: len(logits)]
-            sweep.set_losses(block, weight * (over_keys + own_keys - 2 * pairs))
-            if any(needed):
-                softmax[:, columns] += logits[:, columns].sub_(relative[columns] + math.log(weight)).exp_()
-                sweep.pairs(block, softmax).sub_(2)
-                sweep.add_gradient(block, softmax if weight == 1 else softmax.mul_(weight))
-        return sweep.result(per_sample=0.5 / sweep.samples)
+        dtype = sweep.sums
+        if not _softmax_sweep(sweep, weights, own_side):
+            sweep = Sweep(queries.double(), keys.double(), scale, chunk_size, ranks, needed)
+            _softmax_sweep(sweep, weights, own_side)
+        loss, *gradients = sweep.result(per_sample=0.5 / sweep.samples)
+        return loss.to(dtype), *gradients
 
     return WithGradients.apply(compute, queries, keys, scale)
 
 
-def _columns(sweep: Sweep, block: Block, own_side: bool) -> slice:
-    """Columns of the keys that are classified over a block's queries."""
-    first, count = (block.side, 1) if own_side else (0, sweep.sides)
-    return slice(first * sweep.samples, (first + count) * sweep.samples)
+def _softmax_sweep(sweep: Sweep, weights: tuple[float, ...], own_side: bool) -> bool:
+    """Losses and gradients of all blocks; whether the sums were large enough for the type."""
+    reach = sweep.reach()
+    shift = max(0.0, reach - LARGEST[sweep.sums]) if math.isfinite(reach) else 0.0
+    least = []
+    every = range(sweep.sides)
+    for sides in [(side,) for side in every] if own_side else [tuple(every)]:
+        # The keys that are classified over the queries of these sides.
+        columns = slice(sides[0] * sweep.samples, (sides[-1] + 1) * sweep.samples)
+        pairs, sums, kept = _meet_columns(sweep, sides, columns, shift)
+        side_weights = sums.new_tensor([weights[side] for side in sides])
+        over_queries, by_column = sums.log(), side_weights.repeat_interleave(sweep.samples) / sums
+        factors = sweep.empty(sweep.chunk, len(sums)) if any(sweep.needed) else None
+        least.append(sums.amin())
+        for number, block in enumerate(sweep.blocks(sides)):
+            own, others = _exponentials(sweep, block, columns, shift, kept[number : number + 1])
+            row_sums = own.sum(1)
+            for part in others:
+                row_sums += part.sum(1)
+            least.append(row_sums.amin())
+            own_keys = over_queries[sweep.first_pair(block) - columns.start :][: len(row_sums)]
+            weight = weights[block.side]
+            sweep.set_losses(block, weight * (row_sums.log() + own_keys + 2 * (shift - pairs[number])))
+            if any(sweep.needed):
+                by_row = (weight / row_sums)[:, None]
+                gradient = sweep.buffer(block)
+                for part in others:
+                    part.mul_(by_row)
+                own_factors = torch.add(by_row, by_column, out=factors[: len(by_row)])
+                torch.mul(own, own_factors, out=gradient[:, columns])
+                sweep.pairs(block, gradient).sub_(2 * weight)
+                sweep.add_gradient(block, gradient)
+    # Not "at least": NaN is nothing that float64 would mend.
+    return not float(sweep.ranks.least(torch.stack(least).amin())) < math.exp(LEAST_SUM[sweep.sums])
 
 
-def _logsumexp_over_queries(sweep: Sweep, own_side: bool) -> tuple[torch.Tensor, dict[Block, torch.Tensor]]:
-    """For each of the A * N paired keys, over every rank's queries; and the blocks of logits kept."""
-    total = sweep.empty(sweep.sides * sweep.samples).fill_(-math.inf)
-    kept, room = {}, KEPT_PER_KEY * sweep.keys.numel()
-    for block in sweep.blocks():
-        columns = _columns(sweep, block, own_side)
-        logits = sweep.logits(block, columns)
-        if logits.numel() <= room:
-            room -= logits.numel()
-            kept[block] = logits.clone()
-        largest = logits.amax(0)
-        sums = logits.sub_(largest).exp_().sum(0)
-        torch.logaddexp(total[columns], sums.log_().add_(largest), out=total[columns])
-    return sweep.ranks.logsumexp_(total), kept
+def _meet_columns(sweep: Sweep, sides: tuple[int, ...], columns: slice, shift: float):
+    """The pass over the columns that are classified over the queries of ``sides``.
+
+    Returns:
+        The logits of each block's pairs, the sums [columns] of the exponentials of every rank's
+        queries, and the exponentials [count, rows, columns] of the first blocks.
+    """
+    pairs, sums = [], sweep.empty(columns.stop - columns.start).zero_()
+    kept = sweep.kept(columns, KEPT_PER_KEY * sweep.keys.numel())
+    for number, block in enumerate(sweep.blocks(sides)):
+        out = kept[number, : block.stop - block.start] if number < len(kept) else None
+        logits = sweep.logits(block, columns, out=out)
+        pairs.append(sweep.pairs(block, logits, columns.start).clone())
+        sums += _exponential(logits, shift).sum(0)
+    return pairs, sweep.ranks.sum_(sums), kept
 
 
-def _block_logits(
-    sweep: Sweep, block: Block, columns: slice, kept: dict[Block, torch.Tensor]
-) -> torch.Tensor:
-    """Logits [stop - start, B * N] of a block, of which ``columns`` may have been kept."""
-    if block not in kept:
-        return sweep.logits(block)
-    logits = sweep.buffer(0, block)
-    logits[:, columns] = kept.pop(block)
-    for rest in (slice(0, columns.start), slice(columns.stop, len(sweep.keys))):
-        if rest.start < rest.stop:
-            sweep.logits(block, rest, out=logits[:, rest])
-    return logits
+def _exponentials(sweep: Sweep, block: Block, columns: slice, shift: float, kept: torch.Tensor):
+    """Of a block's logits in ``columns``, where not ``kept``, and in the parts before and after them."""
+    buffer = sweep.buffer(block)
+
+    def form(part):
+        return _exponential(sweep.logits(block, part, out=buffer[:, part]), shift)
+
+    parts = slice(0, columns.start), slice(columns.stop, len(sweep.keys))
+    others = [form(part) for part in parts if part.start < part.stop]
+    return kept[0, : len(buffer)] if len(kept) else form(columns), others
+
+
+def _exponential(logits: torch.Tensor, shift: float) -> torch.Tensor:
+    """In place."""
+    return (logits.sub_(shift) if shift else logits).exp_()
 
 
 def sigmoid_contrast(

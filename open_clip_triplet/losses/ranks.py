@@ -41,15 +41,17 @@ class Ranks:
             dist.reduce_scatter_tensor(own[side], gathered[side])
         return own
 
-    def logsumexp_(self, partial: torch.Tensor) -> torch.Tensor:
-        """Each rank's log-sum-exp over its queries -> the one over everybody's, in place."""
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """Maximum over the ranks, in place."""
         if self.world_size > 1:
-            largest = partial.clone()
-            dist.all_reduce(largest, dist.ReduceOp.MAX)
-            partial.sub_(largest).exp_()
-            dist.all_reduce(partial)
-            partial.log_().add_(largest)
-        return partial
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
+    def least(self, values: torch.Tensor) -> torch.Tensor:
+        """Minimum over the ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MIN)
+        return values
 
     def sum_(self, share: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""

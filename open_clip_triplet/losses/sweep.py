@@ -7,7 +7,7 @@ are keys in side order: key (b, j) is column b * N + j.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -54,36 +54,51 @@ class Sweep:
         if needed[1]:
             self.key_gradient = self.empty(*self.keys.shape).zero_()
 
-        self._buffers = self.empty(2, self.chunk * len(self.keys))
+        self._buffer = self.empty(self.chunk * len(self.keys))
+        self._kept: torch.Tensor | None = None
 
     def empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self.sums, device=self.keys.device)
 
-    def blocks(self) -> Iterator[Block]:
-        for side in range(self.sides):
+    def reach(self) -> float:
+        """A bound on the size of every rank's scaled similarities. Waits for the device."""
+        norms = torch.stack([torch.linalg.vector_norm(rows, dim=-1).amax() for rows in (self.scaled, self.keys)])
+        return float(self.ranks.largest(norms.to(self.sums)).prod())
+
+    def blocks(self, sides: Iterable[int] | None = None) -> Iterator[Block]:
+        """Blocks of some sides of queries, by default of all."""
+        for side in range(self.sides) if sides is None else sides:
             for start in range(0, self.rows, self.chunk):
                 yield Block(side, start, min(start + self.chunk, self.rows))
 
     def logits(self, block: Block, columns: slice | None = None, out=None) -> torch.Tensor:
-        """Scaled similarities [stop - start, columns] of a block, in ``out`` or scratch 0."""
+        """Scaled similarities [stop - start, columns] of a block, in ``out`` or scratch."""
         side, start, stop = block
         keys = self.keys if columns is None else self.keys[columns]
-        out = self.buffer(0, block, columns) if out is None else out
+        out = self.buffer(block, columns) if out is None else out
         return product(self.scaled[side, start:stop], keys.t(), out)
 
-    def buffer(self, which: int, block: Block, columns: slice | None = None) -> torch.Tensor:
-        """Scratch 0 or 1 as [stop - start, columns], all columns by default; reused by every block."""
+    def buffer(self, block: Block, columns: slice | None = None) -> torch.Tensor:
+        """Scratch [stop - start, columns], all columns by default; the same for every block."""
         width = len(self.keys) if columns is None else columns.stop - columns.start
         height = block.stop - block.start
-        return self._buffers[which, : height * width].view(height, width)
+        return self._buffer[: height * width].view(height, width)
+
+    def kept(self, columns: slice, numbers: int) -> torch.Tensor:
+        """Room [count, rows, columns] for as many blocks of one side as ``numbers`` allow; reused."""
+        width = columns.stop - columns.start
+        count = min(numbers // (self.chunk * width), -(-self.rows // self.chunk) * self.sides)
+        if self._kept is None:
+            self._kept = self.empty(count, self.chunk, width)
+        return self._kept
 
     def first_pair(self, block: Block) -> int:
         """Column of the key that belongs with a block's first query."""
         return block.side * self.samples + self.ranks.rank * self.rows + block.start
 
-    def pairs(self, block: Block, matrix: torch.Tensor) -> torch.Tensor:
-        """View [stop - start] of the entries of ``matrix`` [stop - start, B * N] that belong together."""
-        first = self.first_pair(block)
+    def pairs(self, block: Block, matrix: torch.Tensor, column: int = 0) -> torch.Tensor:
+        """View [stop - start] of a block's entries that belong together; ``matrix`` begins at ``column``."""
+        first = self.first_pair(block) - column
         return matrix[:, first : first + len(matrix)].diagonal()
 
     def set_losses(self, block: Block, losses: torch.Tensor) -> None:
