@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +56,7 @@ EXACT = [
     Case("negclip", siglip=True, neg_captions=3),
     Case("triplet", neg_captions=3, accum_freq=2),
 ]
-BF16 = [Case("triplet", flags, accum, precision="amp_bf16") for flags in FLAGS for accum in (1, 2)]
+BF16 = [replace(case, precision="amp_bf16") for case in EXACT]
 FSDP = [Case("triplet", "local+gather", fsdp=True), Case("triplet", siglip=True, fsdp=True)]
 OPENCLIPS = [Case("clip", flags, accum, stock=True) for flags in (*FLAGS, "local") for accum in (1, 2)]
 
