@@ -140,7 +140,9 @@ def bench_vllm(python: str, model: str, count: int) -> dict:
     }
     for name, flag in (("without", "0"), ("with", "1")):
         command = [python, "-c", VLLM, model, flag, str(count)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        output = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if output.returncode:
+            raise SystemExit(f"vLLM failed with status {output.returncode}:\n{output.stderr[-3000:]}")
         seconds[name] = float(output.stdout.split("SECONDS")[-1].split()[0])
     rates = {f"{name}_prefix_cache": round(count / value, 2) for name, value in seconds.items()}
     return {
@@ -180,6 +182,11 @@ def bench_resume(folder: Path, shards: int) -> dict:
     return result
 
 
+def processor() -> str:
+    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -200,7 +207,7 @@ def main() -> None:
         "date": str(date.today()),
         "commit": commit.strip(),
         "cores": os.cpu_count(),
-        "hardware": platform.processor() or platform.machine(),
+        "hardware": processor(),
         "load_before": round(os.getloadavg()[0], 1),
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -55,4 +55,5 @@ def decode(data: bytes, size: int = 0) -> Picture:
             raise ValueError(f"{full[0]}x{full[1]} pixels")
         if size and short > size and image.format == "JPEG":
             image.draft("RGB", tuple(side * size // short for side in full))
-        return Picture(image.convert("RGB"), suffix, full)
+        image.load()
+        return Picture(image if image.mode == "RGB" else image.convert("RGB"), suffix, full)

@@ -161,7 +161,12 @@ class Vllm(LanguageModel):
             raise Stop(
                 "--backend vllm needs: pip install 'open_clip_triplet[vllm]' (an environment of its own)"
             ) from error
-        memory = {"gpu_memory_utilization": self.gpu_memory} if device == "cuda" else {}
+        if device == "cuda":
+            settings = {"gpu_memory_utilization": self.gpu_memory}
+        else:
+            # Compiling for a CPU takes longer than it saves. A prompt that is read in several steps has
+            # its random generator set back between them, which torch's CPU generator cannot do.
+            settings = {"enforce_eager": True, "enable_chunked_prefill": False}
         try:
             self._llm = LLM(
                 model=self.model,
@@ -169,8 +174,7 @@ class Vllm(LanguageModel):
                 max_model_len=self.max_model_len,
                 tensor_parallel_size=self.tensor_parallel,
                 disable_log_stats=True,
-                enforce_eager=device != "cuda",  # compiling for a CPU takes longer than it saves
-                **memory,
+                **settings,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise Stop(missing_model(self.model, error)) from error

@@ -54,7 +54,7 @@ def serving(model: str):
         port = probe.getsockname()[1]
     vllm = Path(sys.executable).with_name("vllm")
     command = [vllm, "serve", model, "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048"]
-    command.append("--enforce-eager")
+    command += ["--enforce-eager", "--no-enable-chunked-prefill"]  # the second for seeds on a CPU
     server = subprocess.Popen([*command, "--served-model-name", "smollm2"])
     try:
         deadline = time.monotonic() + 240
