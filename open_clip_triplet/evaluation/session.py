@@ -83,6 +83,7 @@ def run_checkpoint(session: Session, spec: CheckpointSpec, benchmarks: list) -> 
         "pretrained": spec.pretrained,
         "weights": facts["weights"],
         "precision": spec.precision,
+        "preprocessing": facts["preprocessing"],
         "store": store.folder.name,
     }
     evaluation = run_suite(
