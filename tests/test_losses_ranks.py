@@ -43,9 +43,11 @@ class Case:
     precision: str = "fp32"
     stock: bool = False
     fsdp: bool = False
+    log_scale: float = 2.0
 
     def __str__(self) -> str:
         parts = [self.loss, self.flags, f"accum{self.accum_freq}", f"K{self.neg_captions}", self.precision]
+        parts += [f"scale{self.log_scale:g}"] * (self.log_scale != 2)
         return "-".join(parts + ["siglip"] * self.siglip + ["stock"] * self.stock + ["fsdp"] * self.fsdp)
 
 
@@ -58,18 +60,19 @@ EXACT = [
 ]
 BF16 = [replace(case, precision="amp_bf16") for case in EXACT]
 FSDP = [Case("triplet", "local+gather", fsdp=True), Case("triplet", siglip=True, fsdp=True)]
+FAR = [Case("triplet", log_scale=7.0), Case("negclip", "local+gather", neg_captions=3, log_scale=7.0)]
 OPENCLIPS = [Case("clip", flags, accum, stock=True) for flags in (*FLAGS, "local") for accum in (1, 2)]
 
 
 class Towers(nn.Module):
     """Two linear towers with CLIP's outputs."""
 
-    def __init__(self, siglip: bool):
+    def __init__(self, siglip: bool, log_scale: float):
         super().__init__()
         generator = torch.Generator().manual_seed(7)
         self.image = nn.Parameter(torch.randn(WIDTH, 5, generator=generator))
         self.text = nn.Parameter(torch.randn(WIDTH, 5, generator=generator))
-        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+        self.logit_scale = nn.Parameter(torch.tensor(log_scale))
         if siglip:
             self.logit_bias = nn.Parameter(torch.tensor(-1.0))
 
@@ -92,7 +95,7 @@ def joined_batch(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
 
 def expected_gradients(case: Case) -> dict[str, torch.Tensor]:
     """Of one process on the joined batch, by loops over samples in float64."""
-    model = Towers(case.siglip).double()
+    model = Towers(case.siglip, case.log_scale).double()
     images, captions = joined_batch(case)
     out = model(images.double(), captions.double())
     rows = out["image_features"], out["text_features"], out["logit_scale"]
@@ -143,7 +146,7 @@ def measured_gradients(case: Case, rank: int = 0, world_size: int = 1) -> dict[s
         wandb=False,
         batch_size=1,
     )
-    model = trained = Towers(case.siglip)
+    model = trained = Towers(case.siglip, case.log_scale)
     if world_size > 1:
         trained = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -156,7 +159,7 @@ def fsdp_gradients(case: Case, rank: int, world_size: int) -> dict[str, torch.Te
     """Of one step with the towers sharded as OpenCLIP 4.x does it: scalars as [1], then FSDP2."""
     from torch.distributed.fsdp import fully_shard
 
-    model = Towers(case.siglip)
+    model = Towers(case.siglip, case.log_scale)
     for name in ("logit_scale", "logit_bias"):
         if hasattr(model, name):
             setattr(model, name, nn.Parameter(getattr(model, name).detach()[None]))
@@ -173,7 +176,7 @@ def run_rank(rank: int, world_size: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    cases = [case for case in EXACT + BF16 + OPENCLIPS if case.accum_freq * world_size <= SAMPLES]
+    cases = [case for case in EXACT + BF16 + FAR + OPENCLIPS if case.accum_freq * world_size <= SAMPLES]
     results = {str(case): measured_gradients(case, rank, world_size) for case in cases}
     results |= {str(case): fsdp_gradients(case, rank, world_size) for case in FSDP}
     torch.save(results, Path(folder) / f"{rank}.pt")
@@ -227,6 +230,13 @@ def assert_gradients(measured, expected, tolerance):
 def test_ranks_equal_one_process(case, world_size, gradients):
     for rank in gradients(world_size):
         assert_gradients(rank[str(case)], expected_gradients(case), 1e-5)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("case", FAR, ids=str)
+def test_ranks_equal_one_process_where_exponentials_underflow(case, world_size, gradients):
+    for rank in gradients(world_size):
+        assert_gradients(rank[str(case)], expected_gradients(case), 1e-3)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

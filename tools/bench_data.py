@@ -280,7 +280,7 @@ def decoders(encoded: list[bytes], size: tuple[int, int]) -> dict:
         return np.array(image)
 
     candidates = {
-        f"simplejpeg at 1/{part}{', coarse colours' * coarse}": lambda data: decode_fast(data, part, coarse),
+        f"simplejpeg at 1/{part} as chosen": lambda data: decode_fast(data, part, coarse),
         "simplejpeg whole": lambda data: decode_fast(data, 1),
         "torchvision whole": lambda data: decode_jpeg(
             torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB

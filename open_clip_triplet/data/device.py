@@ -11,7 +11,7 @@ class ToDevice:
     """Iterates batches as OpenCLIP's loop wants them, given those of the workers.
 
     uint8 images [N, H, W, 3] are moved as they are and become normalised floats [N, 3, H, W] on the
-    device, in one pass; float images pass unchanged. On a GPU the next batch is copied, by a stream of
+    device, on a GPU in one pass; float images pass unchanged. On a GPU the next batch is copied, by a stream of
     its own, while the step on the present one runs.
 
     normalize: torchvision's Normalize, or None where the workers have normalised.
@@ -41,7 +41,7 @@ class ToDevice:
     def _normalize(self, images: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":
             return torch.addcmul(self._shift, images, self._scale).contiguous()
-        # A CPU takes three times as long over mixed types in one pass.
+        # CPUs take three times as long over mixed types in one pass.
         return images.contiguous().float().mul_(self._scale).add_(self._shift)
 
     def _ahead(self, batches: Iterator) -> Iterator:

@@ -23,7 +23,8 @@ from open_clip_triplet.data.counts import Dropped
 #: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only if at least this many of its pixels remain for
 #: each of the crop's, in height and width; so the mean difference to ``pil`` stays under 1.5 / 255.
 PIXELS_LEFT = {8: 2.5, 4: 2.0, 2: 1.5}
-#: and its colours are repeated rather than interpolated to its size only if there are that many
+#: A JPEG's colours, kept at half its size, are repeated and not interpolated where the crop has as many
+#: pixels for each one it becomes.
 PIXELS_FOR_COARSE_COLOURS = 1.5
 
 
@@ -88,8 +89,9 @@ def crop_boxes(crop, sizes: list[tuple[int, int]], same: bool) -> list[tuple[int
 def random_crop(crop, height: int, width: int) -> tuple[int, int, int, int]:
     """(top, left, height, width) that torchvision's ``crop.get_params`` would draw.
 
-    The draws are the same, at a fifth of the time: a try is refused more often than not, and costs
-    torchvision a dozen tensors. The arithmetic is in float64, so one box in some 100,000 may be off by 1.
+    The draws are the same, at a quarter of the time: a try is refused more often than not, and costs
+    torchvision a dozen tensors. Arithmetic is in float64, so about one box in 30,000 is another one: its
+    size is rounded differently, and its place drawn from what is left.
     """
     low, high = (math.log(ratio) for ratio in crop.ratio)
     for _ in range(10):

@@ -1,8 +1,8 @@
 """What the ranks tell each other: captions once, column statistics, gradients of the captions.
 
 Every rank keeps the logits of its own queries. Keys (the captions, or the images of ``negimage``)
-are gathered once, their gradients are summed back to their owners, and per column one log-sum-exp
-is agreed upon. No rank ever holds the logits of another's queries.
+are gathered once, their gradients are summed back to their owners, and one sum per column and a few
+scalars are agreed upon. No rank ever holds the logits of another's queries.
 """
 
 from __future__ import annotations
@@ -52,6 +52,15 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(values, dist.ReduceOp.MIN)
         return values
+
+    def logsumexp_(self, partial: torch.Tensor) -> torch.Tensor:
+        """Each rank's log-sum-exp over its queries -> the one over everybody's, in place."""
+        if self.world_size > 1:
+            largest = self.largest(partial.clone())
+            partial.sub_(largest).exp_()
+            dist.all_reduce(partial)
+            partial.log_().add_(largest)
+        return partial
 
     def sum_(self, share: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""

@@ -7,7 +7,7 @@ are keys in side order: key (b, j) is column b * N + j.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ class Sweep:
 
     def __init__(self, queries, keys, scale, chunk_size: int | None, ranks: Ranks, needed):
         self.ranks, self.needed = ranks, needed
+        self.needs_gradients = any(needed)
         self.needs_query_side = needed[0] or needed[2]
         self.sides, self.rows, self.width = queries.shape
         self.samples = self.rows * ranks.world_size
@@ -46,7 +47,7 @@ class Sweep:
         self.sums = torch.promote_types(dtype, torch.float32)
         self.scale = scale.to(self.sums)
         self.queries = queries.to(dtype)
-        self.scaled = (queries * scale).to(dtype)
+        self.scaled = (queries.to(self.sums) * self.scale).to(dtype)
         self.keys = ranks.gather(keys.to(dtype)).flatten(0, 1)
         self.losses = self.empty(self.sides, self.rows)
         if self.needs_query_side:
@@ -55,15 +56,21 @@ class Sweep:
             self.key_gradient = self.empty(*self.keys.shape).zero_()
 
         self._buffer = self.empty(self.chunk * len(self.keys))
-        self._kept: torch.Tensor | None = None
+
+    def restart(self) -> None:
+        """Forget the gradients summed so far."""
+        if self.needed[1]:
+            self.key_gradient.zero_()
 
     def empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self.sums, device=self.keys.device)
 
     def reach(self) -> float:
         """A bound on the size of every rank's scaled similarities. Waits for the device."""
-        norms = torch.stack([torch.linalg.vector_norm(rows, dim=-1).amax() for rows in (self.scaled, self.keys)])
-        return float(self.ranks.largest(norms.to(self.sums)).prod())
+        norms = [
+            torch.linalg.vector_norm(rows, dim=-1, dtype=self.sums).amax() for rows in (self.scaled, self.keys)
+        ]
+        return float(self.ranks.largest(torch.stack(norms)).prod())
 
     def blocks(self, sides: Iterable[int] | None = None) -> Iterator[Block]:
         """Blocks of some sides of queries, by default of all."""
@@ -84,13 +91,14 @@ class Sweep:
         height = block.stop - block.start
         return self._buffer[: height * width].view(height, width)
 
-    def kept(self, columns: slice, numbers: int) -> torch.Tensor:
-        """Room [count, rows, columns] for as many blocks of one side as ``numbers`` allow; reused."""
-        width = columns.stop - columns.start
-        count = min(numbers // (self.chunk * width), -(-self.rows // self.chunk) * self.sides)
-        if self._kept is None:
-            self._kept = self.empty(count, self.chunk, width)
-        return self._kept
+    def room(self, sides: int, width: int, numbers: int) -> torch.Tensor:
+        """Space [count, chunk, width] for the blocks of some sides, or as many as ``numbers`` allow."""
+        blocks = sides * -(-self.rows // self.chunk)
+        return self.empty(min(blocks, numbers // (self.chunk * width)), self.chunk, width)
+
+    def columns(self, sides: Sequence[int]) -> slice:
+        """The keys of neighbouring sides."""
+        return slice(sides[0] * self.samples, (sides[-1] + 1) * self.samples)
 
     def first_pair(self, block: Block) -> int:
         """Column of the key that belongs with a block's first query."""
@@ -100,6 +108,11 @@ class Sweep:
         """View [stop - start] of a block's entries that belong together; ``matrix`` begins at ``column``."""
         first = self.first_pair(block) - column
         return matrix[:, first : first + len(matrix)].diagonal()
+
+    def own_keys(self, block: Block, values: torch.Tensor, column: int) -> torch.Tensor:
+        """Those of ``values``, one for each key from ``column`` on, of the keys that belong to a block."""
+        first = self.first_pair(block) - column
+        return values[first : first + block.stop - block.start]
 
     def set_losses(self, block: Block, losses: torch.Tensor) -> None:
         """Record what a block's queries [stop - start] cost."""
