@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: install test test-vllm demo demo-short lint clean
+.PHONY: install test test-vllm demo demo-short reproduce-short lint clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,9 @@ demo: install
 
 demo-short: install
 	$(BIN)/python tools/demo.py --output demo --short
+
+reproduce-short: install
+	PYTHON=$(BIN)/python SHORT=1 bash examples/reproduce_shapes.sh
 
 lint: install
 	$(BIN)/ruff check .
