@@ -13,13 +13,14 @@ SAMPLES_LOOKED_AT = 8
 
 
 def choose_captions(
-    roles: dict, rng: random.Random, *, sampling: str, negatives: int, keep_first: bool
+    roles: dict, rng: random.Random | None, *, sampling: str, negatives: int, keep_first: bool
 ) -> tuple[list[str], bool]:
     """The positive caption and its hard negatives, ``[y, y'a, y'b, ...]``.
 
     ``first`` takes ``txt`` and ``neg.txt``; ``random`` draws from the ``captions`` and ``neg_captions``
     of the json member. More than one negative always come from ``neg_captions``. Under ``keep_first``
-    ``neg.txt`` stays the first negative, because it is the caption of the negative image.
+    ``neg.txt`` stays the first negative, because it is the caption of the negative image. ``rng`` may be
+    None for ``first``.
 
     Returns:
         The 1 + ``negatives`` captions, and whether negatives had to be used more than once because

@@ -86,7 +86,7 @@ class Rows:
         names = (self.seed, epoch, visit, sample["__key__"])
         captions, filled = choose_captions(
             sample,
-            random.Random("/".join(map(str, names))),
+            random.Random("/".join(map(str, names))) if self.sampling == "random" else None,
             sampling=self.sampling,
             negatives=self.negatives,
             keep_first="neg_image" in self.roles,
