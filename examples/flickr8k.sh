@@ -44,7 +44,7 @@ train() { # NAME SHARDS FLAG...
     "$PYTHON" -m open_clip_triplet.train "$@" \
         --train-data "$folder/<${first%.tar}..${last%.tar}>.tar" \
         --model flickr8k-towers --model-config "$towers.json" --pretrained "$towers.pt" \
-        --lock-image --lock-image-freeze-bn-stats --lock-text \
+        --lock-image --lock-text --lock-text-freeze-layer-norm \
         --batch-size 128 --total-steps "$STEPS" --lr 2e-3 --wd 0.1 --warmup 10 \
         --workers 1 --precision fp32 --seed "$SEED" --log-every-n-steps 5 \
         --save-frequency 0 --save-every-n-steps 10 --resume latest --logs "$OUT/runs" --name "$name"
