@@ -5,7 +5,7 @@
 #   bash examples/reproduce_shapes.sh              # repro/shapes.md
 #   SHORT=1 bash examples/reproduce_shapes.sh      # two methods, one seed, 10 steps: that it runs
 #
-# Estimated at 2 hours of two idle CPU cores (equal steps alone, BUDGETS=steps: an hour). Downloads nothing.
+# 1 hour 50 minutes on one of two cores with OMP_NUM_THREADS=1, 86 minutes of processor time. Downloads nothing.
 # What came out here: examples/results/shapes.md. The paper's ordering: LaCLIP < NegImage <
 # NegCLIP++ < TripletCLIP (Table 3).
 set -euo pipefail
