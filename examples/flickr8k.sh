@@ -5,9 +5,8 @@
 #
 # DATA holds flickr8k/{train,val}-*.tar (jpg, txt, json with all captions), and for the evaluation
 # coco/val2017, coco/captions_val2017*.json and sugar-crepe/*.json. Nothing else is downloaded.
-# Both towers stay frozen, only the two projections learn. EPOCHS=4 of 3,000 images at 224 pixels are
-# estimated at an hour and a half of two CPU cores (70 ms an image on one), SIZE=128 at half an hour. It has
-# not been run at full length by this project yet: there is no results page.
+# Both towers stay frozen, only the two projections learn. EPOCHS=2 SIZE=128 took 36 minutes of one core's
+# time (examples/results/flickr8k.md); the defaults, 4 epochs at 224 pixels, are estimated at 3 hours of it.
 #
 # Rows: clip; clip-hn and triplet on mined real negatives; negclip on rule-made captions. LLM=1 adds
 # negclip on captions by SmolLM2-135M, where LLM_FOLDER is that model's folder (slow on CPUs).
