@@ -187,7 +187,7 @@ def run(pipeline: str, spec: str, workers: int = 1, *, finish: bool = True) -> d
     finish: what the training process does to a batch is done too; else it is dropped as it arrives.
     """
     batches = loader(pipeline, spec, workers)
-    batches = iter(batches if finish else batches.dataloader)
+    batches = iter(batches) if finish else batches.from_workers()
     next(batches)
     start, used, images, wall, busy, memory = time.perf_counter(), processor_seconds(), 0, 0.0, 0.0, 0.0
     for batch in batches:

@@ -82,12 +82,14 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
 def _loader(args, plan: EpochPlan, rows, counts, position, as_dict: bool):
     from torch.utils.data import DataLoader
 
+    from open_clip_triplet.data.buffers import BatchBuffers
     from open_clip_triplet.data.device import ToDevice
     from open_clip_triplet.data.loader import PairedLoader
     from open_clip_triplet.data.pipeline import TrainingBatches
 
+    buffers = BatchBuffers(args.workers, recycle=rows.images.normalize is not None)
     workers = DataLoader(
-        TrainingBatches(plan, rows, counts, position, _shuffle_samples(plan)),
+        TrainingBatches(plan, rows, counts, position, buffers, _shuffle_samples(plan)),
         batch_size=None,
         num_workers=args.workers,
         persistent_workers=args.workers > 0,
@@ -98,6 +100,7 @@ def _loader(args, plan: EpochPlan, rows, counts, position, as_dict: bool):
         urls=plan.urls,
         counts=counts,
         position=position,
+        buffers=buffers,
         finish=ToDevice(args.device, rows.images.normalize, as_dict=as_dict),
         num_batches=plan.batches,
         image_rows=plan.used * rows.image_group,

@@ -265,7 +265,7 @@ def resize_box(
     """Crop and resize, bicubic with antialiasing, on uint8.
 
     pixels: [h, w, 3], the image at a fraction of its ``size`` or whole. box: in pixels of ``size``.
-    out: (height, width). Returns [*out, 3], contiguous.
+    out: (height, width). Returns [*out, 3].
 
     In a reduced image a crop may begin between two pixels. The kernel can only begin on one, so it
     begins a few rows and columns earlier, where the two grids nearly meet, and those are cut off.
@@ -288,7 +288,7 @@ def resize_box(
     made = torch.empty(1, 3, *shape, dtype=torch.uint8, memory_format=torch.channels_last)
     # What interpolate() calls, with the scale set freely, and channels last as everything here.
     torch.ops.aten._upsample_bicubic2d_aa.out(crop, shape, False, *scales, out=made)
-    return made[0, :, extra[0] :, extra[1] :].permute(1, 2, 0).contiguous()
+    return made[0, :, extra[0] :, extra[1] :].permute(1, 2, 0)
 
 
 def _repeat_edges(pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

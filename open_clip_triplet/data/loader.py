@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.utils.data import DataLoader
 
+from open_clip_triplet.data.buffers import BatchBuffers
 from open_clip_triplet.data.counts import Counts, summary, too_many_dropped
 from open_clip_triplet.data.pipeline import Position
 
@@ -23,7 +24,8 @@ class PairedLoader:
     OpenCLIP's progress line counts. Set ``first_batch`` before an epoch to pass over the batches of it
     that were trained on before a resume; it holds for one epoch.
 
-    finish: batch from the workers to what the loop gets; see :mod:`open_clip_triplet.data.device`.
+    finish: batches of (images, texts) from the workers to what the loop gets; see
+    :mod:`open_clip_triplet.data.device`. When it asks for a batch it has no more need of the one before.
     rank: only rank 0 logs. reduce_device: where counts of all ranks are summed; None for one process.
     total: samples of an exact pass over the data set, else None. used: samples per epoch, all ranks.
     """
@@ -35,6 +37,7 @@ class PairedLoader:
         urls: Sequence[str],
         counts: Counts,
         position: Position,
+        buffers: BatchBuffers,
         finish: Callable[[Iterator], Iterator],
         num_batches: int,
         image_rows: int,
@@ -45,6 +48,7 @@ class PairedLoader:
     ):
         self.dataloader, self.urls, self.counts, self.position = dataloader, urls, counts, position
         self.num_batches, self.num_samples = num_batches, image_rows
+        self._buffers = buffers
         self._finish, self._total, self._used = finish, total, used
         self._rank, self._reduce_device = rank, reduce_device
         self._waiting_since: float | None = None
@@ -72,7 +76,7 @@ class PairedLoader:
         watch = threading.Thread(target=self._watch, args=(stop,), daemon=True)
         watch.start()
         try:
-            for batch in self._finish(self._from_workers()):
+            for batch in self._finish(self.from_workers()):
                 self._given += 1
                 yield batch
             self.finish_epoch()
@@ -95,13 +99,15 @@ class PairedLoader:
         """Counts of the last finished epoch by name, over all workers and ranks."""
         return dict(self._last_totals)
 
-    def _from_workers(self) -> Iterator:
+    def from_workers(self) -> Iterator:
+        """Batches as they leave the workers; each is given back when the next is asked for."""
         self._waiting_since = time.monotonic()
+        self._buffers.start_epoch()
         batches = iter(self.dataloader)
         while True:
             self._waiting_since = time.monotonic()
             try:
-                batch = next(batches)
+                images, texts, ticket = next(batches)
             except StopIteration:
                 return
             except RuntimeError as error:
@@ -113,7 +119,8 @@ class PairedLoader:
                 ) from error
             finally:
                 self._waiting_since = None
-            yield batch
+            yield images, texts
+            self._buffers.give_back(images, ticket)
 
     def _reading(self) -> str:
         shards = [f"worker {w}: {self.urls[i]}" for w, i in enumerate(self.counts.reading()) if i >= 0]

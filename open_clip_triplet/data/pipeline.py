@@ -1,8 +1,8 @@
 """What a data worker does: read, shuffle, decode, augment, tokenize, group rows, batch.
 
-A batch is ``(images, texts)`` with the rows of a sample side by side: images ``[x0, x0', x1, x1', ...]``
+A batch is ``(images, texts, ticket)`` with the rows of a sample side by side: images ``[x0, x0', x1, x1', ...]``
 as one tensor [N*G, 3, H, W], texts ``[y0, y0'a, y0'b, ..., y1, ...]`` as [N*(1+K), L]; one row per sample
-where the method reads no negative of that modality.
+where the method reads no negative of that modality. The ticket is for :mod:`open_clip_triplet.data.buffers`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
+from open_clip_triplet.data.buffers import BatchBuffers
 from open_clip_triplet.data.captions import choose_captions
 from open_clip_triplet.data.counts import Counts, Dropped
 from open_clip_triplet.data.epochs import EpochPlan, Part, ShuffleOrder
@@ -94,11 +95,6 @@ class Rows:
         encoded = [sample[role] for role in ("image", "neg_image")[: self.image_group]]
         return self.images(encoded, *names), captions, filled
 
-    def collate(self, samples: list) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples as :meth:`load` returns them to one batch of grouped rows."""
-        images = default_collate([image for images, _, _ in samples for image in images])
-        return images, self.tokenizer([text for _, captions, _ in samples for text in captions])
-
 
 class TrainingBatches(IterableDataset):
     """Batches of one rank, for a DataLoader with ``batch_size=None`` and ``plan.workers`` workers.
@@ -106,23 +102,32 @@ class TrainingBatches(IterableDataset):
     shuffle_samples: size of the shuffle buffer of encoded samples, per worker.
     """
 
-    def __init__(self, plan: EpochPlan, rows: Rows, counts: Counts, position: Position, shuffle_samples: int):
+    def __init__(
+        self,
+        plan: EpochPlan,
+        rows: Rows,
+        counts: Counts,
+        position: Position,
+        buffers: BatchBuffers,
+        shuffle_samples: int,
+    ):
         super().__init__()
         self.plan, self.rows, self.counts = plan, rows, counts
-        self.position, self.shuffle_samples = position, shuffle_samples
+        self.position, self.buffers, self.shuffle_samples = position, buffers, shuffle_samples
         self._shard_index = {url: i for i, url in enumerate(plan.urls)}
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple]:
         info = get_worker_info()
         self._process = info.id if info else 0
         self._epoch = self.position.get_value()
         self.counts.clear(self._process)
+        self.buffers.start_epoch()
         first = self.position.first_batch
         # The loader asks worker 0 first, so that one must take the share which holds the first batch wanted.
         worker = (self._process + first) % self.plan.workers
         return self._batches(worker, done=len(range(worker, first, self.plan.workers)))
 
-    def _batches(self, worker: int, done: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(self, worker: int, done: int) -> Iterator[tuple]:
         """The batches of a worker's share from its number ``done`` on; those before are not decoded.
 
         A sample that cannot be used is replaced, in its batch, by one that follows it (which is then
@@ -140,13 +145,14 @@ class TrainingBatches(IterableDataset):
                 if isinstance(item, Unreadable):
                     self._count(item.reason)
                 else:
-                    self._count("filled up negative captions", item[-1])
                     loaded.append(item)
                     names.add(_name(found))
+            self._count("filled up negative captions", sum(filled for _, _, filled in loaded))
             self._count("seen", len(loaded))
             self._count("repeated", size - len(loaded))
             self._fill_up(loaded, names, ahead, stream, self.plan.slot_length(worker))
-            yield self.rows.collate(loaded)
+            images, ticket = self.buffers.stack([image for images, _, _ in loaded for image in images])
+            yield images, self.rows.tokenizer([text for _, texts, _ in loaded for text in texts]), ticket
 
     def _fill_up(self, loaded: list, names: set, ahead: deque, stream: Iterator, share: int) -> None:
         """Add samples that follow, none twice in a batch unless the worker's whole share has no other.

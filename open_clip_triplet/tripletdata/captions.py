@@ -132,6 +132,8 @@ class Ask:
         for attempt in range(self.attempts if self.model.retries else 1):
             if attempt:
                 tally.count("asked again", len(pending))
+            waiting = len(pending) / max(len(samples), 1)
+            self.model.progress = lambda share, waiting=waiting: tally.report(1 - waiting + share * waiting)
             answers = self.model.propose(
                 [samples[i].text for i in pending], [samples[i].key for i in pending], self.count, attempt
             )

@@ -37,6 +37,7 @@ class LanguageModel:
     top_p: float = 0.95
     max_tokens: int = 96
     retries = True
+    progress = staticmethod(lambda share: None)  # set by whoever wants to hear of it, inside ``complete``
 
     def config(self) -> dict:
         values = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("how")}
@@ -93,6 +94,7 @@ class Transformers(LanguageModel):
             rows = order[start : start + self.batch_size]
             for i, answer in zip(rows, self._generate([texts[i] for i in rows], [seeds[i] for i in rows])):
                 answers[i] = answer
+            self.progress(min(1.0, (start + self.batch_size) / len(order)))
         return answers
 
     def _generate(self, texts: list[str], seeds: list[int]) -> list[str]:
