@@ -74,9 +74,9 @@ class TarMembers:
     def _read(self, largest: int) -> bytes:
         if self.size > largest:
             raise self._damaged(f"a member of {self.size:,} bytes; the most that is read is {largest:,}")
-        data = self._exactly(self._left)
-        self._left = 0
-        return data[: self.size]
+        data = self._exactly(self.size)
+        self._left -= self.size  # the padding is passed over with the next header
+        return data
 
     def _parse(self, header: bytes) -> tuple[str, bytes]:
         checksum = sum(header) - sum(header[148:156]) + 8 * 32
@@ -118,7 +118,7 @@ class TarMembers:
         return data
 
     def _pass_over(self) -> None:
-        if self._length is None:
+        if self._length is None or self._left < BLOCK:  # padding: seeking would empty the read buffer
             for start in range(0, self._left, PIECE):
                 self._piece(min(PIECE, self._left - start))
         elif self._left:

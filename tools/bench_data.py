@@ -234,7 +234,7 @@ def stages(spec: str, size: tuple[int, int], number: int = 200) -> dict:
     (box,) = crop_boxes(crop, [size], same=False)
     precision = precision_for(box, crop.size)
     pixels = [decode_fast(data, *precision) for data in encoded]
-    made = [resize_box(torch.from_numpy(p), size, box, crop.size) for p in pixels]
+    made = [resize_box(p, size, box, crop.size) for p in pixels]
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     pictures = [decode_pil(data) for data in encoded]
     batch = torch.stack(made), tokenizer(texts)
@@ -251,7 +251,7 @@ def stages(spec: str, size: tuple[int, int], number: int = 200) -> dict:
         "tokenize": clock(lambda: tokenizer(texts)) / count,
         "fast: decode": clock(lambda: [decode_fast(data, *precision) for data in encoded]) / count,
         "fast: crop and resize": clock(
-            lambda: [resize_box(torch.from_numpy(p), size, box, crop.size) for p in pixels]
+            lambda: [resize_box(p, size, box, crop.size) for p in pixels]
         )
         / count,
         "fast: all of the image": clock(lambda: [fast([data], 0, 0) for data in encoded]) / count,

@@ -181,7 +181,7 @@ class FastImages:
 
     def _make(self, data: bytes, size: tuple[int, int], box: tuple[int, int, int, int]) -> torch.Tensor:
         pixels = decode_fast(data, *precision_for(box, self._crop.size))
-        image = resize_box(torch.from_numpy(pixels), size, box, self._crop.size)
+        image = resize_box(pixels, size, box, self._crop.size)
         if not self._jitter:
             return image
         from PIL import Image
@@ -260,7 +260,7 @@ def decode_fast(data: bytes, part: int, coarse_colours: bool = False) -> np.ndar
 
 
 def resize_box(
-    pixels: torch.Tensor, size: tuple[int, int], box: tuple[int, int, int, int], out: tuple[int, int]
+    pixels: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int], out: tuple[int, int]
 ) -> torch.Tensor:
     """Crop and resize, bicubic with antialiasing, on uint8.
 
@@ -283,18 +283,18 @@ def resize_box(
         margin = [max(0, -start) for start in starts]
         pixels = _repeat_edges(pixels[: stops[0], : stops[1]], *margin)
         starts, stops = ([n + m for n, m in zip(ends, margin)] for ends in (starts, stops))
-    crop = pixels[starts[0] : stops[0], starts[1] : stops[1]].permute(2, 0, 1)[None]
+    crop = torch.from_numpy(pixels[starts[0] : stops[0], starts[1] : stops[1]]).permute(2, 0, 1)
     shape = [out[0] + extra[0], out[1] + extra[1]]
     made = torch.empty(1, 3, *shape, dtype=torch.uint8, memory_format=torch.channels_last)
     # What interpolate() calls, with the scale set freely, and channels last as everything here.
-    torch.ops.aten._upsample_bicubic2d_aa.out(crop, shape, False, *scales, out=made)
+    torch._C._nn._upsample_bicubic2d_aa(crop[None], shape, False, *scales, out=made)
     return made[0, :, extra[0] :, extra[1] :].permute(1, 2, 0)
 
 
-def _repeat_edges(pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+def _repeat_edges(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """[h, w, 3] with its first row and column repeated before it."""
     height, width, _ = pixels.shape
-    padded = pixels.new_empty(rows + height, columns + width, 3)
+    padded = np.empty((rows + height, columns + width, 3), np.uint8)  # np.pad takes several times as long
     padded[rows:, columns:] = pixels
     padded[:rows, columns:] = pixels[0]
     padded[:, :columns] = padded[:, columns : columns + 1]
