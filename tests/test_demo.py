@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
+import torch
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
@@ -18,6 +22,8 @@ import shape_page  # noqa: E402
 import shape_runs  # noqa: E402
 import sweep  # noqa: E402
 from open_clip_triplet import options  # noqa: E402
+from open_clip_triplet.shards import by_role, read_samples  # noqa: E402
+from open_clip_triplet.tripletdata import shapes  # noqa: E402
 
 
 def result(label: str, group_correct: str, **more) -> dict:
@@ -153,11 +159,40 @@ def test_the_sweep_is_one_change_at_a_time(tmp_path, monkeypatch, capsys):
         return result(run.label, "1110" * 5, seed=run.seed, images_seen=1, captions_seen=1)
 
     monkeypatch.setattr(shape_runs, "execute", execute)
+    monkeypatch.setattr(shape_runs, "last_checkpoint", lambda run, output: Path(f"{run.name}.pt"))
     monkeypatch.setattr(sweep, "build_shards", lambda output: None)
+    monkeypatch.setattr(sweep, "prepare", lambda shards, args: None)
     assert sweep.main(["--output", str(tmp_path), "--seeds", "0", "1"]) == 0
-    assert len({run.name for run in trained}) == 2 * len(sweep.ABLATIONS)
-    for run in trained:  # flags that the plugin knows
-        own, rest = options.parse_own(list(run.flags))
-        assert own.loss == "triplet" and not rest
+    labels = {label for group in sweep.ABLATIONS.values() for label in group}
+    runs = [run for run in trained if run.label != sweep.FIRST_STAGE]
+    assert len({run.name for run in runs}) == len(runs) == 2 * len(labels)
+    for run in runs:  # flags that the plugin or OpenCLIP knows; only the second stage starts from weights
+        own, _ = options.parse_own(list(run.flags))
+        assert own.loss == sweep.ABLATIONS_BY_LABEL[run.label].flags[1]
+        assert ("--pretrained" in run.flags) == sweep.ABLATIONS_BY_LABEL[run.label].continues
     assert (tmp_path / "sweep.png").exists() and "4 negative captions" in (tmp_path / "sweep.csv").read_text()
     assert "group 75.0" in capsys.readouterr().out
+
+
+def test_the_sweeps_shards_are_made_by_the_tools(tmp_path, monkeypatch):
+    """Mined, rule-made, spoilt and filtered: read back by what trains on them."""
+    shapes.build(tmp_path / "shards", samples=400, val_samples=80, shards=8, world="single", image_size=32,
+                 seed=0, workers=1)
+    weights = tmp_path / "weights.pt"
+    open_clip.add_model_config(shape_runs.MODEL_CONFIG)
+    torch.save({"state_dict": open_clip.create_model(shape_runs.MODEL).state_dict()}, weights)
+    monkeypatch.setattr(sweep, "first_stage", lambda seed, args: weights)
+    args = argparse.Namespace(output=tmp_path)
+
+    def read(folder):
+        for shard in sorted((tmp_path / folder).glob("*.tar")):
+            yield from map(by_role, read_samples(shard))
+
+    for folder in (sweep.MINED, sweep.RULES, f"{sweep.SPOILT}-300"):
+        sweep.prepare(folder, args)
+    drawn = {sample["__key__"]: sample for sample in read("shards/train")}
+    assert all(s["neg_text"] != drawn[s["__key__"]]["neg_text"] for s in itertools.islice(read(sweep.MINED), 20))
+    for sample in read(sweep.RULES):  # the drawn image stays where the rules find the very caption of it
+        assert ("neg_image" in sample) == (sample["neg_text"] == drawn[sample["__key__"]]["neg_text"])
+    spoilt = [s["neg_image"] != drawn[s["__key__"]]["neg_image"] for s in read(sweep.SPOILT)]
+    assert spoilt[:8] == [False, False, False, True] * 2 and len(list(read(f"{sweep.SPOILT}-300"))) == 300

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_fixtures import plain_shards, tiny_chat
-from open_clip_triplet.shards import read_samples
+from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.captions import Ask, Captions, Checker, tidy
 from open_clip_triplet.tripletdata.engines import Local
@@ -23,6 +23,7 @@ from open_clip_triplet.tripletdata.runner import run_stage, totals
 from open_clip_triplet.tripletdata.server import Server
 from open_clip_triplet.tripletdata.source import Sample, Stop, Tally, plan_units
 from open_clip_triplet.tripletdata.textmodels import LanguageModel, NoAnswer, Transformers, read_prompt
+from paired_shards import jpeg
 
 PROMPT = read_prompt(None, "prompt_negative.txt")
 CAPTION = "A brown dog runs on the beach."
@@ -176,6 +177,18 @@ def test_rules_through_the_command_line(tmp_path, capfd):
     meta = json.loads(first["json"])
     assert {"jpg", "txt", "neg.txt", "json"} < set(first) and len(meta["neg_captions"]) == 3
     assert first["neg.txt"].decode() == meta["neg_captions"][0] and meta["llm"] == "rules"
+
+
+@pytest.mark.parametrize("command", [("captions",), ("build", "--no-images")])
+def test_a_new_negative_caption_leaves_the_old_ones_image_behind(tmp_path, command):
+    image = jpeg(0)
+    with ShardWriter(tmp_path / "in" / "00000.tar") as writer:
+        old = {"neg.txt": "An old one.", "neg.jpg": image}
+        writer.write({"__key__": "a", "jpg": image, "txt": "A red bus.", **old})
+    argv = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--backend", "rules", "--quiet"]
+    assert cli.main([*command, *argv]) == 0
+    (sample,) = read_samples(tmp_path / "out" / "00000.tar")
+    assert sample["neg.txt"] != b"An old one." and "neg.jpg" not in sample and sample["jpg"]
 
 
 # transformers

@@ -167,15 +167,23 @@ def table_csv(results: list[dict]) -> str:
 
 
 def figure(panels_by_heading: dict[str, dict[str, list[dict]]]) -> bytes:
-    """Group score with intervals and every seed's dot: {heading of a panel: {label: runs}}, as a PNG."""
+    """Group score with intervals and every seed's dot: {heading of a panel: {label: runs}}, as a PNG.
+
+    Two panels in a row.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     shown = {heading: groups for heading, groups in panels_by_heading.items() if groups}
-    plot, panels = plt.subplots(1, len(shown), figsize=(6.2 * len(shown), 3.6), squeeze=False, sharex=True)
-    for axis, (heading, groups) in zip(panels[0], shown.items(), strict=True):
+    columns, rows_of_panels = min(2, len(shown)), math.ceil(len(shown) / 2)
+    plot, panels = plt.subplots(
+        rows_of_panels, columns, figsize=(6.2 * columns, 3.6 * rows_of_panels), squeeze=False, sharex=True
+    )
+    for axis in panels.flat[len(shown) :]:
+        axis.remove()
+    for axis, (heading, groups) in zip(panels.flat, shown.items()):
         rows = sorted(groups, key=lambda label: mean(groups[label], "group"))
         for y, label in enumerate(rows):
             value, low, high = (100 * x for x in mean_interval(item_means(groups[label])))

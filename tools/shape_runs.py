@@ -32,12 +32,16 @@ _PROGRESS = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+).*?\bLoss: ([\d.]+)"
 
 @dataclass(frozen=True)
 class Run:
-    """One training: ``label`` is the method's name in tables, ``flags`` what it adds to the command."""
+    """One training: ``label`` is the method's name in tables, ``flags`` what it adds to the command.
+
+    shards: folder of the training shards, in the output folder.
+    """
 
     label: str
     seed: int
     steps: int
     flags: tuple[str, ...]
+    shards: str = "shards/train"
 
     @property
     def name(self) -> str:
@@ -68,7 +72,7 @@ def execute(run: Run, output: Path, common: tuple[str, ...], *, keep_checkpoint:
         SystemExit: training failed; the end of its log is printed.
     """
     record = output / "results" / f"{run.name}.json"
-    shards = sorted((output / "shards" / "train").glob("*.tar"))
+    shards = sorted((output / run.shards).glob("*.tar"))
     spec = f"{shards[0].parent}/<{shards[0].stem}..{shards[-1].stem}>.tar"
     argv = command(run, spec, output / "runs", common)
     if record.exists():
@@ -79,7 +83,7 @@ def execute(run: Run, output: Path, common: tuple[str, ...], *, keep_checkpoint:
     started = time.time()
     samples = sum(read_sizes([str(shard) for shard in shards]) or [])
     batch = int(argv[argv.index("--batch-size") + 1])
-    checkpoint = _train(run, argv, output / "runs" / run.name, steps_per_epoch=samples // batch)
+    checkpoint = _train(run, argv, output, steps_per_epoch=samples // batch)
     seconds = time.time() - started
     result = {
         "label": run.label, "seed": run.seed, "steps": run.steps, "command": argv[1:],
@@ -92,10 +96,17 @@ def execute(run: Run, output: Path, common: tuple[str, ...], *, keep_checkpoint:
     return result
 
 
-def _train(run: Run, argv: list[str], folder: Path, steps_per_epoch: int) -> Path:
+def last_checkpoint(run: Run, output: Path) -> Path:
+    """The newest checkpoint that a run has left."""
+    checkpoints = (output / "runs" / run.name / "checkpoints").glob("epoch_*.pt")
+    return max(checkpoints, key=lambda path: path.stat().st_mtime)
+
+
+def _train(run: Run, argv: list[str], output: Path, steps_per_epoch: int) -> Path:
     """Run the command with a progress bar; all it prints goes to ``NAME.log``. Returns the checkpoint."""
     from tqdm import tqdm
 
+    folder = output / "runs" / run.name
     if folder.exists():  # an earlier try that was cut short; OpenCLIP refuses to write over it
         folder.rename(folder.with_name(f"{folder.name}.abandoned-{time.time_ns()}"))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +131,7 @@ def _train(run: Run, argv: list[str], folder: Path, steps_per_epoch: int) -> Pat
             bar.update(run.steps - bar.n)
     if process.returncode:
         raise SystemExit(f"{''.join(tail)}\ntraining {run.label} failed; all of its output: {log}")
-    checkpoints = list((folder / "checkpoints").glob("epoch_*.pt"))
-    return max(checkpoints, key=lambda path: path.stat().st_mtime)
+    return last_checkpoint(run, output)
 
 
 def _position(checkpoint: Path) -> dict:

@@ -1,35 +1,78 @@
 #!/usr/bin/env python
 """Ablations of TripletCLIP on the shape world: one change at a time, one csv and one plot.
 
-What is changed: the weight of the negative pairs' term, negative images in the captions' denominators,
-and the number of negative captions. Where negatives come from (rules, a language model, mined) and
-frozen towers are rows of examples/flickr8k.sh; the filter is examples/recipes/tripletclip_plus.sh.
-Runs that are done are kept.
+What is changed: the loss (weight of the negative pairs' term, negative images in the captions'
+denominators, number of negative captions), where the negatives come from (drawn, mined, rules), the
+filter by CLIP score where a quarter of the negative images is wrong, and frozen towers. Negatives of a
+language model are a row of examples/flickr8k.sh. Runs that are done are kept.
 
   python tools/sweep.py --output repro --steps 300 --seeds 0 1 2
+  python tools/sweep.py --output repro --only filter towers
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import shape_page
 import shape_runs
 from demo import COMMON
-from open_clip_triplet.shards import write_text_durably
+from open_clip_triplet.shards import ShardWriter, by_role, read_samples, write_sizes, write_text_durably
+from open_clip_triplet.tripletdata import cli
 from reproduce_shapes import build_shards
-from shape_runs import Run
+from shape_runs import MODEL, MODEL_CONFIG, Run
 
-TRIPLET = ("--loss", "triplet")
-ABLATIONS = {
-    "TripletCLIP": TRIPLET,
-    "second term x0.5": (*TRIPLET, "--neg-weight", "0.5"),
-    "second term x2": (*TRIPLET, "--neg-weight", "2"),
-    "negative images for captions too": (*TRIPLET, "--neg-images-in-text-denominator"),
-    "2 negative captions": (*TRIPLET, "--neg-captions", "2"),
-    "4 negative captions": (*TRIPLET, "--neg-captions", "4"),
+CLIP, TRIPLET, NEGCLIP = ("--loss", "clip"), ("--loss", "triplet"), ("--loss", "negclip")
+MINED, RULES, SPOILT = "shards-mined", "shards-rules", "shards-spoilt"
+FIRST_STAGE = "first stage"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Flags, folder of training shards, and whether training goes on from the first stage's weights."""
+
+    flags: tuple[str, ...] = TRIPLET
+    shards: str = "shards/train"
+    continues: bool = False
+
+
+UNCHANGED = {"TripletCLIP": Ablation()}
+ABLATIONS: dict[str, dict[str, Ablation]] = {
+    "loss": UNCHANGED | {
+        "second term x0.5": Ablation((*TRIPLET, "--neg-weight", "0.5")),
+        "second term x2": Ablation((*TRIPLET, "--neg-weight", "2")),
+        "negative images for captions too": Ablation((*TRIPLET, "--neg-images-in-text-denominator")),
+        "2 negative captions": Ablation((*TRIPLET, "--neg-captions", "2")),
+        "4 negative captions": Ablation((*TRIPLET, "--neg-captions", "4")),
+    },
+    "negatives": UNCHANGED | {
+        "TripletCLIP, mined": Ablation(TRIPLET, MINED),
+        "NegCLIP++": Ablation(NEGCLIP),
+        "NegCLIP++, mined": Ablation(NEGCLIP, MINED),
+        "NegCLIP++, by rules": Ablation(NEGCLIP, RULES),
+    },
+    "filter": UNCHANGED | {
+        "1/4 wrong, unfiltered": Ablation(TRIPLET, SPOILT),
+        "1/4 wrong, best 3/4 kept": Ablation(TRIPLET, f"{SPOILT}-15000"),
+        "1/4 wrong, best 1/2 kept": Ablation(TRIPLET, f"{SPOILT}-10000"),
+    },
+    "towers": {
+        "LaCLIP goes on": Ablation(CLIP, continues=True),
+        "TripletCLIP, none frozen": Ablation(continues=True),
+        "TripletCLIP, image tower frozen": Ablation((*TRIPLET, "--lock-image"), continues=True),
+        "TripletCLIP, text tower frozen": Ablation(
+            (*TRIPLET, "--lock-text", "--lock-text-freeze-layer-norm"), continues=True
+        ),
+    },
+}
+ABLATIONS_BY_LABEL = {label: ablation for group in ABLATIONS.values() for label, ablation in group.items()}
+HEADINGS = {
+    "loss": "The loss", "negatives": "Where negatives come from",
+    "filter": "Wrong negative images, and the filter", "towers": "After as many steps of LaCLIP",
 }
 
 
@@ -41,20 +84,102 @@ def main(argv: list[str] | None = None) -> int:
     add("--output", type=Path, default=Path("repro"), help="folder of the reproduction (%(default)s)")
     add("--steps", type=int, default=300, help="optimizer steps (%(default)s)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (%(default)s)")
+    add("--only", nargs="+", choices=ABLATIONS, default=tuple(ABLATIONS), help="which ablations (all)")
     args = parser.parse_args(argv)
     build_shards(args.output)
-    results = [
-        shape_runs.execute(Run(label, seed, args.steps, flags), args.output, COMMON, keep_checkpoint=False)
-        for seed in args.seeds
-        for label, flags in ABLATIONS.items()
-    ]
-    write_text_durably(args.output / "sweep.csv", shape_page.table_csv(results))
-    groups = {label: [r for r in results if r["label"] == label] for label in ABLATIONS}
-    (args.output / "sweep.png").write_bytes(shape_page.figure({f"{args.steps} steps": groups}))
-    for label, runs in groups.items():
-        value, low, high = shape_page.percent(*shape_page.mean_interval(shape_page.item_means(runs)))
-        print(f"{label:34} group {value} [{low}, {high}]")
+    results = {}
+    labels = dict.fromkeys(label for name in args.only for label in ABLATIONS[name])
+    for seed in args.seeds:
+        for label in labels:
+            results[label, seed] = train(label, ABLATIONS_BY_LABEL[label], seed, args)
+    write(results, args)
     return 0
+
+
+def write(results: dict[tuple[str, int], dict], args: argparse.Namespace) -> None:
+    """Csv and plot in the output folder, and the scores on the screen."""
+    write_text_durably(args.output / "sweep.csv", shape_page.table_csv(list(results.values())))
+    panels = {}
+    for name in args.only:
+        print(f"\n{HEADINGS[name]}")
+        groups = {label: [results[label, seed] for seed in args.seeds] for label in ABLATIONS[name]}
+        panels[f"{HEADINGS[name]} ({args.steps} steps)"] = groups
+        for label, runs in groups.items():
+            value, low, high = shape_page.percent(*shape_page.mean_interval(shape_page.item_means(runs)))
+            seeds = " ".join(shape_page.percent(*(run["group"] for run in runs)))
+            print(f"  {label:34} group {value} [{low}, {high}]  each seed {seeds}")
+    (args.output / "sweep.png").write_bytes(shape_page.figure(panels))
+
+
+def train(label: str, ablation: Ablation, seed: int, args: argparse.Namespace) -> dict:
+    """The result of one run, with what it starts from made where it is missing."""
+    prepare(ablation.shards, args)
+    flags = ablation.flags
+    if ablation.continues:
+        flags += ("--pretrained", str(first_stage(seed, args)))
+    run = Run(label, seed, args.steps, flags, ablation.shards)
+    return shape_runs.execute(run, args.output, COMMON, keep_checkpoint=False)
+
+
+def first_stage(seed: int, args: argparse.Namespace) -> Path:
+    """Checkpoint of LaCLIP after as many steps."""
+    run = Run(FIRST_STAGE, seed, args.steps, CLIP)
+    shape_runs.execute(run, args.output, COMMON)
+    return shape_runs.last_checkpoint(run, args.output)
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+def prepare(shards: str, args: argparse.Namespace) -> None:
+    """Make the shards of an ablation, by the command a user would give; nothing where they are there."""
+    target = args.output / shards
+    if (target / "sizes.json").exists():
+        return
+    source = f"{args.output}/shards/train/{{00000..00007}}.tar"
+    if shards == MINED:
+        make_shards("mine", "--input", source, "--output", str(target))
+    elif shards == RULES:
+        make_shards("build", "--input", source, "--output", str(target), "--backend", "rules", "--no-images")
+    elif shards == SPOILT:
+        spoil(args.output / "shards" / "train", target)
+    elif shards.startswith(SPOILT):
+        import open_clip
+
+        prepare(SPOILT, args)
+        open_clip.add_model_config(MODEL_CONFIG)
+        make_shards(
+            "filter", "--input", str(args.output / SPOILT), "--output", str(target), "--clip", MODEL,
+            "--clip-pretrained", str(first_stage(0, args)), "--top-k", shards.rpartition("-")[2],
+        )
+
+
+def make_shards(*words: str) -> None:
+    print(f"$ python tools/make_shards.py {' '.join(words)}", flush=True)
+    if status := cli.main(list(words)):
+        raise SystemExit(status)
+
+
+def spoil(source: Path, target: Path) -> None:
+    """Every fourth sample gets the negative image of the sample before, as if it had been drawn wrong."""
+    sizes = {}
+    for shard in sorted(source.glob("*.tar")):
+        with ShardWriter(target / shard.name) as writer:
+            for sample in _spoilt(read_samples(shard)):
+                writer.write(sample)
+        sizes[shard.name] = len(writer)
+    write_sizes(target, sizes)
+
+
+def _spoilt(samples: Iterator[dict]) -> Iterator[dict]:
+    before = None
+    for number, sample in enumerate(samples):
+        name = next(name for name in sample if name.startswith("neg.") and name != "neg.txt")
+        own = by_role(sample)["neg_image"]
+        if number % 4 == 3:
+            sample[name] = before
+        before = own
+        yield sample
 
 
 if __name__ == "__main__":

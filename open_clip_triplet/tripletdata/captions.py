@@ -196,7 +196,8 @@ class Captions(Stage):
         provenance = self.model.provenance()
         for sample in source:
             if negatives := answers.get(sample.key):
-                sample.neg_text = negatives[0]
+                if sample.neg_text != negatives[0]:  # a negative image of the input showed another one
+                    sample.neg_text, sample.neg_image = negatives[0], None
                 sample.meta = {**sample.meta, "neg_captions": negatives, **provenance}
                 yield sample
 

@@ -157,13 +157,7 @@ class Unit:
             yield sample
 
     def _plain(self, roles: dict, images: bool) -> Sample:
-        neg_text = roles.get("neg_text")
-        sample = Sample(
-            roles["__key__"],
-            roles["text"],
-            neg_text=None if neg_text is None else neg_text.decode("utf-8", "replace"),
-            meta=roles["meta"],
-        )
+        sample = Sample(roles["__key__"], roles["text"], neg_text=_neg_text(roles), meta=roles["meta"])
         if images:
             _fill(sample, roles)
         return sample
@@ -230,11 +224,15 @@ def _unusable(roles: dict) -> str | None:
     return None if roles["text"] else "empty caption"
 
 
+def _neg_text(roles: dict) -> str | None:
+    return roles["neg_text"].decode("utf-8", "replace") if "neg_text" in roles else None
+
+
 def _fill(sample: Sample, roles: dict) -> None:
-    """Take from ``roles`` the images that ``sample`` lacks."""
+    """Take from ``roles`` the images that ``sample`` lacks; no negative image of another negative caption."""
     if sample.image is None and "image" in roles:
         sample.image, sample.suffix = roles["image"], roles.get("suffix", "jpg")
-    if sample.neg_image is None and "neg_image" in roles:
+    if sample.neg_image is None and "neg_image" in roles and _neg_text(roles) == sample.neg_text:
         sample.neg_image, sample.neg_suffix = roles["neg_image"], roles.get("neg_suffix", "jpg")
 
 
