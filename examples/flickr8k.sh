@@ -6,15 +6,17 @@
 #
 # DATA holds flickr8k/{train,val}-*.tar (jpg, txt, json with all captions), and for the evaluation
 # coco/val2017, coco/captions_val2017*.json and sugar-crepe/*.json. Nothing else is downloaded.
-# Both towers stay frozen, only the two projections learn. EPOCHS=2 SIZE=128 took 36 minutes of one core's
-# time (examples/results/flickr8k.md); the defaults, 4 epochs at 224 pixels, are estimated at 3 hours of it.
+# Both towers stay frozen, only the two projections learn. The defaults, 4 epochs at 224 pixels, take about
+# an hour of one core that multiplies bfloat16 (PRECISION=amp_bf16), three without. EPOCHS=2 SIZE=128 is a
+# quarter of that.
 #
 # Rows: clip; clip-hn and triplet on mined real negatives; negclip on rule-made captions. LLM=1 adds
-# negclip on captions by SmolLM2-135M, where LLM_FOLDER is that model's folder (slow on CPUs).
+# negclip on captions by SmolLM2-135M, where LLM_FOLDER is that model's folder. LLM_BACKEND=vllm writes
+# them several times as fast, in an environment that has it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd) PYTHON=${PYTHON:-python}
 DATA=${DATA:-data} OUT=${OUT:-flickr8k} EPOCHS=${EPOCHS:-4} SIZE=${SIZE:-224} SEED=${SEED:-0}
-STEPS=${STEPS:-$((EPOCHS * 3000 / 128))}
+STEPS=${STEPS:-$((EPOCHS * 3000 / 128))} PRECISION=${PRECISION:-fp32} LLM_BACKEND=${LLM_BACKEND:-transformers}
 towers=$OUT/flickr8k-towers
 shards() { "$PYTHON" "$here/../tools/make_shards.py" "$@"; }
 
@@ -27,8 +29,8 @@ train=("$DATA"/flickr8k/train-*.tar)
 [ -e "$OUT/eval/tripletdata/mined.json" ] ||
     shards mine --input "$DATA"/flickr8k/val-*.tar --output "$OUT/eval/tripletdata" --embedder "$minilm"
 shards build --input "${train[@]}" --output "$OUT/rules" --backend rules --no-images --quiet
-if [ -n "${LLM:-}" ]; then
-    shards build --input "${train[@]}" --output "$OUT/llm" --backend transformers \
+if [ -n "${LLM:-}" ] && [ ! -e "$OUT/llm/sizes.json" ]; then
+    shards build --input "${train[@]}" --output "$OUT/llm" --backend "$LLM_BACKEND" \
         --llm "${LLM_FOLDER:?the folder of the language model}" --no-images
 fi
 for part in flickr8k coco sugar-crepe; do
@@ -46,7 +48,7 @@ train() { # NAME SHARDS FLAG...
         --model flickr8k-towers --model-config "$towers.json" --pretrained "$towers.pt" \
         --lock-image --lock-text --lock-text-freeze-layer-norm \
         --batch-size 128 --total-steps "$STEPS" --lr 2e-3 --wd 0.1 --warmup 10 \
-        --workers 1 --precision fp32 --seed "$SEED" --log-every-n-steps 5 \
+        --workers 1 --image-decoder fast --precision "$PRECISION" --seed "$SEED" --log-every-n-steps 5 \
         --save-frequency 0 --save-every-n-steps 10 --resume latest --logs "$OUT/runs" --name "$name"
     touch "$OUT/runs/$name/done"
 }
