@@ -115,6 +115,23 @@ def test_two_processes_equal_one(flags, paired_shards, tiny_config, tmp_path):
     assert losses(tmp_path, "two")[0] == pytest.approx(losses(tmp_path, "one")[0], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_two_processes_continue_inside_an_epoch(tiny_config, tmp_path):
+    """13 of 16 steps over uneven shards, 8 to an epoch, then the rest: as 16 at once. Also --save-most-recent."""
+    flags = {
+        "loss": "triplet", "train-data": write_shards(tmp_path / "shards", [20, 13, 31]), "batch-size": 4,
+        "lr-scheduler": "const", "save-every-n-steps": 3, "save-most-recent": True, "image-decoder": "fast",
+        "dist-backend": "gloo",
+    }
+    torchrun(train_argv(tiny_config, tmp_path, "whole", **flags, **{"total-steps": 16}), 2)
+    torchrun(train_argv(tiny_config, tmp_path, "parts", **flags, **{"total-steps": 13}), 2)
+    torchrun([*train_argv(tiny_config, tmp_path, "parts", **flags, **{"total-steps": 16}), "--resume", "latest"], 2)
+    whole, parts = (checkpoint(tmp_path, name, "epoch_latest.pt") for name in ("whole", "parts"))
+    assert_same_weights(whole, parts, **EXACT)
+    assert parts["triplet"]["samples_seen"] == whole["triplet"]["samples_seen"] == 128
+    assert losses(tmp_path, "parts") == losses(tmp_path, "whole")
+
+
 @pytest.mark.parametrize(
     "flags",
     [
