@@ -29,7 +29,7 @@ train=("$DATA"/flickr8k/train-*.tar)
 [ -e "$OUT/eval/tripletdata/mined.json" ] ||
     shards mine --input "$DATA"/flickr8k/val-*.tar --output "$OUT/eval/tripletdata" --embedder "$minilm"
 shards build --input "${train[@]}" --output "$OUT/rules" --backend rules --no-images --quiet
-if [ -n "${LLM:-}" ] && [ ! -e "$OUT/llm/sizes.json" ]; then
+if [ -n "${LLM:-}" ]; then
     shards build --input "${train[@]}" --output "$OUT/llm" --backend "$LLM_BACKEND" \
         --llm "${LLM_FOLDER:?the folder of the language model}" --no-images
 fi

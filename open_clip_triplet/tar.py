@@ -118,7 +118,7 @@ class TarMembers:
         return data
 
     def _pass_over(self) -> None:
-        if self._length is None or self._left < BLOCK:  # padding: seeking would empty the read buffer
+        if self._length is None or self._left < BLOCK:  # padding: read with the header after it
             for start in range(0, self._left, PIECE):
                 self._piece(min(PIECE, self._left - start))
         elif self._left:

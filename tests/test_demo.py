@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import open_clip_train.params
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ import shape_page  # noqa: E402
 import shape_runs  # noqa: E402
 import sweep  # noqa: E402
 from open_clip_triplet import options  # noqa: E402
-from open_clip_triplet.shards import by_role, read_samples  # noqa: E402
+from open_clip_triplet.shards import by_role, read_meta, read_samples  # noqa: E402
 from open_clip_triplet.tripletdata import shapes  # noqa: E402
 
 
@@ -156,8 +157,10 @@ def test_the_sweep_is_one_change_at_a_time(tmp_path, monkeypatch, capsys):
 
     def execute(run, output, common, **_):
         trained.append(run)
-        return result(run.label, "1110" * 5, seed=run.seed, images_seen=1, captions_seen=1)
+        made = result(run.label, "1110" * 5, seed=run.seed, images_seen=1, captions_seen=1)
+        (tmp_path / "results" / f"{run.name}.json").write_text(json.dumps(made))
 
+    (tmp_path / "results").mkdir()
     monkeypatch.setattr(shape_runs, "execute", execute)
     monkeypatch.setattr(shape_runs, "last_checkpoint", lambda run, output: Path(f"{run.name}.pt"))
     monkeypatch.setattr(sweep, "build_shards", lambda output: None)
@@ -167,8 +170,8 @@ def test_the_sweep_is_one_change_at_a_time(tmp_path, monkeypatch, capsys):
     runs = [run for run in trained if run.label != sweep.FIRST_STAGE]
     assert len({run.name for run in runs}) == len(runs) == 2 * len(labels)
     for run in runs:  # flags that the plugin or OpenCLIP knows; only the second stage starts from weights
-        own, _ = options.parse_own(list(run.flags))
-        assert own.loss == sweep.ABLATIONS_BY_LABEL[run.label].flags[1]
+        _, rest = options.parse_own(list(run.flags))
+        open_clip_train.params.parse_args(rest)
         assert ("--pretrained" in run.flags) == sweep.ABLATIONS_BY_LABEL[run.label].continues
     assert (tmp_path / "sweep.png").exists() and "4 negative captions" in (tmp_path / "sweep.csv").read_text()
     assert "group 75.0" in capsys.readouterr().out
@@ -191,8 +194,11 @@ def test_the_sweeps_shards_are_made_by_the_tools(tmp_path, monkeypatch):
     for folder in (sweep.MINED, sweep.RULES, f"{sweep.SPOILT}-300"):
         sweep.prepare(folder, args)
     drawn = {sample["__key__"]: sample for sample in read("shards/train")}
-    assert all(s["neg_text"] != drawn[s["__key__"]]["neg_text"] for s in itertools.islice(read(sweep.MINED), 20))
+    mined = list(itertools.islice(read(sweep.MINED), 20))
+    assert len(mined) == 20 and all(s["neg_text"] != drawn[s["__key__"]]["neg_text"] for s in mined)
+    assert len(list(read(sweep.RULES))) == 400
     for sample in read(sweep.RULES):  # the drawn image stays where the rules find the very caption of it
-        assert ("neg_image" in sample) == (sample["neg_text"] == drawn[sample["__key__"]]["neg_text"])
+        source = drawn[read_meta(sample)["source_key"]]
+        assert ("neg_image" in sample) == (sample["neg_text"] == source["neg_text"])
     spoilt = [s["neg_image"] != drawn[s["__key__"]]["neg_image"] for s in read(sweep.SPOILT)]
     assert spoilt[:8] == [False, False, False, True] * 2 and len(list(read(f"{sweep.SPOILT}-300"))) == 300

@@ -21,7 +21,7 @@ from open_clip_triplet.tripletdata.captions import Ask, Captions, Checker, tidy
 from open_clip_triplet.tripletdata.engines import Local
 from open_clip_triplet.tripletdata.runner import run_stage, totals
 from open_clip_triplet.tripletdata.server import Server
-from open_clip_triplet.tripletdata.source import Sample, Stop, Tally, plan_units
+from open_clip_triplet.tripletdata.source import Sample, Stop, Tally, Unit, plan_units
 from open_clip_triplet.tripletdata.textmodels import LanguageModel, NoAnswer, Transformers, read_prompt
 from paired_shards import jpeg
 
@@ -416,3 +416,21 @@ def test_stages_are_picklable(chat):
 
     stage = Captions(Transformers(chat, PROMPT))
     assert pickle.loads(pickle.dumps(stage)).config() == stage.config()
+
+
+def test_of_two_stages_images_the_later_ones_is_taken(tmp_path):
+    """A paired set built again: same caption, another picture, and scores that belong to the new one."""
+
+    def shard(name, key, **members):
+        with ShardWriter(tmp_path / name / "00000.tar") as writer:
+            writer.write({"__key__": key, "txt": "A red bus.", "neg.txt": "A red car.", **members})
+        return str(tmp_path / name / "00000.tar")
+
+    made = {"key": "00000_000000", "json": {"source_key": "a"}}
+    chain = (
+        shard("source", "a", **{"jpg": jpeg(1), "neg.jpg": jpeg(2)}),
+        shard("images", **made, **{"neg.jpg": jpeg(3)}),
+        shard("scores", **made),
+    )
+    (sample,) = Unit(0, chain).samples(Tally())
+    assert (sample.image, sample.neg_image) == (jpeg(1), jpeg(3))

@@ -13,7 +13,6 @@ run, and shapes.md, shapes.png and shapes.csv at the end (--page-only: from the 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +104,7 @@ def write_page(args: argparse.Namespace) -> None:
     budgets = {}
     headings = {"steps": f"Equal steps: {args.steps} for all", "work": "Equal encoder work"}
     planned = plan(args.steps, args.seeds, args.budgets, args.methods)
-    done = {run.name: _result(run, args.output) for run in planned}
+    done = {run.name: shape_runs.result_of(run, args.output) for run in planned}
     for budget in args.budgets:
         budgets[headings[budget]] = [
             result
@@ -130,11 +129,6 @@ def write_page(args: argparse.Namespace) -> None:
     write_text_durably(folder / "shapes.csv", shape_page.table_csv(results))
     write_text_durably(folder / "shapes.md", shape_page.page(results, budgets, command, notes))
     print(f"{folder}/shapes.md: {len(results)} of {len(planned)} runs")
-
-
-def _result(run: Run, output: Path) -> dict | None:
-    path = output / "results" / f"{run.name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 if __name__ == "__main__":

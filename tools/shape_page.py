@@ -194,6 +194,7 @@ def figure(panels_by_heading: dict[str, dict[str, list[dict]]]) -> bytes:
                       color="white", markeredgecolor="black", markersize=4)
         axis.set_yticks(range(len(rows)), rows)
         axis.set_title(heading, fontsize=10)
+        axis.tick_params(labelbottom=True)
         axis.set_xlabel("group score on held-out combinations, percent")
         axis.spines[["top", "right"]].set_visible(False)
     plot.tight_layout()

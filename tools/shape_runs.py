@@ -75,11 +75,10 @@ def execute(run: Run, output: Path, common: tuple[str, ...], *, keep_checkpoint:
     shards = sorted((output / run.shards).glob("*.tar"))
     spec = f"{shards[0].parent}/<{shards[0].stem}..{shards[-1].stem}>.tar"
     argv = command(run, spec, output / "runs", common)
-    if record.exists():
-        result = json.loads(record.read_text(encoding="utf-8"))
-        if result["command"] == argv[1:]:
-            print(f"{run.name}: done before", flush=True)
-            return result
+    result = result_of(run, output)
+    if result and result["command"] == argv[1:]:
+        print(f"{run.name}: done before", flush=True)
+        return result
     started = time.time()
     samples = sum(read_sizes([str(shard) for shard in shards]) or [])
     batch = int(argv[argv.index("--batch-size") + 1])
@@ -96,10 +95,16 @@ def execute(run: Run, output: Path, common: tuple[str, ...], *, keep_checkpoint:
     return result
 
 
-def last_checkpoint(run: Run, output: Path) -> Path:
-    """The newest checkpoint that a run has left."""
+def result_of(run: Run, output: Path) -> dict | None:
+    """What :func:`execute` has written for a run, or None."""
+    path = output / "results" / f"{run.name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def last_checkpoint(run: Run, output: Path) -> Path | None:
+    """The newest checkpoint that a run has left, or None."""
     checkpoints = (output / "runs" / run.name / "checkpoints").glob("epoch_*.pt")
-    return max(checkpoints, key=lambda path: path.stat().st_mtime)
+    return max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _train(run: Run, argv: list[str], output: Path, steps_per_epoch: int) -> Path:

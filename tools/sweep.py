@@ -63,7 +63,10 @@ ABLATIONS: dict[str, dict[str, Ablation]] = {
     "towers": {
         "LaCLIP goes on": Ablation(CLIP, continues=True),
         "TripletCLIP, none frozen": Ablation(continues=True),
-        "TripletCLIP, image tower frozen": Ablation((*TRIPLET, "--lock-image"), continues=True),
+        # OpenCLIP never locks a timm tower's projection, which goes on learning
+        "TripletCLIP, image trunk frozen": Ablation(
+            (*TRIPLET, "--lock-image", "--lock-image-freeze-bn-stats"), continues=True
+        ),
         "TripletCLIP, text tower frozen": Ablation(
             (*TRIPLET, "--lock-text", "--lock-text-freeze-layer-norm"), continues=True
         ),
@@ -84,46 +87,55 @@ def main(argv: list[str] | None = None) -> int:
     add("--output", type=Path, default=Path("repro"), help="folder of the reproduction (%(default)s)")
     add("--steps", type=int, default=300, help="optimizer steps (%(default)s)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (%(default)s)")
-    add("--only", nargs="+", choices=ABLATIONS, default=tuple(ABLATIONS), help="which ablations (all)")
+    add("--only", nargs="+", choices=ABLATIONS, default=tuple(ABLATIONS),
+        help="which ablations to train; all that are done are shown (all)")
     args = parser.parse_args(argv)
     build_shards(args.output)
-    results = {}
     labels = dict.fromkeys(label for name in args.only for label in ABLATIONS[name])
     for seed in args.seeds:
         for label in labels:
-            results[label, seed] = train(label, ABLATIONS_BY_LABEL[label], seed, args)
-    write(results, args)
+            train(label, ABLATIONS_BY_LABEL[label], seed, args)
+    write(args)
     return 0
 
 
-def write(results: dict[tuple[str, int], dict], args: argparse.Namespace) -> None:
-    """Csv and plot in the output folder, and the scores on the screen."""
-    write_text_durably(args.output / "sweep.csv", shape_page.table_csv(list(results.values())))
+def write(args: argparse.Namespace) -> None:
+    """Csv and plot of what is done, in the output folder, and the scores on the screen."""
+    runs = {label: done(label, args) for label in ABLATIONS_BY_LABEL}
+    write_text_durably(args.output / "sweep.csv", shape_page.table_csv([r for group in runs.values() for r in group]))
     panels = {}
-    for name in args.only:
-        print(f"\n{HEADINGS[name]}")
-        groups = {label: [results[label, seed] for seed in args.seeds] for label in ABLATIONS[name]}
+    for name in ABLATIONS:
+        groups = {label: runs[label] for label in ABLATIONS[name] if runs[label]}
         panels[f"{HEADINGS[name]} ({args.steps} steps)"] = groups
-        for label, runs in groups.items():
-            value, low, high = shape_page.percent(*shape_page.mean_interval(shape_page.item_means(runs)))
-            seeds = " ".join(shape_page.percent(*(run["group"] for run in runs)))
+        print(f"\n{HEADINGS[name]}")
+        for label, runs_of_label in groups.items():
+            value, low, high = shape_page.percent(*shape_page.mean_interval(shape_page.item_means(runs_of_label)))
+            seeds = " ".join(shape_page.percent(*(run["group"] for run in runs_of_label)))
             print(f"  {label:34} group {value} [{low}, {high}]  each seed {seeds}")
     (args.output / "sweep.png").write_bytes(shape_page.figure(panels))
 
 
-def train(label: str, ablation: Ablation, seed: int, args: argparse.Namespace) -> dict:
-    """The result of one run, with what it starts from made where it is missing."""
+def done(label: str, args: argparse.Namespace) -> list[dict]:
+    """Results of an ablation, in order of seed."""
+    runs = (Run(label, seed, args.steps, ()) for seed in args.seeds)
+    return [found for run in runs if (found := shape_runs.result_of(run, args.output))]
+
+
+def train(label: str, ablation: Ablation, seed: int, args: argparse.Namespace) -> None:
+    """One run, with what it starts from made where it is missing."""
     prepare(ablation.shards, args)
     flags = ablation.flags
     if ablation.continues:
         flags += ("--pretrained", str(first_stage(seed, args)))
     run = Run(label, seed, args.steps, flags, ablation.shards)
-    return shape_runs.execute(run, args.output, COMMON, keep_checkpoint=False)
+    shape_runs.execute(run, args.output, COMMON, keep_checkpoint=False)
 
 
 def first_stage(seed: int, args: argparse.Namespace) -> Path:
     """Checkpoint of LaCLIP after as many steps."""
     run = Run(FIRST_STAGE, seed, args.steps, CLIP)
+    if shape_runs.last_checkpoint(run, args.output) is None:
+        (args.output / "results" / f"{run.name}.json").unlink(missing_ok=True)
     shape_runs.execute(run, args.output, COMMON)
     return shape_runs.last_checkpoint(run, args.output)
 
@@ -132,18 +144,19 @@ def first_stage(seed: int, args: argparse.Namespace) -> Path:
 
 
 def prepare(shards: str, args: argparse.Namespace) -> None:
-    """Make the shards of an ablation, by the command a user would give; nothing where they are there."""
+    """Make the shards of an ablation, by the command a user would give; it knows what is done.
+
+    Filtered shards depend on the weights that scored them: another --steps into the same folder is refused.
+    """
     target = args.output / shards
-    if (target / "sizes.json").exists():
-        return
     source = f"{args.output}/shards/train/{{00000..00007}}.tar"
-    if shards == MINED:
+    if shards == MINED and not (target / "mined.json").exists():
         make_shards("mine", "--input", source, "--output", str(target))
     elif shards == RULES:
         make_shards("build", "--input", source, "--output", str(target), "--backend", "rules", "--no-images")
-    elif shards == SPOILT:
+    elif shards == SPOILT and not (target / "sizes.json").exists():
         spoil(args.output / "shards" / "train", target)
-    elif shards.startswith(SPOILT):
+    elif shards.startswith(f"{SPOILT}-"):
         import open_clip
 
         prepare(SPOILT, args)

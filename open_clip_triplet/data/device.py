@@ -13,7 +13,7 @@ class ToDevice:
     uint8 images [N, H, W, 3] are moved as they are and become normalised floats [N, 3, H, W] on the
     device, channels last in memory, as convolutions like them best; float images pass unchanged. On a GPU
     that takes one pass, and the next batch is copied, by a stream of its own, while the step on the present
-    one runs. When a batch is asked for, the one before is no longer read.
+    one runs. When a batch is asked for from the workers, the one before is no longer read.
 
     normalize: torchvision's Normalize, or None where the workers have normalised.
     as_dict: yield ``{"image", "text"}`` (OpenCLIP 4.x) instead of a pair.

@@ -48,7 +48,7 @@ class PairedLoader:
     ):
         self.dataloader, self.urls, self.counts, self.position = dataloader, urls, counts, position
         self.num_batches, self.num_samples = num_batches, image_rows
-        self._buffers = buffers
+        self.buffers = buffers
         self._finish, self._total, self._used = finish, total, used
         self._rank, self._reduce_device = rank, reduce_device
         self._waiting_since: float | None = None
@@ -102,7 +102,7 @@ class PairedLoader:
     def from_workers(self) -> Iterator:
         """Batches as they leave the workers; each is given back when the next is asked for."""
         self._waiting_since = time.monotonic()
-        self._buffers.start_epoch()
+        self.buffers.start_epoch()
         batches = iter(self.dataloader)
         while True:
             self._waiting_since = time.monotonic()
@@ -120,7 +120,7 @@ class PairedLoader:
             finally:
                 self._waiting_since = None
             yield images, texts
-            self._buffers.give_back(images, ticket)
+            self.buffers.give_back(images, ticket)
 
     def _reading(self) -> str:
         shards = [f"worker {w}: {self.urls[i]}" for w, i in enumerate(self.counts.reading()) if i >= 0]

@@ -1,8 +1,9 @@
 """What a data worker does: read, shuffle, decode, augment, tokenize, group rows, batch.
 
 A batch is ``(images, texts, ticket)`` with the rows of a sample side by side: images ``[x0, x0', x1, x1', ...]``
-as one tensor [N*G, 3, H, W], texts ``[y0, y0'a, y0'b, ..., y1, ...]`` as [N*(1+K), L]; one row per sample
-where the method reads no negative of that modality. The ticket is for :mod:`open_clip_triplet.data.buffers`.
+as one tensor ([N*G, 3, H, W], or uint8 [N*G, H, W, 3] of ``fast``), texts
+``[y0, y0'a, y0'b, ..., y1, ...]`` as [N*(1+K), L]; one row per sample where the method reads no negative of
+that modality. The ticket is for :mod:`open_clip_triplet.data.buffers`.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Rows:
         return self.roles + ("meta",) * (self.sampling == "random" or self.negatives > 1)
 
     def load(self, sample: dict | Unreadable, epoch: int, visit: str) -> tuple[list, list[str], bool]:
-        """Image tensors [3, H, W] and captions of a sample, and whether negatives had to be filled up.
+        """Image tensors and captions of a sample, and whether negatives had to be filled up.
 
         Captions and augmentation depend on seed, epoch, key and ``visit`` alone. ``visit`` tells apart the
         shards, whose keys may repeat, and the readings of one sample.

@@ -28,9 +28,18 @@ REFUSAL = re.compile(
     re.IGNORECASE,
 )
 
+#: what the json of a sample says of its negative image
+OF_NEGATIVE_IMAGE = {
+    "t2i", "seed", "scores", "similarity", "embedder", "neg_source_key", "neg_source_shard", "category",
+    "neg_categories", "changed",
+}
+
 
 class CaptionModel(Protocol):
-    """captions -> captions. ``retries``: whether asking again with another attempt can help."""
+    """captions -> captions. ``retries``: whether asking again with another attempt can help.
+
+    ``progress`` is set by who asks: ``propose`` may call it with the share of its captions that are done.
+    """
 
     retries: bool
 
@@ -196,8 +205,10 @@ class Captions(Stage):
         provenance = self.model.provenance()
         for sample in source:
             if negatives := answers.get(sample.key):
-                if sample.neg_text != negatives[0]:  # a negative image of the input showed another one
-                    sample.neg_text, sample.neg_image = negatives[0], None
+                if sample.neg_text not in (None, negatives[0]):  # the input's negative image showed another one
+                    sample.neg_image = None
+                    sample.meta = {k: v for k, v in sample.meta.items() if k not in OF_NEGATIVE_IMAGE}
+                sample.neg_text = negatives[0]
                 sample.meta = {**sample.meta, "neg_captions": negatives, **provenance}
                 yield sample
 

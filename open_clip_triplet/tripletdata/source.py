@@ -146,14 +146,16 @@ class Unit:
         streams = [u._raw(Tally()) for u in (first, *(Unit(self.index, (o,)) for o in others[1:]))]
         for raw in Unit(self.index, (last,))._raw(tally):
             sample = self._plain(raw, images)
+            matches = []
             for stream in streams:
                 match = next((roles for roles in stream if roles["__key__"] == sample.key), None)
                 if match is None:
                     raise ShardError(
                         f"{others[0]}: has no sample {sample.key!r}; it changed since {last} was made"
                     )
-                if images:
-                    _fill(sample, match)
+                matches.append(match)
+            for match in reversed(matches) if images else ():  # a later stage's image before an earlier one's
+                _fill(sample, match)
             yield sample
 
     def _plain(self, roles: dict, images: bool) -> Sample:

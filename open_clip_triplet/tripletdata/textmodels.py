@@ -37,7 +37,7 @@ class LanguageModel:
     top_p: float = 0.95
     max_tokens: int = 96
     retries = True
-    progress = staticmethod(lambda share: None)  # set by whoever wants to hear of it, inside ``complete``
+    progress = staticmethod(lambda share: None)  # ``complete`` calls it with the share done
 
     def config(self) -> dict:
         values = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("how")}
