@@ -227,6 +227,8 @@ class Plugin:
         last = control.last_batch(first, loader.num_batches, args.accum_freq)
         if self.paired:
             loader.first_batch = first
+        if hasattr(loss, "calls"):
+            loss.calls = made * args.accum_freq  # so that its errors name the step of the whole training
         if args.decay_all:
             for group in optimizer.param_groups:
                 group["weight_decay"] = args.wd

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conftest import TINY_MODEL, checkpoint, picture, train, train_argv, write_shards
-from open_clip_triplet.losses import METHODS
+from open_clip_triplet.losses import METHODS, NonFiniteLossError
 from open_clip_triplet.options import UsageError
 
 
@@ -244,6 +244,14 @@ def test_resume_latest_continues_after_a_finished_epoch(paired_shards, tiny_conf
     assert_same_weights(
         checkpoint(tmp_path, "whole", "epoch_2.pt"), checkpoint(tmp_path, "parts", "epoch_2.pt"), **EXACT
     )
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_step_in_the_whole_training(paired_shards, tiny_config, tmp_path):
+    flags = {"loss": "triplet", "train-data": paired_shards, "lr-scheduler": "const", "warmup": 0}
+    train(train_argv(tiny_config, tmp_path, "run", **flags))
+    argv = train_argv(tiny_config, tmp_path, "run", **{**flags, "epochs": 2, "lr": 1e30})
+    with pytest.raises(NonFiniteLossError, match="at step [567] "):  # an epoch is 4 steps
+        train([*argv, "--resume", "latest"])
 
 
 def test_more_total_steps_continue_the_cut_epoch(tiny_config, tmp_path):

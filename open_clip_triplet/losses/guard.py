@@ -48,7 +48,7 @@ class FiniteGuard:
             loss, scale, images, texts = facts.tolist()
             if not math.isfinite(loss):
                 raise NonFiniteLossError(
-                    f"loss is {loss} at step {step} of this run (logit_scale {scale:g}; largest feature "
+                    f"loss is {loss} at step {step} (logit_scale {scale:g}; largest feature "
                     f"norm: images {images:g}, texts {texts:g}, expected 1). Training stopped. Resume from "
                     "the last checkpoint with a lower --lr, --grad-clip-norm 1 or --precision amp_bf16."
                 )
