@@ -6,9 +6,9 @@
 #
 # DATA holds flickr8k/{train,val}-*.tar (jpg, txt, json with all captions), and for the evaluation
 # coco/val2017, coco/captions_val2017*.json and sugar-crepe/*.json. Nothing else is downloaded.
-# Both towers stay frozen, only the two projections learn. The defaults, 4 epochs at 224 pixels, take about
-# an hour of one core that multiplies bfloat16 (PRECISION=amp_bf16), three without. EPOCHS=2 SIZE=128 is a
-# quarter of that.
+# Both towers stay frozen, only the two projections learn. The defaults, 4 epochs at 224 pixels, took 54
+# minutes of one core that multiplies bfloat16 (PRECISION=amp_bf16); EPOCHS=2 SIZE=128 in float32, 36
+# (examples/results/flickr8k.md).
 #
 # Rows: clip; clip-hn and triplet on mined real negatives; negclip on rule-made captions. LLM=1 adds
 # negclip on captions by SmolLM2-135M, where LLM_FOLDER is that model's folder. LLM_BACKEND=vllm writes
