@@ -201,4 +201,5 @@ def test_the_sweeps_shards_are_made_by_the_tools(tmp_path, monkeypatch):
         source = drawn[read_meta(sample)["source_key"]]
         assert ("neg_image" in sample) == (sample["neg_text"] == source["neg_text"])
     spoilt = [s["neg_image"] != drawn[s["__key__"]]["neg_image"] for s in read(sweep.SPOILT)]
+    assert sum(spoilt) == sweep.wrong_images(tmp_path / sweep.SPOILT) == 96
     assert spoilt[:8] == [False, False, False, True] * 2 and len(list(read(f"{sweep.SPOILT}-300"))) == 300

@@ -21,7 +21,14 @@ from pathlib import Path
 import shape_page
 import shape_runs
 from demo import COMMON
-from open_clip_triplet.shards import ShardWriter, by_role, read_samples, write_sizes, write_text_durably
+from open_clip_triplet.shards import (
+    ShardWriter,
+    by_role,
+    read_meta,
+    read_samples,
+    write_sizes,
+    write_text_durably,
+)
 from open_clip_triplet.tripletdata import cli
 from reproduce_shapes import build_shards
 from shape_runs import MODEL, MODEL_CONFIG, Run
@@ -165,6 +172,7 @@ def prepare(shards: str, args: argparse.Namespace) -> None:
             "filter", "--input", str(args.output / SPOILT), "--output", str(target), "--clip", MODEL,
             "--clip-pretrained", str(first_stage(0, args)), "--top-k", shards.rpartition("-")[2],
         )
+        print(f"{target}: {wrong_images(target):,} of {wrong_images(args.output / SPOILT):,} wrong ones left")
 
 
 def make_shards(*words: str) -> None:
@@ -191,8 +199,15 @@ def _spoilt(samples: Iterator[dict]) -> Iterator[dict]:
         own = by_role(sample)["neg_image"]
         if number % 4 == 3:
             sample[name] = before
+            sample["json"] = {**read_meta(by_role(sample)), "wrong": True}
         before = own
         yield sample
+
+
+def wrong_images(shards: Path) -> int:
+    """How many samples :func:`spoil` has given a wrong image."""
+    samples = (sample for shard in sorted(shards.glob("*.tar")) for sample in read_samples(shard))
+    return sum("wrong" in read_meta(by_role(sample)) for sample in samples)
 
 
 if __name__ == "__main__":

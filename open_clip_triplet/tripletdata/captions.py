@@ -205,7 +205,8 @@ class Captions(Stage):
         provenance = self.model.provenance()
         for sample in source:
             if negatives := answers.get(sample.key):
-                if sample.neg_text not in (None, negatives[0]):  # the input's negative image showed another one
+                had_negative = sample.neg_text is not None or sample.neg_image is not None
+                if had_negative and sample.neg_text != negatives[0]:  # its image shows another caption
                     sample.neg_image = None
                     sample.meta = {k: v for k, v in sample.meta.items() if k not in OF_NEGATIVE_IMAGE}
                 sample.neg_text = negatives[0]
