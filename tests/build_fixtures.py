@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from open_clip_triplet.shards import ShardWriter
-from open_clip_triplet.tripletdata.runner import HOW, Stage
+from open_clip_triplet.tripletdata.run.runner import HOW, Stage
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 

@@ -24,7 +24,7 @@ import shape_runs  # noqa: E402
 import sweep  # noqa: E402
 from open_clip_triplet import options  # noqa: E402
 from open_clip_triplet.shards import by_role, read_meta, read_samples  # noqa: E402
-from open_clip_triplet.tripletdata import shapes  # noqa: E402
+from open_clip_triplet.tripletdata.worlds import shapes  # noqa: E402
 
 
 def result(label: str, group_correct: str, **more) -> dict:
@@ -65,7 +65,7 @@ def test_a_lead_is_claimed_only_beyond_the_interval(triplet, clip, words):
 
 def test_the_page_holds_everything_and_escapes_it(tmp_path):
     from open_clip_triplet.shards import ShardWriter
-    from open_clip_triplet.tripletdata.shapes import make_sample
+    from open_clip_triplet.tripletdata.worlds.shapes import make_sample
 
     val = tmp_path / "00000.tar"
     with ShardWriter(val) as writer:

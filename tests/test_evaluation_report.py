@@ -16,10 +16,10 @@ import pytest
 from evaluation_fixtures import SUGARCREPE_SUBSETS
 from open_clip_triplet.evaluation.benchmarks import get
 from open_clip_triplet.evaluation.images import ImageRef
-from open_clip_triplet.evaluation.paper import TABLE_4, TABLE_5, TABLE_11, TABLE_12, TABLE_13, TABLES
-from open_clip_triplet.evaluation.report import _plain, render
+from open_clip_triplet.evaluation.report.paper import TABLE_4, TABLE_5, TABLE_11, TABLE_12, TABLE_13, TABLES
+from open_clip_triplet.evaluation.report.render import _plain, render
+from open_clip_triplet.evaluation.report.tables import Results
 from open_clip_triplet.evaluation.results import build_result, flat_metrics, read_results, write_result
-from open_clip_triplet.evaluation.tables import Results
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask, Pair, PairTask
 
 HOSTILE = '<script>alert(1)</script>|=cmd"&_$'

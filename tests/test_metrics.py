@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from open_clip_triplet.metrics import (
+from open_clip_triplet.evaluation.metrics import (
     bootstrap_interval,
     class_ranks,
     composition_correct,

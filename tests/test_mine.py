@@ -12,8 +12,9 @@ import pytest
 
 from conftest import TINY_MODEL, picture
 from open_clip_triplet.shards import ShardWriter, by_role, read_meta, read_samples, read_sizes
-from open_clip_triplet.tripletdata import embed, mine, neighbours
+from open_clip_triplet.tripletdata.backends import embed, neighbours
 from open_clip_triplet.tripletdata.cli import main
+from open_clip_triplet.tripletdata.stages import mine
 
 CAPTIONS = [
     "a brown dog runs over green grass", "a brown dog sleeps on green grass", "a black dog runs over snow",

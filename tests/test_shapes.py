@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from open_clip_triplet.shards import ROLES, by_role, read_meta, read_samples, read_sizes
-from open_clip_triplet.tripletdata import scenes, shapes
 from open_clip_triplet.tripletdata.cli import main
-from open_clip_triplet.tripletdata.scenes import Scene, Thing
+from open_clip_triplet.tripletdata.worlds import scenes, shapes
+from open_clip_triplet.tripletdata.worlds.scenes import Scene, Thing
 
 OPTIONS = ["--samples", "120", "--val-samples", "60", "--shards", "3", "--workers", "1"]
 THING = re.compile(rf"({'|'.join(scenes.COLOURS)}) ({'|'.join(scenes.SHAPES)})")

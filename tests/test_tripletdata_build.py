@@ -17,7 +17,7 @@ from build_fixtures import contents, plain_shards, tiny_sdxl
 from conftest import train, train_argv
 from open_clip_triplet.shards import read_samples
 from open_clip_triplet.tripletdata import cli
-from open_clip_triplet.tripletdata.card import cell
+from open_clip_triplet.tripletdata.run.card import cell
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'open_clip_triplet[build]'")
 pytest.importorskip("spacy", reason="spaCy is not installed: pip install 'open_clip_triplet[build]'")

@@ -17,12 +17,17 @@ from hypothesis import strategies as st
 from build_fixtures import plain_shards, tiny_chat
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
-from open_clip_triplet.tripletdata.captions import Ask, Captions, Checker, tidy
-from open_clip_triplet.tripletdata.engines import Local
-from open_clip_triplet.tripletdata.runner import run_stage, totals
-from open_clip_triplet.tripletdata.server import Server
-from open_clip_triplet.tripletdata.source import Sample, Stop, Tally, Unit, plan_units
-from open_clip_triplet.tripletdata.textmodels import LanguageModel, NoAnswer, Transformers, read_prompt
+from open_clip_triplet.tripletdata.backends.server import Server
+from open_clip_triplet.tripletdata.backends.textmodels import (
+    LanguageModel,
+    NoAnswer,
+    Transformers,
+    read_prompt,
+)
+from open_clip_triplet.tripletdata.run.engines import Local
+from open_clip_triplet.tripletdata.run.runner import run_stage, totals
+from open_clip_triplet.tripletdata.run.source import Sample, Stop, Tally, Unit, plan_units
+from open_clip_triplet.tripletdata.stages.captions import Ask, Captions, Checker, tidy
 from paired_shards import jpeg
 
 PROMPT = read_prompt(None, "prompt_negative.txt")
@@ -138,7 +143,7 @@ def test_the_checker_takes_any_text(caption, answer):
 @pytest.fixture(scope="module")
 def rules():
     pytest.importorskip("spacy", reason="spaCy is not installed: pip install 'open_clip_triplet[build]'")
-    from open_clip_triplet.tripletdata.rules import Rules
+    from open_clip_triplet.tripletdata.backends.rules import Rules
 
     model = Rules()
     model.open("cpu")
@@ -211,7 +216,7 @@ def test_transformers_answer_each_prompt_by_its_own_seed(chat):
 def test_the_row_sampler_draws_from_the_model_distribution():
     import torch
 
-    from open_clip_triplet.tripletdata.textmodels import RowSampler
+    from open_clip_triplet.tripletdata.backends.textmodels import RowSampler
 
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(4000, 1)
     drawn = RowSampler(list(range(4000)), 1.0, 0.9)(None, logits).argmax(-1)
@@ -401,7 +406,7 @@ def test_laclip_files_are_joined_by_caption(tmp_path):
 
 
 def test_a_sample_without_a_good_rewrite_keeps_its_caption(tmp_path):
-    from open_clip_triplet.tripletdata.rewrite import Rewrite
+    from open_clip_triplet.tripletdata.stages.rewrite import Rewrite
 
     model = Scripted(lambda prompt, seed: "A hound on the sand" if "dog on the beach" in prompt else "")
     shards = plain_shards(tmp_path / "in", [["A dog on the beach", "A cat"]])

@@ -12,11 +12,11 @@ from build_fixtures import Shout, contents, plain_shards, tiny_sdxl
 from conftest import picture
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
-from open_clip_triplet.tripletdata.engines import Local
-from open_clip_triplet.tripletdata.images import Diffusers, Images, encode
-from open_clip_triplet.tripletdata.pack import Pack, fit
-from open_clip_triplet.tripletdata.runner import run_stage
-from open_clip_triplet.tripletdata.source import Stop, plan_units
+from open_clip_triplet.tripletdata.run.engines import Local
+from open_clip_triplet.tripletdata.run.runner import run_stage
+from open_clip_triplet.tripletdata.run.source import Stop, plan_units
+from open_clip_triplet.tripletdata.stages.images import Diffusers, Images, encode
+from open_clip_triplet.tripletdata.stages.pack import Pack, fit
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'open_clip_triplet[build]'")
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from conftest import TINY_MODEL, write_shards
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
-from open_clip_triplet.tripletdata.concepts import coverage_order, load_wordnet, statistics, words
-from open_clip_triplet.tripletdata.quality import Selection, select_top
-from open_clip_triplet.tripletdata.source import Stop, Unit
+from open_clip_triplet.tripletdata.run.source import Stop, Unit
+from open_clip_triplet.tripletdata.stages.concepts import coverage_order, load_wordnet, statistics, words
+from open_clip_triplet.tripletdata.stages.filter import Selection, select_top
 
 scores = st.dictionaries(
     st.integers(0, 5), st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.25]), max_size=8), max_size=4

@@ -21,15 +21,16 @@ from hypothesis import strategies as st
 
 from build_fixtures import Shout, contents, plain_shards
 from open_clip_triplet.shards import ShardWriter, by_role, read_samples
-from open_clip_triplet.tripletdata import cli, runner
-from open_clip_triplet.tripletdata.captions import Captions
-from open_clip_triplet.tripletdata.concepts import Positions
-from open_clip_triplet.tripletdata.engines import Local, Ray, _Pool, _RayWorker, devices, visible_devices
-from open_clip_triplet.tripletdata.images import resolved_dtype
-from open_clip_triplet.tripletdata.pictures import Undecodable, refused
-from open_clip_triplet.tripletdata.runner import run_stage, sample_seed
-from open_clip_triplet.tripletdata.source import Stop, Table, Tally, known_samples, plan_units
-from open_clip_triplet.tripletdata.textmodels import Vllm
+from open_clip_triplet.tripletdata import cli
+from open_clip_triplet.tripletdata.backends.textmodels import Vllm
+from open_clip_triplet.tripletdata.run import runner
+from open_clip_triplet.tripletdata.run.engines import Local, Ray, _Pool, _RayWorker, devices, visible_devices
+from open_clip_triplet.tripletdata.run.pictures import Undecodable, refused
+from open_clip_triplet.tripletdata.run.runner import run_stage, sample_seed
+from open_clip_triplet.tripletdata.run.source import Stop, Table, Tally, known_samples, plan_units
+from open_clip_triplet.tripletdata.stages.captions import Captions
+from open_clip_triplet.tripletdata.stages.concepts import Positions
+from open_clip_triplet.tripletdata.stages.images import resolved_dtype
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [["a dog", "drop me", "a cat"], ['a {red} "hat"\nand\ta coat', "b"], ["drop", "drop"], ["x" * 10_000]]

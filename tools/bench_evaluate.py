@@ -178,8 +178,8 @@ def save_model(folder: Path, name: str | None) -> str:
 
 def ours(folder: Path, model: str) -> tuple[Clock, dict, dict]:
     """(seconds of the evaluation with an empty store, its result, how much was encoded)."""
-    from open_clip_triplet.checkpoints import CheckpointSpec
     from open_clip_triplet.evaluation.benchmarks import get
+    from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec
     from open_clip_triplet.evaluation.session import Session, run_checkpoint
 
     session = Session(
@@ -269,7 +269,7 @@ def retrieval(name: str) -> None:
 
 
 def _ours_recalls(images, texts, owner) -> dict:
-    from open_clip_triplet.metrics import retrieval_ranks
+    from open_clip_triplet.evaluation.metrics import retrieval_ranks
 
     of_image, of_text, _ = retrieval_ranks(images, texts, owner)
     return {

@@ -52,7 +52,7 @@ print(time.process_time() - start)
 #: runs in vLLM's environment: (model, prefix caching 0 or 1, captions) -> seconds
 VLLM = """
 import json, sys, time
-from open_clip_triplet.tripletdata.textmodels import Vllm, read_prompt
+from open_clip_triplet.tripletdata.backends.textmodels import Vllm, read_prompt
 model = Vllm(sys.argv[1], read_prompt(None, 'prompt_negative.txt'), max_tokens=24, prefix_caching=sys.argv[2] == '1')
 model.open('cpu')
 captions = [f'A photo of {n} dogs beside a {c} car.' for n in range(2, 10) for c in ('red', 'blue', 'green', 'grey')]
@@ -102,9 +102,9 @@ def bench_packing(folder: Path, python: str | None, count: int, rounds: int) -> 
 
     CPU time, so that whatever else the machine is doing counts for neither.
     """
-    from open_clip_triplet.tripletdata.pack import Pack
-    from open_clip_triplet.tripletdata.runner import run_unit
-    from open_clip_triplet.tripletdata.source import Unit
+    from open_clip_triplet.tripletdata.run.runner import run_unit
+    from open_clip_triplet.tripletdata.run.source import Unit
+    from open_clip_triplet.tripletdata.stages.pack import Pack
 
     shard = folder / "images.tar"
     write_images(shard, [photo(number) for number in range(count)])

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import shape_runs
 from open_clip_triplet.shards import by_role, read_samples, write_text_durably
-from open_clip_triplet.tripletdata import shapes
+from open_clip_triplet.tripletdata.worlds import shapes
 from shape_runs import SCORES, Run, difference, interval
 
 METHODS = ("clip", "negclip", "triplet")

@@ -21,7 +21,7 @@ import shape_page
 import shape_runs
 from demo import COMMON
 from open_clip_triplet.shards import write_text_durably
-from open_clip_triplet.tripletdata import shapes
+from open_clip_triplet.tripletdata.worlds import shapes
 from shape_runs import Run
 
 #: row of the paper -> (flags, images and captions encoded per sample)

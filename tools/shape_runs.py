@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from open_clip_triplet.metrics import composition_correct, wilson_interval
+from open_clip_triplet.evaluation.metrics import composition_correct, wilson_interval
 from open_clip_triplet.shards import by_role, read_meta, read_samples, read_sizes, write_text_durably
 
 MODEL = "shapes-tiny"

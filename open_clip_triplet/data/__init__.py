@@ -8,12 +8,7 @@ import os
 
 from open_clip_triplet.data.captions import SAMPLING
 from open_clip_triplet.data.epochs import SHUFFLE_BYTES, SHUFFLE_SAMPLES, EpochPlan
-from open_clip_triplet.shards import (
-    ShardError,
-    expand_shards,
-    normalise_ranges,
-    read_sizes,
-)
+from open_clip_triplet.shards import ShardError, expand_shards, normalise_ranges, read_sizes
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,14 +9,7 @@ from dataclasses import dataclass
 
 from open_clip_triplet.data.captions import require_negatives
 from open_clip_triplet.data.epochs import Part
-from open_clip_triplet.shards import (
-    ROLES,
-    MembersMissing,
-    ShardError,
-    by_role,
-    group_samples,
-    require_roles,
-)
+from open_clip_triplet.shards import ROLES, MembersMissing, ShardError, by_role, group_samples, require_roles
 from open_clip_triplet.tar import TarMembers, is_remote, open_tar
 
 #: attempts after the first to read a remote shard, counted anew after every sample that comes through

@@ -13,7 +13,7 @@ __all__ = ["evaluate", "require_data"]
 
 def __getattr__(name: str):
     if name in __all__:
-        from . import run
+        from open_clip_triplet.evaluation import run
 
         return getattr(run, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

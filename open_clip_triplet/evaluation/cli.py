@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .benchmarks import PAPER_SUITE, DataError, get, names
+from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, DataError, get, names
 
 EXAMPLES = """examples:
   triplet-evaluate data --data-root data
@@ -96,8 +96,8 @@ def _add_report(commands) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(argv)
-    from ..checkpoints import CheckpointError
-    from ..shards import ShardError
+    from open_clip_triplet.evaluation.checkpoints.load import CheckpointError
+    from open_clip_triplet.shards import ShardError
 
     command = {"run": _run, "report": _report, "data": _data, "export": _export}[args.command]
     try:
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _specs(args) -> list:
-    from ..checkpoints import CheckpointSpec
+    from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec
 
     many = args.pretrained if isinstance(args.pretrained, list) else [args.pretrained]
     specs = [
@@ -144,7 +144,7 @@ def _chosen(args) -> list:
 
 
 def _run(args) -> int:
-    from .session import run_checkpoint, start
+    from open_clip_triplet.evaluation.session import run_checkpoint, start
 
     specs, benchmarks = _specs(args), _chosen(args)
     session = start(args)
@@ -163,9 +163,9 @@ def _run(args) -> int:
 
 
 def _report(args) -> int:
-    from ..shards import write_text_durably
-    from .report import render
-    from .results import read_results
+    from open_clip_triplet.evaluation.report.render import render
+    from open_clip_triplet.evaluation.results import read_results
+    from open_clip_triplet.shards import write_text_durably
 
     text = render(read_results(args.results), args.format, baseline=args.baseline)
     if args.output:
@@ -177,7 +177,7 @@ def _report(args) -> int:
 
 
 def _data(args) -> int:
-    from .inventory import describe, download
+    from open_clip_triplet.evaluation.inventory import describe, download
 
     if args.download:
         for name in args.download.split(","):
@@ -188,7 +188,7 @@ def _data(args) -> int:
 
 
 def _export(args) -> int:
-    from ..checkpoints import export
+    from open_clip_triplet.evaluation.checkpoints.load import export
 
     print(f"wrote {export(_specs(args)[0], args.output)}", file=sys.stderr)
     return 0

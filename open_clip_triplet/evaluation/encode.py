@@ -97,7 +97,7 @@ class Encoder:
 
     def texts(self, captions: Sequence[str]) -> np.ndarray:
         """[n, D] float32, unit norm, of n captions."""
-        from .trim import trimmed_text_encoder
+        from open_clip_triplet.evaluation.trim import trimmed_text_encoder
 
         if self._encode_text is None:
             self._encode_text = trimmed_text_encoder(self.model, self.tokenizer, self.device, self._run)

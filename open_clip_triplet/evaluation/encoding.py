@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from .encode import Encoder, ImageError, decode_all, decoding_threads, open_image
-from .images import ImageRef, content_id
-from .store import EmbeddingStore
+from open_clip_triplet.evaluation.encode import Encoder, ImageError, decode_all, decoding_threads, open_image
+from open_clip_triplet.evaluation.images import ImageRef, content_id
+from open_clip_triplet.evaluation.store import EmbeddingStore
 
 #: rows between two writes, so that a run cut short loses little
 FLUSH = 2048

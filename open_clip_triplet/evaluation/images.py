@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..shards import ShardError, group_samples, write_text_durably
-from ..tar import TarMembers, open_tar
+from open_clip_triplet.shards import ShardError, group_samples, write_text_durably
+from open_clip_triplet.tar import TarMembers, open_tar
 
 
 @dataclass(frozen=True)

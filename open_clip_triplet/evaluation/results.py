@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import __version__
-from ..metrics import TIE_RULE, bootstrap_interval
-from ..shards import write_text_durably
-from .benchmarks.base import Benchmark, tree_leaves, tree_mean
-from .tasks import Outcome, Task
+from open_clip_triplet import __version__
+from open_clip_triplet.evaluation.benchmarks.base import Benchmark, tree_leaves, tree_mean
+from open_clip_triplet.evaluation.metrics import TIE_RULE, bootstrap_interval
+from open_clip_triplet.evaluation.tasks import Outcome, Task
+from open_clip_triplet.shards import write_text_durably
 
 SCHEMA = 1
 

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from .benchmarks import Benchmark, DataError, get
-from .encode import Encoder, evaluating
-from .encoding import EncodingJob
-from .images import ContentHashes, ImageRef
-from .results import build_result, flat_metrics
-from .store import EmbeddingStore, text_id
-from .tasks import Task
+from open_clip_triplet.evaluation.benchmarks import Benchmark, DataError, get
+from open_clip_triplet.evaluation.encode import Encoder, evaluating
+from open_clip_triplet.evaluation.encoding import EncodingJob
+from open_clip_triplet.evaluation.images import ContentHashes, ImageRef
+from open_clip_triplet.evaluation.results import build_result, flat_metrics
+from open_clip_triplet.evaluation.store import EmbeddingStore, text_id
+from open_clip_triplet.evaluation.tasks import Task
 
 
 class PartialData(DataError):

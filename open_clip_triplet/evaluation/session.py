@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..checkpoints import CheckpointSpec, identify
-from ..shards import write_text_durably
-from .encode import Encoder
-from .images import ContentHashes, file_digest
-from .results import write_result
-from .run import Evaluation, run_suite
-from .store import EmbeddingStore
+from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec, identify
+from open_clip_triplet.evaluation.encode import Encoder
+from open_clip_triplet.evaluation.images import ContentHashes, file_digest
+from open_clip_triplet.evaluation.results import write_result
+from open_clip_triplet.evaluation.run import Evaluation, run_suite
+from open_clip_triplet.evaluation.store import EmbeddingStore
+from open_clip_triplet.shards import write_text_durably
 
 
 @dataclass
@@ -107,7 +107,7 @@ def run_checkpoint(session: Session, spec: CheckpointSpec, benchmarks: list) -> 
 
 
 def _load(session: Session, spec: CheckpointSpec) -> Encoder:
-    from ..checkpoints import load
+    from open_clip_triplet.evaluation.checkpoints.load import load
 
     device = session.device or _default_device()
     if session.progress:

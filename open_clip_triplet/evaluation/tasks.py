@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..metrics import (
+from open_clip_triplet.evaluation.images import ImageRef
+from open_clip_triplet.evaluation.metrics import (
     bootstrap_interval,
     class_ranks,
     composition_correct,
@@ -24,7 +25,6 @@ from ..metrics import (
     retrieval_ranks,
     wilson_interval,
 )
-from .images import ImageRef
 
 #: (refs) -> [n, D] rows, and (captions) -> [n, D] rows
 Rows = Callable[[Sequence], np.ndarray]

@@ -6,20 +6,20 @@ import argparse
 import importlib
 import sys
 
-from open_clip_triplet.tripletdata.source import Stop
+from open_clip_triplet.tripletdata.run.source import Stop
 
 #: subcommand -> module under open_clip_triplet.tripletdata; imported only when its subcommand is used
 STAGES: dict[str, str] = {
-    "build": "build",
-    "rewrite": "rewrite",
-    "captions": "captions",
-    "images": "images",
-    "filter": "quality",
-    "concepts": "concepts",
-    "pack": "pack",
-    "validate": "validate",
-    "shapes": "shapes",
-    "mine": "mine",
+    "build": "stages.build",
+    "rewrite": "stages.rewrite",
+    "captions": "stages.captions",
+    "images": "stages.images",
+    "filter": "stages.filter",
+    "concepts": "stages.concepts",
+    "pack": "stages.pack",
+    "validate": "stages.validate",
+    "shapes": "worlds.shapes",
+    "mine": "stages.mine",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from .base import Benchmark, DataError, MissingData
+from open_clip_triplet.evaluation.benchmarks.base import Benchmark, DataError, MissingData
 
 #: name -> module; the paper's first, then those beyond it
 _MODULES = {

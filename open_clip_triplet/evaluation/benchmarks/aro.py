@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..images import ImageRef
-from ..tasks import Choice, ChoiceTask
-from .base import Benchmark, entries, find_image, first_file
+from open_clip_triplet.evaluation.benchmarks.base import Benchmark, entries, find_image, first_file
+from open_clip_triplet.evaluation.images import ImageRef
+from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
 
 FILES = {"vg_relation": "visual_genome_relation.json", "vg_attribution": "visual_genome_attribution.json"}
 SIZES = {"vg_relation": 23937, "vg_attribution": 28748}

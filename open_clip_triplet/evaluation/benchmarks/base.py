@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...shards import ShardError
-from ..images import ImageRef, read_tar_index
-from ..tasks import Task
+from open_clip_triplet.evaluation.images import ImageRef, read_tar_index
+from open_clip_triplet.evaluation.tasks import Task
+from open_clip_triplet.shards import ShardError
 
 
 class DataError(ValueError):

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..tasks import Pair, PairTask
-from .base import Benchmark, DataError, find_image, first_file, first_folder, read_json
+from open_clip_triplet.evaluation.benchmarks.base import (
+    Benchmark,
+    DataError,
+    find_image,
+    first_file,
+    first_folder,
+    read_json,
+)
+from open_clip_triplet.evaluation.tasks import Pair, PairTask
 
 FILE = "COLA_multiobjects_matching_benchmark.json"
 

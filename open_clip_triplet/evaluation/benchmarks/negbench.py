@@ -10,8 +10,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from ..tasks import Choice, ChoiceTask
-from .base import COCO_2017, Benchmark, find_image, first_file
+from open_clip_triplet.evaluation.benchmarks.base import COCO_2017, Benchmark, find_image, first_file
+from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
 
 FILES = {
     "coco_mcq": "COCO_val_mcq_llama3.1_rephrased.csv",

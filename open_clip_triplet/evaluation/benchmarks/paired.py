@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...shards import by_role, read_meta, read_sizes
-from ..images import ImageRef
-from ..tasks import Pair, PairTask
-from .base import Benchmark, shard_samples
+from open_clip_triplet.evaluation.benchmarks.base import Benchmark, shard_samples
+from open_clip_triplet.evaluation.images import ImageRef
+from open_clip_triplet.evaluation.tasks import Pair, PairTask
+from open_clip_triplet.shards import by_role, read_meta, read_sizes
 
 FOLDERS = ("tripletdata", "tripletdata/val", "tripletdata/test")
 

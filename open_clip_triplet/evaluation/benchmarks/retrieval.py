@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...shards import read_meta
-from ..images import ImageRef
-from ..tasks import Captioned, RetrievalTask
-from .base import (
+from open_clip_triplet.evaluation.benchmarks.base import (
     COCO_2014,
     COCO_2017,
     Benchmark,
@@ -22,6 +19,9 @@ from .base import (
     read_json,
     shard_samples,
 )
+from open_clip_triplet.evaluation.images import ImageRef
+from open_clip_triplet.evaluation.tasks import Captioned, RetrievalTask
+from open_clip_triplet.shards import read_meta
 
 SIZES = {"mscoco": 5000, "flickr30k": 1000}
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..tasks import Choice, ChoiceTask
-from .base import COCO_2017, Benchmark, entries, find_image, first_file
+from open_clip_triplet.evaluation.benchmarks.base import COCO_2017, Benchmark, entries, find_image, first_file
+from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
 
 SIZES = {"replace_obj": 1652, "replace_att": 788, "replace_rel": 1406, "swap_obj": 245, "swap_att": 666}
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..images import ImageRef
-from ..tasks import Pair, PairTask
-from .base import Benchmark, find_image, first_file
+from open_clip_triplet.evaluation.benchmarks.base import Benchmark, find_image, first_file
+from open_clip_triplet.evaluation.images import ImageRef
+from open_clip_triplet.evaluation.tasks import Pair, PairTask
 
 FILES = ("winoground/data/examples.jsonl", "winoground/examples.jsonl")
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..images import ImageRef
-from ..tasks import ClassifyTask, Labelled
-from .base import Benchmark, DataError, shard_samples
+from open_clip_triplet.evaluation.benchmarks.base import Benchmark, DataError, shard_samples
+from open_clip_triplet.evaluation.images import ImageRef
+from open_clip_triplet.evaluation.tasks import ClassifyTask, Labelled
 
 #: set -> (folder of its webdataset export, test images), in Table 12's order
 SETS = {

@@ -1,0 +1,1 @@
+"""What a stage asks: language models, text-to-image pipelines, encoders, rules."""

@@ -1,0 +1,1 @@
+"""How stages run: inputs, tasks, engines, records, progress, the data card."""

@@ -1,0 +1,1 @@
+"""What turns shards into shards: one module per stage, named as its command."""

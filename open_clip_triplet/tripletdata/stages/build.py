@@ -1,0 +1,202 @@
+"""The whole way: rewrite? -> negative captions -> negative images? -> filter? -> pack -> data card.
+
+Side shards of the stages are kept under ``--output``/.work until you delete them; the paired shards,
+``sizes.json``, ``summary.json`` and ``README.md`` are in ``--output``. The same command continues
+after a crash, and does nothing when all is done, with or without ``.work``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from open_clip_triplet.shards import ShardError, write_text_durably
+from open_clip_triplet.tripletdata.run import options
+from open_clip_triplet.tripletdata.run.card import write_card
+from open_clip_triplet.tripletdata.run.runner import (
+    DONE,
+    FAILED_SHARDS,
+    REFUSED,
+    Run,
+    refuse_foreign,
+    report,
+    run_stage,
+    totals,
+)
+from open_clip_triplet.tripletdata.run.source import Stop, Unit, plan_units, read_json
+from open_clip_triplet.tripletdata.stages import captions, images, rewrite
+from open_clip_triplet.tripletdata.stages import filter as quality
+from open_clip_triplet.tripletdata.stages.pack import Pack
+
+HELP = "build paired shards from image-caption shards or tables, all stages in one command"
+
+
+EXAMPLES = """\
+examples:
+  make_shards.py build --input cc3m/ --output triplets/ --workers 8
+  make_shards.py build --input 'cc3m/{00000..00331}.tar' --output triplets/ --rewrite --top-k 1000000
+  make_shards.py build --input table.parquet --image-root photos/ --output negclip/ --backend rules --no-images
+
+"""
+
+
+def add_arguments(parser) -> None:
+    options.add_common(parser)
+    group = parser.add_argument_group("stages")
+    group.add_argument(
+        "--rewrite", action="store_true", help="rewrite captions with the language model first"
+    )
+    group.add_argument("--rewrite-prompt", metavar="FILE", help="prompt of the rewrites")
+    group.add_argument("--no-images", action="store_true", help="negative captions only (NegCLIP's data)")
+    captions.add_caption_arguments(parser)
+    images.add_image_arguments(parser)
+    rewrite.add_laclip_arguments(parser)
+    quality.add_filter_arguments(parser)
+    group.add_argument("--title", help="heading of the data card (default the output folder's name)")
+
+
+def run(args) -> int:
+    if args.top_k is not None or args.threshold is not None:
+        quality.check_arguments(args)
+        if args.no_images:
+            raise Stop("the filter scores negative images; leave out --no-images, --top-k and --threshold", 2)
+    units = plan_units(args.input, options.table(args), args.samples_per_shard)
+    stages = list(model_stages(args))
+    if args.dry_run:
+        from open_clip_triplet.tripletdata.run.plan import print_plan
+
+        rules = {"captions"} if args.backend == "rules" else set()
+        names = [stage.name for stage in stages if stage.model and stage.name not in rules]
+        return print_plan(args, units, names, negatives=args.negatives)
+    refuse_foreign(args.output, units)  # now, and not after days of other stages
+    return Build(args, units).run(stages)
+
+
+def model_stages(args):
+    """The stages before packing, in order, without models loaded."""
+    if args.rewrite or args.laclip_original:
+        changed = {"prompt": args.rewrite_prompt}
+        if args.backend == "rules" and not args.laclip_original:
+            raise Stop("--rewrite needs a language model: choose another --backend", 2)
+        yield rewrite.make_stage(type(args)(**{**vars(args), **changed}), images=False)
+    yield captions.make_stage(args, images=False)
+    if not args.no_images:
+        yield images.make_stage(args, images=False)
+        if args.top_k is not None or args.threshold is not None:
+            yield quality.make_stage(args)
+
+
+class Build:
+    """Runs stages one after another over the units that are left, then packs and reports."""
+
+    def __init__(self, args, units: list[Unit]):
+        self.args, self.units = args, units
+        self.output = Path(args.output)
+        self.runs: list[Run] = []
+
+    def run(self, stages) -> int:
+        stages = list(stages)
+        request = self._request(stages)
+        if summary := self._finished(request):
+            return self._conclude(summary)
+        left = self.units  # what the next stage reads
+        for stage in stages:
+            work = self.output / ".work" / stage.name
+            if stage.name == "scores":  # scores look at both images, so they need the source as well
+                left = [self._joined(unit, [self.runs[-1]]) for unit in left]
+            run = self._run(stage, left, work)
+            left = [Unit(unit.index, (str(work / unit.shard),)) for unit in quality.kept_units(run)]
+        return self._pack(left, request)
+
+    @property
+    def _need(self) -> tuple[str, ...]:
+        return ("text",) if self.args.no_images else ("text", "image")
+
+    def _request(self, stages) -> str | None:
+        """Hash of all that decides the result; None where an input cannot be looked at."""
+        try:
+            inputs = [unit.identity() for unit in self.units]
+        except ShardError:
+            return None
+        configs = [[stage.name, stage.config()] for stage in stages]
+        pack = Pack(self.args.save_size, self.args.quality, self._need).config()
+        text = json.dumps(
+            [inputs, configs, pack, self.args.top_k, self.args.threshold], sort_keys=True, ensure_ascii=False
+        )
+        return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+    def _finished(self, request: str | None) -> dict | None:
+        """The summary of an earlier run that was asked for the same and finished it, shards and all.
+
+        Raises:
+            Stop: the shards are of another request, and no side shards are left to tell them apart by.
+        """
+        summary, sizes = (read_json(self.output / name) for name in ("summary.json", "sizes.json"))
+        if summary.get("request") not in (None, request) and not (self.output / ".work").exists():
+            raise Stop(
+                f"{self.output}: was built with other settings or from other inputs. "
+                "Choose another --output, or use the same to continue.",
+                REFUSED,
+            )
+        if request is None or summary.get("request") != request or summary.get("failed"):
+            return None
+        whole = len(sizes) == summary["shards"] and all((self.output / shard).exists() for shard in sizes)
+        return summary if whole else None
+
+    def _run(self, stage, units: list[Unit], folder: Path, *, cpu: bool = False) -> Run:
+        cpu = (
+            cpu
+            or getattr(self.args, "backend", "") in ("rules", "openai")
+            and stage.name in ("captions", "rewrite")
+        )
+        run = run_stage(stage, units, folder, options.engine(self.args, cpu=cpu), quiet=self.args.quiet)
+        self.runs.append(run)
+        report(run)
+        return run
+
+    def _joined(self, unit: Unit, runs: list[Run]) -> Unit:
+        """The source of a unit beside its side shards of ``runs``."""
+        source = self.units[unit.index]
+        sides = [str(run.output / unit.shard) for run in runs]
+        return Unit(unit.index, (*source.inputs, *sides), source.rows, source.table)
+
+    def _pack(self, left: list[Unit], request: str | None) -> int:
+        *_, last = self.runs
+        scored = last if last.stage.name == "scores" else None
+        if scored and any(run.failed for run in self.runs):
+            print("Not packed: a cut-off needs the scores of every shard.", file=sys.stderr)
+            return FAILED_SHARDS
+        sides = [run for run in self.runs if run.stage.name in ("images", "scores")] or [last]
+        chosen = quality.selection(self.args, scored) if scored else None
+        stage = Pack(self.args.save_size, self.args.quality, self._need, chosen)
+        self._run(stage, [self._joined(unit, sides) for unit in left], self.output, cpu=True)
+        failed = {shard: error for run in self.runs for shard, error in run.failed.items()}
+        summary = {**self._summary(failed), "request": request}
+        write_text_durably(
+            self.output / "summary.json",
+            json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False) + "\n",
+        )
+        return self._conclude(summary)
+
+    def _conclude(self, summary: dict) -> int:
+        card = write_card(self.output, self.args.title or self.output.absolute().name, summary)
+        print(f"{summary['kept']:,} samples; data card {card}", file=sys.stderr)
+        return FAILED_SHARDS if summary["failed"] else DONE
+
+    def _summary(self, failed: dict[str, str]) -> dict:
+        stages = {
+            run.stage.name: {"config": run.stage.config(), **totals(run.records())} for run in self.runs
+        }
+        first, *_, last = stages.values()
+        shards = sum(1 for record in self.runs[-1].records() if record["kept"])
+        failed = {os.path.basename(shard): error for shard, error in sorted(failed.items())}
+        return {
+            "read": first["read"],
+            "kept": last["kept"],
+            "shards": shards,
+            "stages": stages,
+            "failed": failed,
+        }

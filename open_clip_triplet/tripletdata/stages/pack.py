@@ -1,0 +1,113 @@
+"""Packing: joins captions, negatives and images into paired shards a trainer reads.
+
+Images are decoded (a broken one is dropped and counted), brought down to ``--save-size`` pixels on
+the shorter side, and encoded again only where that changed them or no trainer reads their format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from open_clip_triplet.tripletdata.run import options
+from open_clip_triplet.tripletdata.run.pictures import Undecodable, decode, refused
+from open_clip_triplet.tripletdata.run.runner import Stage, report, run_stage
+from open_clip_triplet.tripletdata.run.source import Sample, Tally, Unit, plan_units
+from open_clip_triplet.tripletdata.stages.images import encode
+
+HELP = "resize images and write paired shards"
+
+
+@dataclass
+class Pack(Stage):
+    """Stage: the last one.
+
+    Args:
+        negatives: what a sample must have besides image and caption: any of ``image``, ``text``.
+        selection: which samples stay, as ``select.Selection`` tells; None keeps all.
+    """
+
+    name: ClassVar[str] = "pack"
+    save_size: int = 256
+    quality: int = 95
+    negatives: tuple[str, ...] = ("text", "image")
+    selection: Any = None
+
+    def config(self) -> dict:
+        return {**super().config(), "selection": self.selection and self.selection.config()}
+
+    def process(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
+        keep = self.selection.keeper(unit) if self.selection else None
+        for sample in unit.samples(tally):
+            if keep and not keep(sample.meta):
+                tally.drop(self.selection.reason)
+                continue
+            reason = self._missing(sample) or self._resize(sample)
+            if reason:
+                tally.drop(reason)
+            else:
+                yield sample
+
+    def _missing(self, sample: Sample) -> str | None:
+        if sample.image is None:
+            return "no image"
+        if "text" in self.negatives and not (sample.neg_text and sample.neg_text.strip()):
+            return "no negative caption"
+        if "image" in self.negatives and sample.neg_image is None:
+            return "no negative image"
+        return None
+
+    def _resize(self, sample: Sample) -> str | None:
+        """Bring both images of ``sample`` to size, in place; the reason to drop it, or None."""
+        try:
+            sample.image, sample.suffix = fit(sample.image, self.save_size, self.quality)
+        except Undecodable:
+            return "image cannot be decoded"
+        if sample.neg_image is not None:
+            try:
+                sample.neg_image, sample.neg_suffix = fit(sample.neg_image, self.save_size, self.quality)
+            except Undecodable:
+                return "negative image cannot be decoded"
+        return None
+
+
+def fit(data: bytes, size: int, quality: int) -> tuple[bytes, str]:
+    """Image bytes whose shorter side is at most ``size`` pixels (0: any), and their member suffix.
+
+    Bytes that are small enough, in a format that trainers read, stay as they are.
+
+    Raises:
+        Undecodable: no image, or too large to be one.
+    """
+    picture = decode(data, size)
+    if picture.suffix and not (size and min(picture.size) > size):
+        return data, picture.suffix
+    with refused():
+        return encode(picture.rgb, size, quality), "jpg"
+
+
+def add_arguments(parser) -> None:
+    options.add_common(parser)
+    group = parser.add_argument_group("packing")
+    group.add_argument(
+        "--save-size", type=int, default=256, help="shorter side, pixels (default 256; 0: all)"
+    )
+    group.add_argument("--quality", type=int, default=95, help="JPEG quality (default 95)")
+    group.add_argument(
+        "--need",
+        nargs="*",
+        choices=["text", "image"],
+        default=["text", "image"],
+        help="negatives a sample must have (default both; '--need' alone packs plain pairs)",
+    )
+
+
+def run(args) -> int:
+    units = plan_units(args.input, options.table(args), args.samples_per_shard)
+    if args.dry_run:
+        from open_clip_triplet.tripletdata.run.plan import print_plan
+
+        return print_plan(args, units, [])
+    stage = Pack(args.save_size, args.quality, tuple(args.need))
+    return report(run_stage(stage, units, args.output, options.engine(args, cpu=True), quiet=args.quiet))

@@ -1,0 +1,111 @@
+"""Reads shards as a trainer would and reports what is missing or broken, shard by shard."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+from tqdm import tqdm
+
+from open_clip_triplet.shards import ShardError, by_role, read_meta, read_samples, read_sizes
+from open_clip_triplet.tripletdata.run.pictures import Undecodable, decode
+from open_clip_triplet.tripletdata.run.source import plan_units
+
+HELP = "check shards: missing members, broken images, repeated keys"
+
+NEEDED = {"pair": ("image", "text"), "paired": ("image", "text", "neg_image", "neg_text")}
+#: exit status where something is broken
+BROKEN = 3
+
+
+def check_shard(shard: str, need: tuple[str, ...]) -> dict:
+    """``{"samples", "faults": {fault: count}, "first": {fault: key}, "keys": [...]}`` of one shard."""
+    faults, first, keys = Counter(), {}, []
+    found = {"samples": 0, "faults": faults, "first": first, "keys": keys}
+    try:
+        for sample in read_samples(shard):
+            found["samples"] += 1
+            keys.append(sample["__key__"])
+            for fault in sample_faults(by_role(sample), need):
+                faults[fault] += 1
+                first.setdefault(fault, sample["__key__"])
+    except (ShardError, OSError) as error:
+        faults[f"unreadable ({error})"] += 1
+    return found
+
+
+def sample_faults(roles: dict, need: tuple[str, ...]) -> list[str]:
+    """What is wrong with one sample, under role names."""
+    faults = [f"no {role.replace('neg_', 'negative ')}" for role in need if role not in roles]
+    for role in ("image", "neg_image"):
+        if role in roles and not _decodes(roles[role]):
+            faults.append(f"{role.replace('neg_', 'negative ')} cannot be decoded")
+    for role in ("text", "neg_text"):
+        if role in roles:
+            try:
+                if not roles[role].decode("utf-8").strip():
+                    faults.append(f"empty {role.replace('neg_', 'negative ')}")
+            except UnicodeDecodeError:
+                faults.append(f"{role.replace('neg_', 'negative ')} is not UTF-8")
+    if "text" in roles and roles["text"] == roles.get("neg_text"):
+        faults.append("negative text equals text")
+    if "meta" in roles and not read_meta(roles) and roles["meta"].strip() != b"{}":
+        faults.append("json is not an object")
+    return faults
+
+
+def _decodes(data: bytes) -> bool:
+    try:
+        decode(data)
+    except Undecodable:
+        return False
+    return True
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="folder of shards or pattern a/{000..999}.tar"
+    )
+    parser.add_argument(
+        "--need", choices=sorted(NEEDED), default="paired", help="members needed (default paired)"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args) -> int:
+    shards = [unit.inputs[0] for unit in plan_units(args.input)]
+    check = partial(check_shard, need=NEEDED[args.need])
+    with ProcessPoolExecutor(args.workers) as pool:
+        results = pool.map(check, shards) if args.workers > 1 else map(check, shards)
+        results = list(tqdm(results, total=len(shards), desc="validate", disable=args.quiet, file=sys.stderr))
+    return _report(dict(zip(shards, results)), args.json)
+
+
+def _report(results: dict[str, dict], as_json: bool) -> int:
+    owner: dict[str, str] = {}
+    for shard, result in results.items():
+        for key in result.pop("keys"):
+            if owner.setdefault(key, shard) != shard or key in result.setdefault("seen", set()):
+                result["faults"]["repeated key"] += 1
+                result["first"].setdefault("repeated key", key)
+            result.setdefault("seen", set()).add(key)
+        result.pop("seen", None)
+        sizes = read_sizes([shard])
+        if sizes and sizes[0] != result["samples"]:
+            result["faults"][f"sizes.json says {sizes[0]} samples"] += 1
+    broken = {shard: result for shard, result in results.items() if result["faults"]}
+    samples = sum(result["samples"] for result in results.values())
+    if as_json:
+        print(json.dumps({"samples": samples, "shards": results}, ensure_ascii=False))
+    else:
+        for shard, result in broken.items():
+            for fault, count in result["faults"].most_common():
+                key = f", first {result['first'][fault]}" if fault in result["first"] else ""
+                print(f"{shard}: {fault}: {count}{key}")
+        print(f"{samples:,} samples in {len(results):,} shards; {len(broken):,} shards with faults")
+    return BROKEN if broken else 0

@@ -1,0 +1,1 @@
+"""Embedded worlds: paired shards drawn by a program, without a download."""
