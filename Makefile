@@ -31,7 +31,7 @@ reproduce-short: install
 
 lint: install
 	$(BIN)/ruff check .
-	$(BIN)/python tools/update_readme.py --check
+	$(BIN)/python tools/update_docs.py --check
 
 clean:
 	rm -rf demo build dist .pytest_cache .ruff_cache *.egg-info

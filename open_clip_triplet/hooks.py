@@ -34,11 +34,8 @@ from dataclasses import dataclass
 
 import torch
 
+from open_clip_triplet.errors import HostError
 from open_clip_triplet.plugin import Plugin
-
-
-class HostError(RuntimeError):
-    """The installed OpenCLIP is missing, or is not one that the hooks know."""
 
 
 @dataclass(frozen=True)

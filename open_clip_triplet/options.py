@@ -7,12 +7,9 @@ import difflib
 import os
 
 from open_clip_triplet.data import add_data_arguments
+from open_clip_triplet.errors import UsageError
 from open_clip_triplet.losses import METHODS, add_loss_arguments, check_supported
 from open_clip_triplet.shards import normalise_ranges
-
-
-class UsageError(ValueError):
-    """The command line asks for something that cannot be done; the message says what to do instead."""
 
 
 def method_name(text: str) -> str:

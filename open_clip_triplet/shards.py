@@ -24,7 +24,9 @@ from typing import Any
 
 import braceexpand
 
-from open_clip_triplet.tar import ShardError, TarMembers, is_remote, open_tar, read_remote
+from open_clip_triplet.errors import MembersMissing, ShardError
+from open_clip_triplet.files import is_remote, replace_durably, write_text_durably
+from open_clip_triplet.tar import TarMembers, open_tar, read_remote
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
@@ -41,10 +43,6 @@ ROLES = {
     "neg_image": "neg_image",
     "neg_caption": "neg_text",
 }
-
-
-class MembersMissing(ShardError):
-    """A shard can be read, but its samples lack members that are needed."""
 
 
 def expand_shards(spec: str | Iterable[str]) -> list[str]:
@@ -205,28 +203,6 @@ def _encode(value) -> bytes:
     if isinstance(value, str):
         return value.encode("utf-8", "replace")
     return json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
-
-
-def replace_durably(temporary: Path, final: Path) -> None:
-    """Rename over ``final`` and flush the folder, so that the name survives a power cut."""
-    os.replace(temporary, final)
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_text_durably(path: str | os.PathLike, text: str) -> None:
-    """Write a small file whole or not at all (temporary name, fsync, rename)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    replace_durably(temporary, path)
 
 
 def read_sizes(urls: list[str]) -> list[int] | None:

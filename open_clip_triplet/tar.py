@@ -13,21 +13,15 @@ import threading
 import zlib
 from collections.abc import Iterator
 
+from open_clip_triplet.errors import ShardError
+from open_clip_triplet.files import is_remote
+
 BLOCK = 512
 #: bytes read at a time, so that a size that is a lie costs no memory
 PIECE = 2**20
 #: bytes of the largest member, and of the largest extended header, that is read
 LARGEST_MEMBER, LARGEST_HEADER = 2**30, 2**20
 GZIP = b"\x1f\x8b"
-
-
-class ShardError(ValueError):
-    """A shard cannot be read, or lacks members that are needed. The message names the shard."""
-
-
-def is_remote(url: str) -> bool:
-    """True for ``pipe:`` and urls, whose failures may be passing ones."""
-    return url.startswith("pipe:") or ("://" in url and not url.startswith("file:"))
 
 
 class TarMembers:

@@ -16,9 +16,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run OpenCLIP's training with hooks; ``argv`` as on the command line. Returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     from open_clip_triplet import hooks
-    from open_clip_triplet.losses import NonFiniteLossError
-    from open_clip_triplet.options import UsageError, build_parser
-    from open_clip_triplet.shards import ShardError
+    from open_clip_triplet.errors import NonFiniteLossError, ShardError, UsageError
+    from open_clip_triplet.options import build_parser
 
     if "-h" in argv or "--help" in argv:
         print(build_parser().format_help(), end="\n\n", flush=True)

@@ -11,7 +11,8 @@ import logging
 
 import torch
 
-from open_clip_triplet.shards import ShardError, by_role, expand_shards, first_sample
+from open_clip_triplet.errors import ShardError
+from open_clip_triplet.shards import by_role, expand_shards, first_sample
 
 PAIR_ROLES = ("image", "text", "neg_image", "neg_text")
 

@@ -10,13 +10,8 @@ import torch
 from PIL import Image
 
 from evaluation_fixtures import TINY, picture, tiny_clip, write_config
-from open_clip_triplet.evaluation.checkpoints.load import (
-    CheckpointError,
-    CheckpointSpec,
-    export,
-    identify,
-    load,
-)
+from open_clip_triplet.errors import CheckpointError
+from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec, export, identify, load
 from open_clip_triplet.evaluation.images import file_digest
 
 CAPTIONS = ["a dog", "two cats on a red sofa"]

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from open_clip_triplet.data import get_paired_dataset
-from open_clip_triplet.options import UsageError
-from open_clip_triplet.shards import ShardError, write_sizes
+from open_clip_triplet.errors import ShardError, UsageError
+from open_clip_triplet.shards import write_sizes
 from paired_shards import SIZE, arguments, jpeg, method, numbers, tokenize, write_shards
 
 TRANSFORM = open_clip.image_transform(SIZE, is_train=True)

@@ -16,8 +16,9 @@ from open_clip_triplet.data import loader as loader_module
 from open_clip_triplet.data.counts import DROPPED
 from open_clip_triplet.data.epochs import Part
 from open_clip_triplet.data.reading import read_part
+from open_clip_triplet.errors import ShardError
 from open_clip_triplet.evaluation.images import read_tar_index
-from open_clip_triplet.shards import ShardError, ShardWriter, write_sizes
+from open_clip_triplet.shards import ShardWriter, write_sizes
 from open_clip_triplet.tar import TarMembers, open_tar
 from paired_shards import arguments, method, numbers, sample, tokenize, write_shards
 from test_data import TRANSFORM, dataset, epoch_of, seen

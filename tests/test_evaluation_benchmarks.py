@@ -19,7 +19,8 @@ from evaluation_fixtures import (
     write_valse,
     write_zeroshot,
 )
-from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, DataError, MissingData, get, names
+from open_clip_triplet.errors import DataError, MissingData
+from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, get, names
 from open_clip_triplet.evaluation.benchmarks.base import tree_leaves, tree_mean
 from open_clip_triplet.evaluation.inventory import describe
 

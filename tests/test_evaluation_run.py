@@ -25,11 +25,12 @@ from evaluation_fixtures import (
     write_sugarcrepe,
     write_suite,
 )
+from open_clip_triplet.errors import DataError, MissingData, PartialData
 from open_clip_triplet.evaluation import evaluate, require_data
-from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, DataError, MissingData, get
+from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, get
 from open_clip_triplet.evaluation.encode import Encoder
 from open_clip_triplet.evaluation.images import ContentHashes, ImageRef, read_tar_index
-from open_clip_triplet.evaluation.run import PartialData, run_suite
+from open_clip_triplet.evaluation.run import run_suite
 from open_clip_triplet.evaluation.store import EmbeddingStore
 from open_clip_triplet.evaluation.tripletdata import composition_scores
 

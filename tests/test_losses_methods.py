@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 
 from open_clip_triplet import losses
-from open_clip_triplet.losses import METHODS, NonFiniteLossError, add_loss_arguments, create_loss
+from open_clip_triplet.errors import NonFiniteLossError
+from open_clip_triplet.losses import METHODS, add_loss_arguments, create_loss
 from open_clip_triplet.losses.guard import FiniteGuard
 
 

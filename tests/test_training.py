@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from conftest import TINY_MODEL, checkpoint, picture, train, train_argv, write_shards
-from open_clip_triplet.losses import METHODS, NonFiniteLossError
-from open_clip_triplet.options import UsageError
+from open_clip_triplet.errors import NonFiniteLossError, UsageError
+from open_clip_triplet.losses import METHODS
 
 
 def losses(logs: Path, name: str) -> list[float]:
@@ -393,7 +393,7 @@ def test_ordinary_validation_data_stays_stock(paired_shards, tiny_config, tmp_pa
 
 
 def test_plain_shards_under_a_paired_loss_name_shard_and_members(tiny_config, tmp_path):
-    from open_clip_triplet.shards import ShardError
+    from open_clip_triplet.errors import ShardError
 
     plain = write_shards(tmp_path / "plain", [16, 16], paired=False)
     with pytest.raises(ShardError, match=r"triplet reads neg\.jpg and neg\.txt.*00000\.tar.*jpg, json, txt"):

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_fixtures import plain_shards, tiny_chat
+from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.backends.server import Server
@@ -26,7 +27,7 @@ from open_clip_triplet.tripletdata.backends.textmodels import (
 )
 from open_clip_triplet.tripletdata.run.engines import Local
 from open_clip_triplet.tripletdata.run.runner import run_stage, totals
-from open_clip_triplet.tripletdata.run.source import Sample, Stop, Tally, Unit, plan_units
+from open_clip_triplet.tripletdata.run.source import Sample, Tally, Unit, plan_units
 from open_clip_triplet.tripletdata.stages.captions import Ask, Captions, Checker, tidy
 from paired_shards import jpeg
 
@@ -67,9 +68,9 @@ def test_an_example_may_answer_a_caption_that_is_like_it():
 def test_the_paper_prompt_has_one_placeholder_and_bad_prompts_are_refused(tmp_path):
     assert PROMPT.count("{}") == 1 and "red helmet drives a motorbike" in PROMPT
     (tmp_path / "p.txt").write_text("no placeholder")
-    with pytest.raises(Stop, match="must hold {} once"):
+    with pytest.raises(PipelineError, match="must hold {} once"):
         read_prompt(str(tmp_path / "p.txt"), "")
-    with pytest.raises(Stop, match="cannot be read"):
+    with pytest.raises(PipelineError, match="cannot be read"):
         read_prompt(str(tmp_path / "none.txt"), "")
 
 

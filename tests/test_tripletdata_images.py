@@ -10,11 +10,12 @@ from PIL import Image
 
 from build_fixtures import Shout, contents, plain_shards, tiny_sdxl
 from conftest import picture
+from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.run.engines import Local
 from open_clip_triplet.tripletdata.run.runner import run_stage
-from open_clip_triplet.tripletdata.run.source import Stop, plan_units
+from open_clip_triplet.tripletdata.run.source import plan_units
 from open_clip_triplet.tripletdata.stages.images import Diffusers, Images, encode
 from open_clip_triplet.tripletdata.stages.pack import Pack, fit
 
@@ -60,7 +61,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(model, monkeypatch, capsys):
     close = [sum(abs(a - b) for a, b in zip(x, y)) / len(x) for x, y in zip(images, expected)]
     assert max(close) < 1  # of 255: batch size may change the last bit
     monkeypatch.setattr(model, "_pipe", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
-    with pytest.raises(Stop, match="out of memory with one image at 64 px"):
+    with pytest.raises(PipelineError, match="out of memory with one image at 64 px"):
         list(model.draw(["a"], [1]))
 
 

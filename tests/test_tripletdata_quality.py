@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import TINY_MODEL, write_shards
+from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
-from open_clip_triplet.tripletdata.run.source import Stop, Unit
+from open_clip_triplet.tripletdata.run.source import Unit
 from open_clip_triplet.tripletdata.stages.concepts import coverage_order, load_wordnet, statistics, words
 from open_clip_triplet.tripletdata.stages.filter import Selection, select_top
 
@@ -144,7 +145,7 @@ def test_statistics_by_hand():
 
 def test_wordnet_that_is_not_there_is_named(tmp_path):
     pytest.importorskip("nltk", reason="NLTK is not installed: pip install 'open_clip_triplet[build]'")
-    with pytest.raises(Stop, match="wordnet-base"):
+    with pytest.raises(PipelineError, match="wordnet-base"):
         load_wordnet(str(tmp_path))
 
 
@@ -152,7 +153,7 @@ def test_concepts_of_real_captions_and_growing_subsets(tmp_path, capfd):
     pytest.importorskip("nltk", reason="NLTK is not installed: pip install 'open_clip_triplet[build]'")
     try:
         load_wordnet("")
-    except Stop as stop:
+    except PipelineError as stop:
         pytest.skip(str(stop))
     captions = ["A dog", "A dog runs", "Two dogs and a red car", "a dog", "zzxqy"]
     for shard in (0, 1):

@@ -20,14 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_fixtures import Shout, contents, plain_shards
+from open_clip_triplet.errors import ImageError, PipelineError
 from open_clip_triplet.shards import ShardWriter, by_role, read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.backends.textmodels import Vllm
 from open_clip_triplet.tripletdata.run import runner
 from open_clip_triplet.tripletdata.run.engines import Local, Ray, _Pool, _RayWorker, devices, visible_devices
-from open_clip_triplet.tripletdata.run.pictures import Undecodable, refused
+from open_clip_triplet.tripletdata.run.pictures import refused
 from open_clip_triplet.tripletdata.run.runner import run_stage, sample_seed
-from open_clip_triplet.tripletdata.run.source import Stop, Table, Tally, known_samples, plan_units
+from open_clip_triplet.tripletdata.run.source import Table, Tally, known_samples, plan_units
 from open_clip_triplet.tripletdata.stages.captions import Captions
 from open_clip_triplet.tripletdata.stages.concepts import Positions
 from open_clip_triplet.tripletdata.stages.images import resolved_dtype
@@ -103,7 +104,7 @@ def test_resume_of_a_finished_run_opens_no_model(shards, tmp_path):
 
 def test_another_configuration_is_refused_by_name(shards, tmp_path):
     shout(shards, tmp_path / "out")
-    with pytest.raises(Stop, match=r'ending: "!" there, "\?" now') as stop:
+    with pytest.raises(PipelineError, match=r'ending: "!" there, "\?" now') as stop:
         shout(shards, tmp_path / "out", ending="?")
     assert stop.value.status == 2
     shout(shards, tmp_path / "out", poison="never met")  # how, not what: no reason to refuse
@@ -112,7 +113,7 @@ def test_another_configuration_is_refused_by_name(shards, tmp_path):
 def test_another_input_under_the_same_name_is_refused(shards, tmp_path):
     shout(shards, tmp_path / "out")
     plain_shards(tmp_path / "in", [["a", "b", "c", "d", "e", "f", "g"] * 9, *TEXTS[1:]])
-    with pytest.raises(Stop, match="00000.tar was made from 00000.tar"):
+    with pytest.raises(PipelineError, match="00000.tar was made from 00000.tar"):
         shout(shards, tmp_path / "out")
 
 
@@ -120,7 +121,7 @@ def test_another_reading_of_a_table_is_refused(tmp_path):
     (tmp_path / "0.csv").write_text("filepath,title,alt\na.jpg,one,two\n")
     run_stage(Shout(), plan_units(str(tmp_path / "0.csv"), Table()), tmp_path / "out", CPU, quiet=True)
     other = plan_units(str(tmp_path / "0.csv"), Table(caption_key="alt"))
-    with pytest.raises(Stop, match=r"caption_key 'title'.*now 0.csv.*caption_key 'alt'"):
+    with pytest.raises(PipelineError, match=r"caption_key 'title'.*now 0.csv.*caption_key 'alt'"):
         run_stage(Shout(), other, tmp_path / "out", CPU, quiet=True)
 
 
@@ -156,7 +157,7 @@ def test_two_runs_into_one_folder_are_refused(shards, tmp_path):
         shout(shards, tmp_path / "out")
         yield
 
-    with pytest.raises(Stop, match="another run is writing"):
+    with pytest.raises(PipelineError, match="another run is writing"):
         shout(shards, tmp_path / "out", engine=engine)
 
 
@@ -185,7 +186,7 @@ def test_a_full_disk_stops_the_run_and_says_what_to_do(shards, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ShardWriter, "write", full)
-    with pytest.raises(Stop, match=r"disk full while writing 00000.tar.*same command again") as stop:
+    with pytest.raises(PipelineError, match=r"disk full while writing 00000.tar.*same command again") as stop:
         shout(shards, tmp_path / "out")
     assert stop.value.status == 4
     assert not list((tmp_path / "out").glob("*.tar"))
@@ -267,7 +268,7 @@ def test_gpus_are_grouped_for_tensor_parallel_models(monkeypatch):
     assert (
         devices(3, 2) == ["cuda:0,1", "cuda:2,3", "cuda:0,1"] and visible_devices("2,3", "a,b,c,d") == "c,d"
     )
-    with pytest.raises(Stop, match="8 GPUs; 5 can be seen"):
+    with pytest.raises(PipelineError, match="8 GPUs; 5 can be seen"):
         devices(0, 8)
     assert Captions(Vllm("m", "{}", tensor_parallel=2)).gpus == 2 and Shout().gpus == 1
 
@@ -371,7 +372,7 @@ def test_tables_give_what_the_same_shards_give(kind, tmp_path):
     assert [s.text for s in samples] == ["a, {}", 'say "b"', "NA"]
     assert [s.meta["source_key"] for s in samples] == ["0", "1", "2"]
     assert samples[1].image == picture(1) and tally.dropped == {"image file missing": 1}
-    with pytest.raises(Stop, match=r"no column 'caption' \(it has: filepath, title\).*--caption-key"):
+    with pytest.raises(PipelineError, match=r"no column 'caption' \(it has: filepath, title\).*--caption-key"):
         plan_units(str(table), Table(caption_key="caption"))
 
 
@@ -425,7 +426,7 @@ def test_hostile_images_cost_their_samples_alone(tmp_path, capsys):
 
 def test_any_exception_of_a_decoder_means_undecodable():
     for kind in (TypeError, struct.error, RecursionError, MemoryError):
-        with pytest.raises(Undecodable, match=kind.__name__), refused():
+        with pytest.raises(ImageError, match=kind.__name__), refused():
             raise kind("hostile")
 
 

@@ -46,8 +46,9 @@ from open_clip_triplet.data.images import (
     resize_box,
 )
 from open_clip_triplet.data.reading import read_shard
+from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.losses.methods import METHODS
-from open_clip_triplet.shards import ShardWriter, expand_shards, write_sizes, write_text_durably
+from open_clip_triplet.shards import ShardWriter, expand_shards, write_sizes
 
 METHOD = METHODS["clip"]
 CAPTION = "A brown dog runs through tall grass while two children in red jackets watch from the fence."

@@ -325,7 +325,7 @@ def main(argv=None) -> None:
     args.sizes.sort()
     import torch
 
-    from open_clip_triplet.shards import write_text_durably
+    from open_clip_triplet.files import write_text_durably
 
     torch.set_num_threads(args.threads)
     for result in run(args):

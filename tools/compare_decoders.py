@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from open_clip_triplet import hooks
-from open_clip_triplet.shards import write_text_durably
+from open_clip_triplet.files import write_text_durably
 
 MODEL = {
     "embed_dim": 64,

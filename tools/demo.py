@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 
 import shape_runs
-from open_clip_triplet.shards import by_role, read_samples, write_text_durably
+from open_clip_triplet.files import write_text_durably
+from open_clip_triplet.shards import by_role, read_samples
 from open_clip_triplet.tripletdata.worlds import shapes
 from shape_runs import SCORES, Run, difference, interval
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import shape_page
 import shape_runs
 from demo import COMMON
-from open_clip_triplet.shards import write_text_durably
+from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.tripletdata.worlds import shapes
 from shape_runs import Run
 

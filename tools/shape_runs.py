@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from open_clip_triplet.evaluation.metrics import composition_correct, wilson_interval
-from open_clip_triplet.shards import by_role, read_meta, read_samples, read_sizes, write_text_durably
+from open_clip_triplet.files import write_text_durably
+from open_clip_triplet.shards import by_role, read_meta, read_samples, read_sizes
 
 MODEL = "shapes-tiny"
 #: relative to here, so that the commands printed and recorded hold for any checkout

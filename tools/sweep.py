@@ -21,14 +21,8 @@ from pathlib import Path
 import shape_page
 import shape_runs
 from demo import COMMON
-from open_clip_triplet.shards import (
-    ShardWriter,
-    by_role,
-    read_meta,
-    read_samples,
-    write_sizes,
-    write_text_durably,
-)
+from open_clip_triplet.files import write_text_durably
+from open_clip_triplet.shards import ShardWriter, by_role, read_meta, read_samples, write_sizes
 from open_clip_triplet.tripletdata import cli
 from reproduce_shapes import build_shards
 from shape_runs import MODEL, MODEL_CONFIG, Run

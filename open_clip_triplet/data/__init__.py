@@ -8,7 +8,8 @@ import os
 
 from open_clip_triplet.data.captions import SAMPLING
 from open_clip_triplet.data.epochs import SHUFFLE_BYTES, SHUFFLE_SAMPLES, EpochPlan
-from open_clip_triplet.shards import ShardError, expand_shards, normalise_ranges, read_sizes
+from open_clip_triplet.errors import ShardError
+from open_clip_triplet.shards import expand_shards, normalise_ranges, read_sizes
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +121,7 @@ def _images(args, preprocess):
         images = (FastImages if decoder == "fast" else PilImages)(preprocess, same_crop=same_crop)
     except (ValueError, ImportError) as error:
         if args.image_decoder != "auto":
-            from open_clip_triplet.options import UsageError
+            from open_clip_triplet.errors import UsageError
 
             raise UsageError(str(error)) from error
         decoder, reason = "pil", str(error)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 from open_clip_triplet.data.counts import Dropped
-from open_clip_triplet.shards import MembersMissing, by_role, first_samples, read_meta
+from open_clip_triplet.errors import MembersMissing
+from open_clip_triplet.shards import by_role, first_samples, read_meta
 
 SAMPLING = ("first", "random")
 #: a rewriter may have kept fewer captions of one sample, hardly of so many

@@ -21,7 +21,7 @@ from open_clip_triplet.data.captions import choose_captions
 from open_clip_triplet.data.counts import Counts, Dropped
 from open_clip_triplet.data.epochs import EpochPlan, Part, ShuffleOrder
 from open_clip_triplet.data.reading import Unreadable, read_part
-from open_clip_triplet.shards import ShardError
+from open_clip_triplet.errors import ShardError
 
 
 class Position:

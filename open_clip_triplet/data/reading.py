@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from open_clip_triplet.data.captions import require_negatives
 from open_clip_triplet.data.epochs import Part
-from open_clip_triplet.shards import ROLES, MembersMissing, ShardError, by_role, group_samples, require_roles
-from open_clip_triplet.tar import TarMembers, is_remote, open_tar
+from open_clip_triplet.errors import MembersMissing, ShardError
+from open_clip_triplet.files import is_remote
+from open_clip_triplet.shards import ROLES, by_role, group_samples, require_roles
+from open_clip_triplet.tar import TarMembers, open_tar
 
 #: attempts after the first to read a remote shard, counted anew after every sample that comes through
 RETRIES = 5

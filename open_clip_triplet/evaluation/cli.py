@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, DataError, get, names
+from open_clip_triplet.errors import DataError
+from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, get, names
 
 EXAMPLES = """examples:
   triplet-evaluate data --data-root data
@@ -96,8 +97,7 @@ def _add_report(commands) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(argv)
-    from open_clip_triplet.evaluation.checkpoints.load import CheckpointError
-    from open_clip_triplet.shards import ShardError
+    from open_clip_triplet.errors import CheckpointError, ShardError
 
     command = {"run": _run, "report": _report, "data": _data, "export": _export}[args.command]
     try:
@@ -165,7 +165,7 @@ def _run(args) -> int:
 def _report(args) -> int:
     from open_clip_triplet.evaluation.report.render import render
     from open_clip_triplet.evaluation.results import read_results
-    from open_clip_triplet.shards import write_text_durably
+    from open_clip_triplet.files import write_text_durably
 
     text = render(read_results(args.results), args.format, baseline=args.baseline)
     if args.output:

@@ -10,10 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-
-class ImageError(ValueError):
-    """An image cannot be decoded. The message says why; the caller knows which image it is."""
-
+from open_clip_triplet.errors import ImageError
 
 #: Orientations of the EXIF tag 274 that ask a viewer to turn or mirror the stored pixels.
 _ROTATED = range(2, 9)

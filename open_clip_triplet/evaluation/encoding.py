@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from open_clip_triplet.evaluation.encode import Encoder, ImageError, decode_all, decoding_threads, open_image
+from open_clip_triplet.errors import ImageError
+from open_clip_triplet.evaluation.encode import Encoder, decode_all, decoding_threads, open_image
 from open_clip_triplet.evaluation.images import ImageRef, content_id
 from open_clip_triplet.evaluation.store import EmbeddingStore
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from open_clip_triplet.shards import ShardError, group_samples, write_text_durably
+from open_clip_triplet.errors import ShardError
+from open_clip_triplet.files import write_text_durably
+from open_clip_triplet.shards import group_samples
 from open_clip_triplet.tar import TarMembers, open_tar
 
 

@@ -6,11 +6,12 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from open_clip_triplet.evaluation.benchmarks import Benchmark, DataError
+from open_clip_triplet.errors import DataError
+from open_clip_triplet.evaluation.benchmarks import Benchmark
 from open_clip_triplet.evaluation.benchmarks.sugarcrepe import SIZES as SUGARCREPE
 from open_clip_triplet.evaluation.benchmarks.sugarcrepe_pp import SIZES as SUGARCREPE_PP
 from open_clip_triplet.evaluation.benchmarks.valse import SIZES as VALSE
-from open_clip_triplet.shards import replace_durably
+from open_clip_triplet.files import replace_durably
 
 _GITHUB = "https://raw.githubusercontent.com"
 _COLA = "COLA_multiobjects_matching_benchmark.json"

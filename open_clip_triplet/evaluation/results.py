@@ -16,7 +16,7 @@ from open_clip_triplet import __version__
 from open_clip_triplet.evaluation.benchmarks.base import Benchmark, tree_leaves, tree_mean
 from open_clip_triplet.evaluation.metrics import TIE_RULE, bootstrap_interval
 from open_clip_triplet.evaluation.tasks import Outcome, Task
-from open_clip_triplet.shards import write_text_durably
+from open_clip_triplet.files import write_text_durably
 
 SCHEMA = 1
 

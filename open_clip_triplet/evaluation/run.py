@@ -6,17 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from open_clip_triplet.evaluation.benchmarks import Benchmark, DataError, get
+from open_clip_triplet.errors import DataError, PartialData
+from open_clip_triplet.evaluation.benchmarks import Benchmark, get
 from open_clip_triplet.evaluation.encode import Encoder, evaluating
 from open_clip_triplet.evaluation.encoding import EncodingJob
 from open_clip_triplet.evaluation.images import ContentHashes, ImageRef
 from open_clip_triplet.evaluation.results import build_result, flat_metrics
 from open_clip_triplet.evaluation.store import EmbeddingStore, text_id
 from open_clip_triplet.evaluation.tasks import Task
-
-
-class PartialData(DataError):
-    """Some items cannot be scored and partial runs were not allowed. The message lists them."""
 
 
 class Evaluation(dict):

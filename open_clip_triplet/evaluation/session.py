@@ -17,7 +17,7 @@ from open_clip_triplet.evaluation.images import ContentHashes, file_digest
 from open_clip_triplet.evaluation.results import write_result
 from open_clip_triplet.evaluation.run import Evaluation, run_suite
 from open_clip_triplet.evaluation.store import EmbeddingStore
-from open_clip_triplet.shards import write_text_durably
+from open_clip_triplet.files import write_text_durably
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from open_clip_triplet.shards import replace_durably, write_text_durably
+from open_clip_triplet.files import replace_durably, write_text_durably
 
 KINDS = ("images", "texts")
 

@@ -12,16 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from open_clip_triplet.evaluation.encode import (
-    Encoder,
-    ImageError,
-    decode_all,
-    decoding_threads,
-    evaluating,
-    open_image,
-)
+from open_clip_triplet.errors import ImageError, ShardError
+from open_clip_triplet.evaluation.encode import Encoder, decode_all, decoding_threads, evaluating, open_image
 from open_clip_triplet.evaluation.metrics import composition_correct, histogram, wilson_interval
-from open_clip_triplet.shards import ShardError, by_role, expand_shards, read_meta, read_samples
+from open_clip_triplet.shards import by_role, expand_shards, read_meta, read_samples
 
 ROLES = ("image", "text", "neg_image", "neg_text")
 

@@ -1,5 +1,6 @@
 """Losses of TripletCLIP and its baselines: functions of features, and OpenCLIP loss modules."""
 
+from open_clip_triplet.errors import NonFiniteLossError
 from open_clip_triplet.losses.cyclic import cyclic_consistency
 from open_clip_triplet.losses.functional import (
     clip_loss,
@@ -8,7 +9,6 @@ from open_clip_triplet.losses.functional import (
     negimage_loss,
     triplet_clip_loss,
 )
-from open_clip_triplet.losses.guard import NonFiniteLossError
 from open_clip_triplet.losses.methods import METHODS, Method, add_loss_arguments, check_supported, create_loss
 from open_clip_triplet.losses.modules import (
     ClipHnLoss,

@@ -7,9 +7,7 @@ from collections import deque
 
 import torch
 
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss is NaN or infinite. The message names step, scale and feature norms."""
+from open_clip_triplet.errors import NonFiniteLossError
 
 
 class FiniteGuard:

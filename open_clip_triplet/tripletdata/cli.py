@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-from open_clip_triplet.tripletdata.run.source import Stop
+from open_clip_triplet.errors import PipelineError
 
 #: subcommand -> module under open_clip_triplet.tripletdata; imported only when its subcommand is used
 STAGES: dict[str, str] = {
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return args.run(args) or 0
-    except Stop as stop:
+    except PipelineError as stop:
         print(f"{parser.prog} {args.command}: {stop}", file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from open_clip_triplet.evaluation.benchmarks.base import Benchmark, DataError, MissingData
+from open_clip_triplet.errors import DataError, MissingData
+from open_clip_triplet.evaluation.benchmarks.base import Benchmark
 
 #: name -> module; the paper's first, then those beyond it
 _MODULES = {

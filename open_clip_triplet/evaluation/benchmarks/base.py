@@ -10,17 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from open_clip_triplet.errors import DataError, MissingData, ShardError
 from open_clip_triplet.evaluation.images import ImageRef, read_tar_index
 from open_clip_triplet.evaluation.tasks import Task
-from open_clip_triplet.shards import ShardError
-
-
-class DataError(ValueError):
-    """A benchmark's file is there but cannot be used. The message names the file."""
-
-
-class MissingData(DataError):
-    """A benchmark's files are not under the data root. The message says what is expected where."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from open_clip_triplet.evaluation.benchmarks.base import Benchmark, DataError
+from open_clip_triplet.errors import DataError
+from open_clip_triplet.evaluation.benchmarks.base import Benchmark
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.tasks import Pair, PairTask
-from open_clip_triplet.shards import replace_durably
+from open_clip_triplet.files import replace_durably
 
 COLUMNS = ("image", "caption", "negative_caption", "negative_image", "type")
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     Benchmark,
-    DataError,
     find_image,
     first_file,
     first_folder,

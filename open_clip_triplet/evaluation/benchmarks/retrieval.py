@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     COCO_2014,
     COCO_2017,
     Benchmark,
-    DataError,
     find_image,
     first_file,
     first_folder,

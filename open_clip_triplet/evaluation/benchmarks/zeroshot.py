@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from open_clip_triplet.evaluation.benchmarks.base import Benchmark, DataError, shard_samples
+from open_clip_triplet.errors import DataError
+from open_clip_triplet.evaluation.benchmarks.base import Benchmark, shard_samples
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.tasks import ClassifyTask, Labelled
 

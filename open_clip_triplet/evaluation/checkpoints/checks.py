@@ -6,12 +6,8 @@ import json
 import zipfile
 from pathlib import Path
 
-from open_clip_triplet.evaluation.checkpoints.load import (
-    CheckpointError,
-    CheckpointSpec,
-    model_config,
-    shorten,
-)
+from open_clip_triplet.errors import CheckpointError
+from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec, model_config, shorten
 
 
 def check_tag(spec: CheckpointSpec) -> None:

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from open_clip_triplet.errors import CheckpointError
+
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used as asked. The message says what to do."""
 
 
 @dataclass(frozen=True)

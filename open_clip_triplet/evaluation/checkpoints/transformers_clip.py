@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from open_clip_triplet.errors import CheckpointError
 from open_clip_triplet.evaluation.checkpoints.load import (
-    CheckpointError,
     CheckpointSpec,
     LoadedCheckpoint,
     autocast_and_dtype,

@@ -13,8 +13,8 @@ import random
 import re
 from dataclasses import dataclass
 
+from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.run.runner import sample_seed
-from open_clip_triplet.tripletdata.run.source import Stop
 
 #: groups of attributes; a word is replaced by another of its own group
 ATTRIBUTES = (
@@ -148,7 +148,7 @@ def load_spacy(disable: list[str]):
     """spaCy's small English model, from whichever package carries it.
 
     Raises:
-        Stop: spaCy or the model is not installed.
+        PipelineError: spaCy or the model is not installed.
     """
     try:
         import spacy
@@ -158,7 +158,7 @@ def load_spacy(disable: list[str]):
                 return spacy.load(name, disable=disable)
     except ImportError:
         pass
-    raise Stop("this needs spaCy and its English model: pip install 'open_clip_triplet[build]'")
+    raise PipelineError("this needs spaCy and its English model: pip install 'open_clip_triplet[build]'")
 
 
 def _attribute(document, rng) -> list[Edit]:

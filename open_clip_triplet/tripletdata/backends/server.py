@@ -9,9 +9,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.textmodels import LanguageModel, NoAnswer
 from open_clip_triplet.tripletdata.run.runner import HOW
-from open_clip_triplet.tripletdata.run.source import Stop
 
 #: answers that say "later": the request is sent again
 LATER = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -37,7 +37,7 @@ class Server(LanguageModel):
         try:
             import httpx
         except ImportError as error:
-            raise Stop("--backend openai needs httpx: pip install 'open_clip_triplet[build]'") from error
+            raise PipelineError("--backend openai needs httpx: pip install 'open_clip_triplet[build]'") from error
         key = os.environ.get(self.api_key_env)
         self._client = httpx.Client(
             base_url=self.url.rstrip("/") + "/",
@@ -89,7 +89,7 @@ class Server(LanguageModel):
             if status in REFUSED and (self._works or self._answers_others()):
                 return NoAnswer(f"refused by the server ({status})")
             if status and status not in LATER:
-                raise Stop(
+                raise PipelineError(
                     f"{self.url} refused the request for model {self.model!r} ({fault}). "
                     f"Check --url, --llm, --max-tokens, --prompt and ${self.api_key_env}."
                 )
@@ -97,12 +97,12 @@ class Server(LanguageModel):
             if time.monotonic() + wait > deadline:
                 if status in BROKEN and self._answers_others():
                     return NoAnswer(f"fails the server ({status})")
-                raise Stop(
+                raise PipelineError(
                     f"no answer from {self.url} for {self.patience:g} s ({fault}). "
                     "Start the server or mend --url, then run the same command again; what is done is kept."
                 )
             if ending.wait(wait):
-                raise Stop("ended with the other requests")
+                raise PipelineError("ended with the other requests")
             pause = min(pause * 2, 30.0)
 
     def _answers_others(self) -> bool:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 
+from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.run.runner import HOW, sample_seed
-from open_clip_triplet.tripletdata.run.source import Stop
 
 DEFAULT_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 BACKENDS = ("vllm", "openai", "transformers", "rules")
@@ -73,7 +73,7 @@ class Transformers(LanguageModel):
             from transformers import AutoModelForCausalLM, AutoTokenizer
             from transformers.utils import logging
         except ImportError as error:
-            raise Stop("--backend transformers needs: pip install 'open_clip_triplet[build]'") from error
+            raise PipelineError("--backend transformers needs: pip install 'open_clip_triplet[build]'") from error
         logging.disable_progress_bar()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="left")
@@ -81,7 +81,7 @@ class Transformers(LanguageModel):
                 self.model, dtype=torch.bfloat16 if device == "cuda" else torch.float32, use_safetensors=True
             )
         except (OSError, ValueError) as error:
-            raise Stop(missing_model(self.model, error)) from error
+            raise PipelineError(missing_model(self.model, error)) from error
         self._model.to(device).eval()
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
@@ -160,7 +160,7 @@ class Vllm(LanguageModel):
         try:
             from vllm import LLM
         except ImportError as error:
-            raise Stop(
+            raise PipelineError(
                 "--backend vllm needs: pip install 'open_clip_triplet[vllm]' (an environment of its own)"
             ) from error
         if device == "cuda":
@@ -179,7 +179,7 @@ class Vllm(LanguageModel):
                 **settings,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise Stop(missing_model(self.model, error)) from error
+            raise PipelineError(missing_model(self.model, error)) from error
 
     def complete(self, prompts: list[str], seeds: list[int]) -> list[str | NoAnswer]:
         from vllm import SamplingParams
@@ -225,7 +225,7 @@ def read_prompt(path: str | None, default: str) -> str:
     """The prompt in a file, or the packaged ``default``.
 
     Raises:
-        Stop: no such file, or its placeholders are not exactly one ``{}``.
+        PipelineError: no such file, or its placeholders are not exactly one ``{}``.
     """
     if path is None:
         text = resources.files("open_clip_triplet.tripletdata").joinpath(default).read_text(encoding="utf-8")
@@ -233,9 +233,9 @@ def read_prompt(path: str | None, default: str) -> str:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
-            raise Stop(f"--prompt {path}: cannot be read ({error.strerror})", 2) from error
+            raise PipelineError(f"--prompt {path}: cannot be read ({error.strerror})", 2) from error
     if text.count("{}") != 1:
-        raise Stop(
+        raise PipelineError(
             f"--prompt {path}: must hold {{}} once, where the caption goes (found {text.count('{}')})", 2
         )
     return text.strip()

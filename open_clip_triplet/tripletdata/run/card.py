@@ -8,7 +8,8 @@ import re
 from itertools import islice
 from pathlib import Path
 
-from open_clip_triplet.shards import by_role, read_meta, read_samples, replace_durably, write_text_durably
+from open_clip_triplet.files import replace_durably, write_text_durably
+from open_clip_triplet.shards import by_role, read_meta, read_samples
 
 SAMPLES = 8
 

@@ -2,7 +2,7 @@
 
 An engine is called with (stage, units, output, progress) and yields ``(kind, unit, value)``: ``done``
 with the record or ``failed`` with a message; ``progress(unit, fraction)`` is called in between. It
-raises Stop when nothing can go on.
+raises PipelineError when nothing can go on.
 Both run the same ``run_unit``, so that the bytes do not depend on the engine.
 """
 
@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from open_clip_triplet.shards import ShardError
+from open_clip_triplet.errors import PipelineError, ShardError
 from open_clip_triplet.tripletdata.run.runner import run_unit
-from open_clip_triplet.tripletdata.run.source import Stop, Unit
+from open_clip_triplet.tripletdata.run.source import Unit
 
 #: times a unit is tried again after its worker died
 RETRIES = 1
@@ -31,13 +31,13 @@ def attempt(stage, unit: Unit, output, report=lambda fraction: None) -> tuple[st
     """``("done", record)``, or ``("failed", message)`` where only this unit is at fault.
 
     Raises:
-        Stop: the whole run is at fault.
+        PipelineError: the whole run is at fault.
     """
     try:
         return "done", run_unit(stage, unit, output, report)
     except ShardError as error:
         return "failed", str(error)
-    except Stop:
+    except PipelineError:
         raise
     except Exception as error:  # a defect met by one shard must not cost the others; the trace is shown
         traceback.print_exc()
@@ -48,7 +48,7 @@ def devices(wanted: int = 0, each: int = 1) -> list[str]:
     """One name per worker: ``each`` of the visible GPUs (``cuda:0,1``), else ``wanted`` times ``cpu``.
 
     Raises:
-        Stop: there are GPUs, but fewer than ``each``.
+        PipelineError: there are GPUs, but fewer than ``each``.
     """
     import torch
 
@@ -56,7 +56,7 @@ def devices(wanted: int = 0, each: int = 1) -> list[str]:
     if not gpus:
         return ["cpu"] * max(wanted, 1)
     if gpus < each:
-        raise Stop(f"--tensor-parallel {each} needs {each} GPUs; {gpus} can be seen here", 2)
+        raise PipelineError(f"--tensor-parallel {each} needs {each} GPUs; {gpus} can be seen here", 2)
     groups = [",".join(map(str, range(i, i + each))) for i in range(0, gpus - each + 1, each)]
     return [f"cuda:{groups[i % len(groups)]}" for i in range(wanted or len(groups))]
 
@@ -100,7 +100,7 @@ def _worker(connection, stage, output, device: str, parent: int) -> None:
         connection.send(("ready", None))
         while (unit := connection.recv()) is not None:
             connection.send(attempt(stage, unit, output, _throttled(connection)))
-    except Stop as stop:
+    except PipelineError as stop:
         connection.send(("stop", (str(stop), stop.status)))
     except EOFError:
         pass  # the parent is gone
@@ -180,7 +180,7 @@ class _Pool:
             yield from self._died(connection)
             return
         if kind == "stop":
-            raise Stop(*value)
+            raise PipelineError(*value)
         if kind == "progress":
             self.progress(unit, value)
             return
@@ -202,7 +202,7 @@ class _Pool:
         process.join()
         how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"status {process.exitcode}"
         if unit is None:
-            raise Stop(
+            raise PipelineError(
                 f"a {self.stage.name} worker ended with {how} while it was starting; its output is above."
             )
         self.tries[unit.index] = self.tries.get(unit.index, 0) + 1
@@ -236,7 +236,7 @@ class Ray:
         try:
             import ray
         except ImportError as error:
-            raise Stop("--engine ray needs Ray: pip install 'open_clip_triplet[ray]'") from error
+            raise PipelineError("--engine ray needs Ray: pip install 'open_clip_triplet[ray]'") from error
         mine = not ray.is_initialized()
         if mine:
             root = str(Path(__file__).resolve().parents[3])
@@ -250,7 +250,7 @@ class Ray:
                     runtime_env={"env_vars": {"PYTHONPATH": path}},
                 )
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise Stop(
+                raise PipelineError(
                     f"no Ray cluster at {self.address!r} ({error}). Leave --ray-address out for a local one."
                 ) from error
         try:
@@ -290,7 +290,7 @@ class Ray:
             except ray.exceptions.RayActorError as error:
                 kind, value = "failed", f"its Ray worker died more than once ({type(error).__name__})"
             if kind == "stop":
-                raise Stop(*value)
+                raise PipelineError(*value)
             yield kind, unit, value
             give(worker)
 
@@ -302,7 +302,7 @@ class _RayWorker:
         self.stage, self.stop = stage, None
         try:
             stage.open(device)
-        except Stop as stop:
+        except PipelineError as stop:
             self.stop = ("stop", (str(stop), stop.status))
         except Exception as error:  # an actor that cannot be made says only that it died
             traceback.print_exc()
@@ -311,5 +311,5 @@ class _RayWorker:
     def work(self, unit: Unit, output: str):
         try:
             return self.stop or attempt(self.stage, unit, output)
-        except Stop as stop:
+        except PipelineError as stop:
             return "stop", (str(stop), stop.status)

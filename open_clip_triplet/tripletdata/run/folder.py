@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from open_clip_triplet.shards import write_text_durably
+from open_clip_triplet.files import write_text_durably
 
 NOTE = "made-by.json"
 

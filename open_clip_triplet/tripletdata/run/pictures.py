@@ -6,14 +6,12 @@ import contextlib
 import io
 from typing import Any, NamedTuple
 
+from open_clip_triplet.errors import ImageError
+
 #: decompressed pixels beyond which an image is not opened (a bomb, or a poster)
 MAX_PIXELS = 100_000_000
 #: formats that a trainer reads, and the member suffix of each
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-
-
-class Undecodable(ValueError):
-    """Bytes that are no picture, or too large a one."""
 
 
 class Picture(NamedTuple):
@@ -26,7 +24,7 @@ class Picture(NamedTuple):
 
 @contextlib.contextmanager
 def refused():
-    """Turn whatever goes wrong with a picture into Undecodable.
+    """Turn whatever goes wrong with a picture into ImageError.
 
     Hostile bytes make decoders raise nearly anything (OSError, SyntaxError, TypeError, struct.error,
     DecompressionBombError ...), and one picture must not cost its shard.
@@ -34,7 +32,7 @@ def refused():
     try:
         yield
     except Exception as error:
-        raise Undecodable(f"{type(error).__name__}: {error}") from error
+        raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
 def decode(data: bytes, size: int = 0) -> Picture:
@@ -44,7 +42,7 @@ def decode(data: bytes, size: int = 0) -> Picture:
     fraction of the time. ``Picture.size`` is (width, height) before that.
 
     Raises:
-        Undecodable: see there.
+        ImageError: see there.
     """
     from PIL import Image
 

@@ -21,8 +21,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
-from open_clip_triplet.shards import ShardError, ShardWriter, write_sizes, write_text_durably
-from open_clip_triplet.tripletdata.run.source import TABLES, Stop, Tally, Unit
+from open_clip_triplet.errors import PipelineError, ShardError
+from open_clip_triplet.files import write_text_durably
+from open_clip_triplet.shards import ShardWriter, write_sizes
+from open_clip_triplet.tripletdata.run.source import TABLES, Tally, Unit
 
 DONE, FAILED_SHARDS, REFUSED = 0, 3, 2
 
@@ -49,7 +51,7 @@ class Stage:
         """Load models on ``device`` (``cpu``, ``cuda``); called once in each worker.
 
         Raises:
-            Stop: a package, model or server is missing; the message says how to get it.
+            PipelineError: a package, model or server is missing; the message says how to get it.
         """
 
     def process(self, unit: Unit, tally: Tally) -> Iterator:
@@ -114,7 +116,7 @@ def run_unit(stage: Stage, unit: Unit, output: str | os.PathLike, report=lambda 
 
     Raises:
         ShardError: an input is missing or damaged.
-        Stop: the disk is full.
+        PipelineError: the disk is full.
     """
     run, tally = Run(stage, [unit], Path(output)), Tally(report)
     try:
@@ -148,7 +150,7 @@ def run_unit(stage: Stage, unit: Unit, output: str | os.PathLike, report=lambda 
         )
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise Stop(
+            raise PipelineError(
                 f"{output}: disk full while writing {unit.shard}. "
                 "Make room and run the same command again; finished shards are kept."
             ) from error
@@ -165,7 +167,7 @@ def run_stage(
         engine: see engines.py; called only when there is something to do.
 
     Raises:
-        Stop: another configuration or another run owns the folder, or the engine cannot go on.
+        PipelineError: another configuration or another run owns the folder, or the engine cannot go on.
     """
     run = Run(stage, units, Path(output))
     refuse_foreign(run.output, units)
@@ -184,16 +186,16 @@ def refuse_foreign(output: str | os.PathLike, units: list[Unit]) -> None:
     """Refuse a folder whose shards a run would overwrite without having made them.
 
     Raises:
-        Stop: it is a folder of the input, or holds shards but no ``stage.json``.
+        PipelineError: it is a folder of the input, or holds shards but no ``stage.json``.
     """
     folders = {os.path.dirname(p) for u in units for p in u.inputs if not p.lower().endswith(TABLES)}
     if os.path.realpath(output) in map(os.path.realpath, folders):
-        raise Stop(
+        raise PipelineError(
             f"{output}: holds the input, which must not be overwritten. Choose another --output.", REFUSED
         )
     shard = next(Path(output).glob("*.tar"), None)
     if shard and not (Path(output) / "stage.json").exists():
-        raise Stop(
+        raise PipelineError(
             f"{output}: holds {shard.name}, which no stage made (there is no stage.json). "
             "Choose another --output.",
             REFUSED,
@@ -204,12 +206,12 @@ def make_folder(path: Path) -> None:
     """Create an output folder.
 
     Raises:
-        Stop: it cannot be created there.
+        PipelineError: it cannot be created there.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Stop(f"{path}: cannot be made ({error.strerror})", REFUSED) from error
+        raise PipelineError(f"{path}: cannot be made ({error.strerror})", REFUSED) from error
 
 
 @contextlib.contextmanager
@@ -218,7 +220,7 @@ def _locked(output: Path):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Stop(
+            raise PipelineError(
                 f"{output}: another run is writing here. Wait for it, or stop it first.", REFUSED
             ) from None
         except OSError:
@@ -242,11 +244,11 @@ def _claim(run: Run) -> list[Unit]:
     except FileNotFoundError:
         theirs = None
     except ValueError as error:
-        raise Stop(f"{path}: damaged ({error}). Remove the folder to start again.", REFUSED) from error
+        raise PipelineError(f"{path}: damaged ({error}). Remove the folder to start again.", REFUSED) from error
     if theirs is not None and theirs != mine:
         names = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
         changes = "; ".join(f"{n}: {_short(theirs.get(n))} there, {_short(mine.get(n))} now" for n in names)
-        raise Stop(
+        raise PipelineError(
             f"{run.output} was made with another configuration ({changes}). "
             "Choose another --output, or use the same settings to continue.",
             REFUSED,
@@ -270,7 +272,7 @@ def _done(run: Run, unit: Unit) -> bool:
         if record["inputs"] != unit.identity():
             was = ", ".join(map(_described, record["inputs"]))
             now = ", ".join(map(_described, unit.identity()))
-            raise Stop(
+            raise PipelineError(
                 f"{run.output / unit.shard} was made from {was}; {unit.inputs[0]} is now {now}. "
                 "Choose another --output, or restore the input and its options.",
                 REFUSED,

@@ -14,27 +14,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from open_clip_triplet.shards import (
-    IMAGE_SUFFIXES,
-    ShardError,
-    by_role,
-    expand_shards,
-    read_meta,
-    read_samples,
-)
+from open_clip_triplet.errors import PipelineError, ShardError
+from open_clip_triplet.shards import IMAGE_SUFFIXES, by_role, expand_shards, read_meta, read_samples
 
 TABLES = (".csv", ".tsv", ".parquet")
-
-
-class Stop(Exception):
-    """The whole run cannot go on. The message says what to do next; ``status`` is the exit status."""
-
-    def __init__(self, message: str, status: int = 4):
-        super().__init__(message)
-        self.status = status
-
-    def __reduce__(self):
-        return Stop, (str(self), self.status)
 
 
 @dataclass
@@ -243,7 +226,7 @@ def read_table(path: str, table: Table) -> list[tuple]:
     """(image path, caption) rows of a csv, tsv or parquet file.
 
     Raises:
-        Stop: the file or one of its columns is missing; the columns found are named.
+        PipelineError: the file or one of its columns is missing; the columns found are named.
     """
     import pandas
 
@@ -255,10 +238,10 @@ def read_table(path: str, table: Table) -> list[tuple]:
             separator = "\t" if path.endswith(".tsv") else ","
             frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise Stop(f"{path}: cannot be read ({error})", 2) from error
+        raise PipelineError(f"{path}: cannot be read ({error})", 2) from error
     missing = [name for name in columns if name not in frame.columns]
     if missing:
-        raise Stop(
+        raise PipelineError(
             f"{path} has no column {' or '.join(map(repr, missing))} "
             f"(it has: {', '.join(map(str, frame.columns))}). "
             "Name the columns with --image-key and --caption-key.",
@@ -275,14 +258,14 @@ def plan_units(
     Their paths are absolute: a worker of another machine has another working folder.
 
     Raises:
-        Stop: nothing is found there.
+        PipelineError: nothing is found there.
     """
     units: list[Unit] = []
     for item in [spec] if isinstance(spec, str) else spec:
         if os.path.isdir(item):
             shards = sorted(str(path) for path in Path(item).glob("*.tar") if not path.name.startswith("."))
             if not shards:
-                raise Stop(f"{item}: holds no .tar shard", 2)
+                raise PipelineError(f"{item}: holds no .tar shard", 2)
         elif item.lower().endswith(TABLES):
             item = os.path.abspath(item)
             total = len(read_table(item, table or Table()))
@@ -293,11 +276,11 @@ def plan_units(
         else:
             shards = expand_shards(item)
             if not any(os.path.exists(shard) for shard in shards):
-                raise Stop(f"{item}: no such file or folder", 2)
+                raise PipelineError(f"{item}: no such file or folder", 2)
         for shard in shards:
             units.append(Unit(len(units), (os.path.abspath(shard),)))
     if not units:
-        raise Stop(f"{spec}: holds no sample", 2)
+        raise PipelineError(f"{spec}: holds no sample", 2)
     return units
 
 

@@ -13,7 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-from open_clip_triplet.shards import ShardError, write_text_durably
+from open_clip_triplet.errors import PipelineError, ShardError
+from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.card import write_card
 from open_clip_triplet.tripletdata.run.runner import (
@@ -26,7 +27,7 @@ from open_clip_triplet.tripletdata.run.runner import (
     run_stage,
     totals,
 )
-from open_clip_triplet.tripletdata.run.source import Stop, Unit, plan_units, read_json
+from open_clip_triplet.tripletdata.run.source import Unit, plan_units, read_json
 from open_clip_triplet.tripletdata.stages import captions, images, rewrite
 from open_clip_triplet.tripletdata.stages import filter as quality
 from open_clip_triplet.tripletdata.stages.pack import Pack
@@ -62,7 +63,7 @@ def run(args) -> int:
     if args.top_k is not None or args.threshold is not None:
         quality.check_arguments(args)
         if args.no_images:
-            raise Stop("the filter scores negative images; leave out --no-images, --top-k and --threshold", 2)
+            raise PipelineError("the filter scores negative images; leave out --no-images, --top-k and --threshold", 2)
     units = plan_units(args.input, options.table(args), args.samples_per_shard)
     stages = list(model_stages(args))
     if args.dry_run:
@@ -80,7 +81,7 @@ def model_stages(args):
     if args.rewrite or args.laclip_original:
         changed = {"prompt": args.rewrite_prompt}
         if args.backend == "rules" and not args.laclip_original:
-            raise Stop("--rewrite needs a language model: choose another --backend", 2)
+            raise PipelineError("--rewrite needs a language model: choose another --backend", 2)
         yield rewrite.make_stage(type(args)(**{**vars(args), **changed}), images=False)
     yield captions.make_stage(args, images=False)
     if not args.no_images:
@@ -132,11 +133,11 @@ class Build:
         """The summary of an earlier run that was asked for the same and finished it, shards and all.
 
         Raises:
-            Stop: the shards are of another request, and no side shards are left to tell them apart by.
+            PipelineError: the shards are of another request, and no side shards are left to tell them apart by.
         """
         summary, sizes = (read_json(self.output / name) for name in ("summary.json", "sizes.json"))
         if summary.get("request") not in (None, request) and not (self.output / ".work").exists():
-            raise Stop(
+            raise PipelineError(
                 f"{self.output}: was built with other settings or from other inputs. "
                 "Choose another --output, or use the same to continue.",
                 REFUSED,

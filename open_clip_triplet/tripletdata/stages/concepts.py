@@ -26,10 +26,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-from open_clip_triplet.shards import write_text_durably
+from open_clip_triplet.errors import PipelineError
+from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.runner import Stage, report, run_stage
-from open_clip_triplet.tripletdata.run.source import Stop, Tally, Unit, plan_units
+from open_clip_triplet.tripletdata.run.source import Tally, Unit, plan_units
 from open_clip_triplet.tripletdata.stages.filter import kept_units
 from open_clip_triplet.tripletdata.stages.pack import Pack
 
@@ -92,13 +93,13 @@ def load_wordnet(folder: str = ""):
     """NLTK's WordNet reader over ``folder``, NLTK's own data, or Debian's ``wordnet-base``.
 
     Raises:
-        Stop: no WordNet there; the message says how to get it.
+        PipelineError: no WordNet there; the message says how to get it.
     """
     try:
         from nltk import data
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
     except ImportError as error:
-        raise Stop("concepts needs NLTK: pip install 'open_clip_triplet[build]'") from error
+        raise PipelineError("concepts needs NLTK: pip install 'open_clip_triplet[build]'") from error
 
     class Reader(WordNetCorpusReader):
         def map_wn(self, version="wordnet"):
@@ -107,7 +108,7 @@ def load_wordnet(folder: str = ""):
     candidates = [folder] if folder else [*(os.path.join(p, "corpora", "wordnet") for p in data.path), DEBIAN]
     root = next((path for path in candidates if os.path.exists(os.path.join(path, "data.noun"))), None)
     if root is None:
-        raise Stop(
+        raise PipelineError(
             f"no WordNet 3.0 in {folder or 'nltk_data or ' + DEBIAN}. Install Debian's wordnet-base, run "
             "python -m nltk.downloader wordnet, or give the folder of data.noun with --wordnet."
         )

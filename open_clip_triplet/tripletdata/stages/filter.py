@@ -17,10 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
+from open_clip_triplet.errors import ImageError, PipelineError
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.pictures import Undecodable, decode, refused
+from open_clip_triplet.tripletdata.run.pictures import decode, refused
 from open_clip_triplet.tripletdata.run.runner import HOW, Run, Stage, refuse_foreign, report, run_stage
-from open_clip_triplet.tripletdata.run.source import Sample, Stop, Tally, Unit, plan_units
+from open_clip_triplet.tripletdata.run.source import Sample, Tally, Unit, plan_units
 from open_clip_triplet.tripletdata.stages.pack import Pack
 
 HELP = "keep the best samples by CLIP score"
@@ -39,7 +40,7 @@ class Scores(Stage):
         try:
             import open_clip
         except ImportError as error:
-            raise Stop("filter needs OpenCLIP: pip install open_clip_torch") from error
+            raise PipelineError("filter needs OpenCLIP: pip install open_clip_torch") from error
         try:
             self._model, _, self._preprocess = open_clip.create_model_and_transforms(
                 self.model,
@@ -49,7 +50,7 @@ class Scores(Stage):
             )
             self._tokenizer = open_clip.get_tokenizer(self.model)
         except (OSError, RuntimeError, ValueError) as error:
-            raise Stop(
+            raise PipelineError(
                 f"cannot load {self.model!r} with {self.pretrained!r}: {error}. "
                 "See open_clip.list_pretrained(), or give a checkpoint's path to --clip-pretrained."
             ) from error
@@ -78,7 +79,7 @@ class Scores(Stage):
             try:
                 with refused():
                     images = [self._preprocess(decode(data).rgb) for data in (sample.image, sample.neg_image)]
-            except Undecodable:
+            except ImageError:
                 tally.drop("image cannot be decoded")
                 continue
             yield sample, *images
@@ -187,7 +188,7 @@ def add_filter_arguments(parser) -> None:
 
 def check_arguments(args) -> None:
     if (args.top_k is None) == (args.threshold is None):
-        raise Stop("give one of --top-k and --threshold", 2)
+        raise PipelineError("give one of --top-k and --threshold", 2)
 
 
 def make_stage(args) -> Scores:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.textmodels import missing_model
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.runner import HOW, Stage, report, run_stage, sample_seed
-from open_clip_triplet.tripletdata.run.source import Sample, Stop, Tally, Unit, plan_units
+from open_clip_triplet.tripletdata.run.source import Sample, Tally, Unit, plan_units
 
 HELP = "draw hard negative images with a text-to-image pipeline"
 DEFAULT_MODEL = "stabilityai/sdxl-turbo"
@@ -53,7 +54,7 @@ class Diffusers:
             import transformers
             from diffusers import AutoencoderTiny, AutoPipelineForText2Image
         except ImportError as error:
-            raise Stop(f"images needs diffusers ({error}): pip install 'open_clip_triplet[build]'") from error
+            raise PipelineError(f"images needs diffusers ({error}): pip install 'open_clip_triplet[build]'") from error
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         dtype = getattr(torch, self.dtype)
@@ -62,7 +63,7 @@ class Diffusers:
             if self.tiny_vae:
                 self._pipe.vae = AutoencoderTiny.from_pretrained(self.tiny_vae, torch_dtype=dtype)
         except (OSError, ValueError) as error:
-            raise Stop(missing_model(self.model, error)) from error
+            raise PipelineError(missing_model(self.model, error)) from error
         self._pipe.to(device)
         self._pipe.set_progress_bar_config(disable=True)
         if self.compile:
@@ -107,7 +108,7 @@ class Diffusers:
 
     def _halve(self, torch, error: Exception) -> None:
         if self.batch_size == 1:
-            raise Stop(
+            raise PipelineError(
                 f"{self.model}: out of memory with one image at {self.size} px. Use a smaller --size."
             ) from error
         self.batch_size //= 2

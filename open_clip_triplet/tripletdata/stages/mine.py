@@ -21,15 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from open_clip_triplet.shards import (
-    IMAGE_SUFFIXES,
-    ShardError,
-    ShardWriter,
-    expand_shards,
-    group_samples,
-    write_sizes,
-    write_text_durably,
-)
+from open_clip_triplet.errors import ShardError
+from open_clip_triplet.files import write_text_durably
+from open_clip_triplet.shards import IMAGE_SUFFIXES, ShardWriter, expand_shards, group_samples, write_sizes
 from open_clip_triplet.tar import TarMembers, open_tar
 from open_clip_triplet.tripletdata.backends import embed
 from open_clip_triplet.tripletdata.backends.neighbours import nearest_different

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from open_clip_triplet.errors import ImageError
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.pictures import Undecodable, decode, refused
+from open_clip_triplet.tripletdata.run.pictures import decode, refused
 from open_clip_triplet.tripletdata.run.runner import Stage, report, run_stage
 from open_clip_triplet.tripletdata.run.source import Sample, Tally, Unit, plan_units
 from open_clip_triplet.tripletdata.stages.images import encode
@@ -62,12 +63,12 @@ class Pack(Stage):
         """Bring both images of ``sample`` to size, in place; the reason to drop it, or None."""
         try:
             sample.image, sample.suffix = fit(sample.image, self.save_size, self.quality)
-        except Undecodable:
+        except ImageError:
             return "image cannot be decoded"
         if sample.neg_image is not None:
             try:
                 sample.neg_image, sample.neg_suffix = fit(sample.neg_image, self.save_size, self.quality)
-            except Undecodable:
+            except ImageError:
                 return "negative image cannot be decoded"
         return None
 
@@ -78,7 +79,7 @@ def fit(data: bytes, size: int, quality: int) -> tuple[bytes, str]:
     Bytes that are small enough, in a format that trainers read, stay as they are.
 
     Raises:
-        Undecodable: no image, or too large to be one.
+        ImageError: no image, or too large to be one.
     """
     picture = decode(data, size)
     if picture.suffix and not (size and min(picture.size) > size):

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, ClassVar
 
+from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.textmodels import add_model_arguments, make_model
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.runner import Stage, report, run_stage, sample_seed
-from open_clip_triplet.tripletdata.run.source import Sample, Stop, Tally, Unit, plan_units
+from open_clip_triplet.tripletdata.run.source import Sample, Tally, Unit, plan_units
 from open_clip_triplet.tripletdata.stages.captions import Ask, Checker, normal
 
 HELP = "rewrite captions with a language model, or join LaCLIP's rewrites"
@@ -85,7 +86,7 @@ def read_rewrites(original: str, rewrites: tuple[str, ...]) -> dict[str, list[st
     """Words of each original caption -> its rewrites, one from each file.
 
     Raises:
-        Stop: a file is missing, or the files have different numbers of lines.
+        PipelineError: a file is missing, or the files have different numbers of lines.
     """
     table: dict[str, list[str]] = {}
     missing = object()
@@ -93,11 +94,11 @@ def read_rewrites(original: str, rewrites: tuple[str, ...]) -> dict[str, list[st
         streams = [_lines(original), *map(_lines, rewrites)]
         for number, row in enumerate(zip_longest(*streams, fillvalue=missing), 1):
             if missing in row:
-                raise Stop(f"{original} and {', '.join(rewrites)} differ in length from line {number}", 2)
+                raise PipelineError(f"{original} and {', '.join(rewrites)} differ in length from line {number}", 2)
             caption, *texts = row
             table.setdefault(normal(caption), [text for text in dict.fromkeys(texts) if normal(text)])
     except OSError as error:
-        raise Stop(f"{error.filename}: cannot be read ({error.strerror})", 2) from error
+        raise PipelineError(f"{error.filename}: cannot be read ({error.strerror})", 2) from error
     return table
 
 
@@ -134,7 +135,7 @@ def add_laclip_arguments(parser) -> None:
 
 def make_stage(args, *, images: bool = True) -> Rewrite:
     if bool(args.laclip_original) != bool(args.laclip_rewrites):
-        raise Stop("--laclip-original and --laclip-rewrites go together", 2)
+        raise PipelineError("--laclip-original and --laclip-rewrites go together", 2)
     model = None if args.laclip_original else make_model(args, PROMPT)
     return Rewrite(
         model,

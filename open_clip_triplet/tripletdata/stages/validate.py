@@ -10,8 +10,9 @@ from functools import partial
 
 from tqdm import tqdm
 
-from open_clip_triplet.shards import ShardError, by_role, read_meta, read_samples, read_sizes
-from open_clip_triplet.tripletdata.run.pictures import Undecodable, decode
+from open_clip_triplet.errors import ImageError, ShardError
+from open_clip_triplet.shards import by_role, read_meta, read_samples, read_sizes
+from open_clip_triplet.tripletdata.run.pictures import decode
 from open_clip_triplet.tripletdata.run.source import plan_units
 
 HELP = "check shards: missing members, broken images, repeated keys"
@@ -60,7 +61,7 @@ def sample_faults(roles: dict, need: tuple[str, ...]) -> list[str]:
 def _decodes(data: bytes) -> bool:
     try:
         decode(data)
-    except Undecodable:
+    except ImageError:
         return False
     return True
 

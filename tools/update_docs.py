@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Write the plugin's flags into README.md between its markers; ``--check`` fails where they are stale.
+"""Write the plugin's flags into docs/train.md between its markers; ``--check`` fails where they are stale.
 
-python tools/update_readme.py
+python tools/update_docs.py
 """
 
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from open_clip_triplet.options import build_parser
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "train.md"
 BLOCK = re.compile(r"(<!-- flags -->\n).*?(<!-- /flags -->)", re.DOTALL)
 
 
@@ -29,19 +29,19 @@ def flag_table() -> str:
     return "\n".join(rows)
 
 
-def updated(readme: str) -> str:
-    return BLOCK.sub(lambda match: f"{match[1]}{flag_table()}\n{match[2]}", readme)
+def updated(page: str) -> str:
+    return BLOCK.sub(lambda match: f"{match[1]}{flag_table()}\n{match[2]}", page)
 
 
 def main() -> int:
-    before = README.read_text(encoding="utf-8")
+    before = PAGE.read_text(encoding="utf-8")
     after = updated(before)
     if "--check" in sys.argv[1:]:
         if before != after:
-            print("README.md: the flag table is stale; run: python tools/update_readme.py", file=sys.stderr)
+            print("docs/train.md: the flag table is stale; run: python tools/update_docs.py", file=sys.stderr)
             return 1
         return 0
-    README.write_text(after, encoding="utf-8")
+    PAGE.write_text(after, encoding="utf-8")
     return 0
 
 
