@@ -87,7 +87,7 @@ class Validator:
     def _composition(self, model, autocast) -> dict[str, float]:
         if not self.paired_shards:
             return {}
-        from open_clip_triplet.evaluation.tripletdata import composition_scores
+        from open_clip_triplet.evaluation import composition_scores
 
         scores = composition_scores(
             model, self.paired_shards, self._preprocess(model), self.tokenizer, self.args.device,

@@ -191,7 +191,7 @@ def test_tripletdata_leaves_out_half_samples_and_damaged_shards(tmp_path):
         path, range(4), s1={"neg.jpg": None}, s2={"neg.txt": None, "json": {"neg_captions": ["z"]}}
     )
     task = get("tripletdata").load(tmp_path)["tripletdata"]
-    assert len(task.items) == 3 and task.dropped == {"not a whole sample": 1}
+    assert len(task.items) == 3 and task.dropped == {"without neg_image": 1}
     assert task.items[1].captions == ("a thing number 2", "z")
     path.write_bytes(path.read_bytes()[:1300])
     task = get("tripletdata").load(tmp_path)["tripletdata"]

@@ -28,11 +28,11 @@ from evaluation_fixtures import (
 from open_clip_triplet.errors import DataError, MissingData, PartialData
 from open_clip_triplet.evaluation import evaluate, require_data
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, get
+from open_clip_triplet.evaluation.benchmarks.tripletdata import composition_scores
 from open_clip_triplet.evaluation.encode import Encoder
 from open_clip_triplet.evaluation.images import ContentHashes, ImageRef, read_tar_index
 from open_clip_triplet.evaluation.run import run_suite
 from open_clip_triplet.evaluation.store import EmbeddingStore
-from open_clip_triplet.evaluation.tripletdata import composition_scores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -317,7 +317,7 @@ def test_tripletdata_is_complete_only_by_its_sizes(tmp_path):
 
 def test_exif_rotation_is_left_as_stored(tmp_path):
     """As the authors and clip_benchmark do: the same pixels with and without the tag embed alike."""
-    from open_clip_triplet.evaluation.encode import open_image
+    from open_clip_triplet.evaluation.images import open_image
 
     stream = io.BytesIO()
     exif = Image.Exif()

@@ -8,7 +8,7 @@ import torch
 
 from evaluation_fixtures import jpeg, tiny_clip, write_paired_shard
 from open_clip_triplet.errors import ShardError
-from open_clip_triplet.evaluation.tripletdata import composition_scores, summarise
+from open_clip_triplet.evaluation.benchmarks.tripletdata import composition_scores, summarise
 
 
 def by_loop(shard, model, preprocess, tokenizer):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from open_clip_triplet import shards
+from open_clip_triplet.evaluation.benchmarks.tripletdata import paired_samples
 from open_clip_triplet.evaluation.images import read_tar_index
-from open_clip_triplet.evaluation.tripletdata import paired_samples
 
 KEYS = st.text(st.characters(codec="utf-8", exclude_characters="./\0", exclude_categories=["Cs"]), min_size=1).filter(
     lambda key: not key.startswith("__") and len(key.encode()) < 200

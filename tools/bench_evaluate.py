@@ -180,7 +180,7 @@ def ours(folder: Path, model: str) -> tuple[Clock, dict, dict]:
     """(seconds of the evaluation with an empty store, its result, how much was encoded)."""
     from open_clip_triplet.evaluation.benchmarks import get
     from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec
-    from open_clip_triplet.evaluation.session import Session, run_checkpoint
+    from open_clip_triplet.evaluation.run import Session, run_checkpoint
 
     session = Session(
         folder,

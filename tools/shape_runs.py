@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from open_clip_triplet.evaluation.metrics import composition_correct, wilson_interval
+from open_clip_triplet.evaluation.metrics import composition_correct, pair_similarities, wilson_interval
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.shards import by_role, read_meta, read_samples, read_sizes
 
@@ -163,8 +163,8 @@ def score(checkpoint: Path, val: Path) -> dict:
     """
     import open_clip
 
-    from open_clip_triplet.evaluation.encode import Encoder, evaluating, open_image
-    from open_clip_triplet.evaluation.tripletdata import pair_similarities
+    from open_clip_triplet.evaluation.encode import Encoder, evaluating
+    from open_clip_triplet.evaluation.images import open_image
 
     open_clip.add_model_config(MODEL_CONFIG)
     model, _, preprocess = open_clip.create_model_and_transforms(MODEL, pretrained=str(checkpoint))

@@ -1,4 +1,4 @@
-"""The paper's evaluation suite. Command line: ``tools/evaluate.py`` (= ``triplet-evaluate``).
+"""The paper's evaluation suite. Command line: ``triplet-evaluate`` (``tools/evaluate.py`` in a checkout).
 
 From Python, for any object with ``encode_image`` and ``encode_text``::
 
@@ -8,12 +8,19 @@ From Python, for any object with ``encode_image`` and ``encode_text``::
     results["sugarcrepe/overall"]
 """
 
-__all__ = ["evaluate", "require_data"]
+import importlib
+
+#: public name -> the module that has it, imported when first asked for
+_HOMES = {
+    "composition_scores": "benchmarks.tripletdata",
+    "evaluate": "run",
+    "require_data": "suite",
+}
+
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str):
-    if name in __all__:
-        from open_clip_triplet.evaluation import run
-
-        return getattr(run, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

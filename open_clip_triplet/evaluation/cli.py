@@ -144,7 +144,8 @@ def _chosen(args) -> list:
 
 
 def _run(args) -> int:
-    from open_clip_triplet.evaluation.session import run_checkpoint, start
+    from open_clip_triplet.evaluation.console import brief
+    from open_clip_triplet.evaluation.run import run_checkpoint, start
 
     specs, benchmarks = _specs(args), _chosen(args)
     session = start(args)
@@ -153,6 +154,7 @@ def _run(args) -> int:
         evaluation = run_checkpoint(session, spec, benchmarks)
         scored |= any(s["items"] for r in evaluation.results.values() for s in r["subsets"].values())
         if session.rank == 0:
+            print(brief(spec.label, evaluation, session.output))
             for why in evaluation.skipped.values():
                 print(f"skipped {why.splitlines()[0].removesuffix(' Expected:')}", file=sys.stderr)
     if not scored:

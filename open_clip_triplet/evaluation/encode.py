@@ -1,9 +1,11 @@
-"""Turning images and captions into unit-norm float32 rows. Light imports: training uses this too."""
+"""Images and captions to unit-norm float32 rows, and a store filled with what it lacks.
+
+Light imports: training uses this too, and with everything stored no torch is loaded.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,46 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from open_clip_triplet.errors import ImageError
+from open_clip_triplet.evaluation.images import ImageRef, content_id, open_image
+from open_clip_triplet.evaluation.store import EmbeddingStore
 
-#: Orientations of the EXIF tag 274 that ask a viewer to turn or mirror the stored pixels.
-_ROTATED = range(2, 9)
-
-
-def open_image(data: bytes):
-    """Decode one image to an RGB ``PIL.Image``, with remarks on anything unusual about it.
-
-    Grey, palette, alpha and CMYK become RGB; an animation gives its first frame. An EXIF rotation
-    is *not* applied: the benchmarks' authors and clip_benchmark feed the stored pixels, and their
-    numbers are the ones to compare with. Every such image is remarked on instead.
-
-    Returns:
-        (image, remarks): remarks out of ``"grey"``, ``"cmyk"``, ``"animated"``, ``"exif-rotated"``.
-
-    Raises:
-        ImageError: not an image, truncated, or too large to be a photograph.
-        MemoryError: no memory to decode it now; the image may be sound.
-    """
-    from PIL import Image
-
-    try:
-        image = Image.open(io.BytesIO(data))
-        remarks = []
-        if image.mode in ("1", "L", "LA", "I", "I;16", "F"):
-            remarks.append("grey")
-        if image.mode == "CMYK":
-            remarks.append("cmyk")
-        if getattr(image, "n_frames", 1) > 1:
-            remarks.append("animated")
-            image.seek(0)
-        if image.getexif().get(274) in _ROTATED:
-            remarks.append("exif-rotated")
-        return image.convert("RGB"), remarks
-    except MemoryError:
-        raise
-    # Damaged files make PIL raise nearly anything: TypeError, struct.error, zlib.error, SyntaxError,
-    # DecompressionBombError... One bad image must not end a run of hours.
-    except Exception as error:
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+#: rows between two writes, so that a run cut short loses little
+FLUSH = 2048
 
 
 def decoding_threads() -> int:
@@ -136,3 +103,124 @@ def decode_all(pool: ThreadPoolExecutor, load: Callable, items: Sequence, ahead:
             yield pending.pop(0).result()
     for future in pending:
         yield future.result()
+
+
+class EncodingJob:
+    """Encodes what a store lacks, this process's share of it.
+
+    Args:
+        get_encoder: makes the model; called only if something has to be encoded.
+        share: (rank, world size): every world-size-th missing item is this process's.
+    """
+
+    def __init__(
+        self,
+        get_encoder: Callable[[], Encoder],
+        store: EmbeddingStore,
+        batch_size: int,
+        progress: bool,
+        share: tuple[int, int] = (0, 1),
+    ):
+        self.get_encoder, self.store = get_encoder, store
+        self.batch_size, self.progress = batch_size, progress
+        self.rank, self.world = share
+
+    def images(self, refs: dict[str, ImageRef]) -> None:
+        """Encode the missing ones of ``refs`` (identity -> where it lies).
+
+        An image that cannot be decoded is remembered as failed; one that cannot be read now is not, so
+        that the next run tries it again.
+        """
+        missing = self.store.missing("images", refs)[self.rank :: self.world]
+        if not missing:
+            return
+        encoder = self.get_encoder()
+        pending = _PendingImages(self.store, encoder)
+
+        def load(identity: str):
+            return identity, *_decode(identity, refs[identity], encoder.preprocess)
+
+        with ThreadPoolExecutor(decoding_threads()) as pool, self._bar(len(missing), "images") as bar:
+            for identity, tensor, remarks in decode_all(pool, load, missing):
+                pending.add(identity, tensor, remarks)
+                if len(pending.tensors) == self.batch_size:
+                    pending.encode()
+                if len(pending.ids) >= FLUSH:
+                    pending.write()
+                bar.update()
+        pending.write()
+
+    def texts(self, captions: dict[str, str]) -> None:
+        """Encode the missing ones of ``captions`` (identity -> caption)."""
+        missing = self.store.missing("texts", captions)
+        # neighbours of like length share a batch, which is then as short as they are
+        missing = sorted(missing, key=lambda i: (len(captions[i]), captions[i]))[self.rank :: self.world]
+        if not missing:
+            return
+        encoder = self.get_encoder()
+        with self._bar(len(missing), "captions") as bar:
+            for start in range(0, len(missing), FLUSH):
+                ids = missing[start : start + FLUSH]
+                rows = []
+                for first in range(0, len(ids), self.batch_size):
+                    batch = ids[first : first + self.batch_size]
+                    rows.append(encoder.texts([captions[i] for i in batch]))
+                    bar.update(len(batch))
+                self.store.add("texts", ids, np.concatenate(rows))
+
+    def _bar(self, total: int, what: str):
+        from tqdm import tqdm
+
+        return tqdm(total=total, desc=what, unit=" " + what, disable=not self.progress, leave=False)
+
+
+def _decode(identity: str, ref: ImageRef, preprocess: Callable) -> tuple:
+    """(tensor, remarks), or (None, why not): an ``ImageError`` only where the very bytes are damaged."""
+    data = b""
+    try:
+        data = ref.read()
+        image, remarks = open_image(data)
+        return preprocess(image.crop(ref.crop) if ref.crop else image), remarks
+    except ImageError as error:
+        if content_id(data) != identity.partition("|")[0]:
+            return None, OSError(f"{ref}: other bytes than when it was identified")
+        return None, error
+    except (OSError, MemoryError) as error:
+        return None, error
+
+
+class _PendingImages:
+    """Images on their way: decoded, then encoded, then in the store."""
+
+    def __init__(self, store: EmbeddingStore, encoder: Encoder):
+        self.store, self.encoder = store, encoder
+        self.tensors: dict[str, object] = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        self.ids: list[str] = []
+        self.rows: list[np.ndarray] = []
+        self.remarks: dict[str, list[str]] = {}
+        self.failed: dict[str, str] = {}
+
+    def add(self, identity: str, tensor, remarks) -> None:
+        if isinstance(remarks, ImageError):
+            self.failed[identity] = str(remarks)
+        if tensor is None:
+            return
+        self.tensors[identity] = tensor
+        if remarks:
+            self.remarks[identity] = remarks
+
+    def encode(self) -> None:
+        if self.tensors:
+            self.rows.append(self.encoder.images(list(self.tensors.values())))
+            self.ids += self.tensors
+            self.tensors = {}
+
+    def write(self) -> None:
+        self.encode()
+        if self.ids or self.failed:
+            rows = np.concatenate(self.rows) if self.rows else np.empty((0, 0), np.float32)
+            self.store.add("images", self.ids, rows, remarks=self.remarks, failed=self.failed)
+        self._clear()

@@ -1,4 +1,4 @@
-"""Where an image lies: a file, a member of a tar or zip, optionally cropped; and its identity.
+"""Where an image lies: a file, a member of a tar or zip, optionally cropped; its identity; its pixels.
 
 The identity is a hash of the bytes (and the crop), so the same photograph under SugarCrepe's, COCO's
 and VALSE's file names is encoded once.
@@ -7,6 +7,7 @@ and VALSE's file names is encoded once.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -14,10 +15,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from open_clip_triplet.errors import ShardError
+from open_clip_triplet.errors import ImageError, ShardError
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.shards import group_samples
 from open_clip_triplet.tar import TarMembers, open_tar
+
+#: Orientations of the EXIF tag 274 that ask a viewer to turn or mirror the stored pixels.
+_ROTATED = range(2, 9)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,43 @@ def read_tar_index(path: str | os.PathLike) -> list[dict]:
             return list(group_samples(members, str(path), locate))
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error})") from error
+
+
+def open_image(data: bytes):
+    """Decode one image to an RGB ``PIL.Image``, with remarks on anything unusual about it.
+
+    Grey, palette, alpha and CMYK become RGB; an animation gives its first frame. An EXIF rotation
+    is *not* applied: the benchmarks' authors and clip_benchmark feed the stored pixels, and their
+    numbers are the ones to compare with. Every such image is remarked on instead.
+
+    Returns:
+        (image, remarks): remarks out of ``"grey"``, ``"cmyk"``, ``"animated"``, ``"exif-rotated"``.
+
+    Raises:
+        ImageError: not an image, truncated, or too large to be a photograph.
+        MemoryError: no memory to decode it now; the image may be sound.
+    """
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data))
+        remarks = []
+        if image.mode in ("1", "L", "LA", "I", "I;16", "F"):
+            remarks.append("grey")
+        if image.mode == "CMYK":
+            remarks.append("cmyk")
+        if getattr(image, "n_frames", 1) > 1:
+            remarks.append("animated")
+            image.seek(0)
+        if image.getexif().get(274) in _ROTATED:
+            remarks.append("exif-rotated")
+        return image.convert("RGB"), remarks
+    except MemoryError:
+        raise
+    # Damaged files make PIL raise nearly anything: TypeError, struct.error, zlib.error, SyntaxError,
+    # DecompressionBombError... One bad image must not end a run of hours.
+    except Exception as error:
+        raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
 class ContentHashes:

@@ -11,6 +11,16 @@ TIE_RULE = "a tie counts as wrong (the SugarCrepe authors' rule; clip_benchmark 
 DRAWS = 2000
 
 
+def pair_similarities(x0, x1, y0, y1) -> np.ndarray:
+    """[n, 6] float64 similarities of n samples: s00, s01, s10, s11, image-image, caption-caption.
+
+    Args:
+        x0, x1: [n, D] positive and negative images, unit norm. y0, y1: [n, D] their captions.
+    """
+    pairs = ((x0, y0), (x0, y1), (x1, y0), (x1, y1), (x0, x1), (y0, y1))
+    return np.stack([np.einsum("nd,nd->n", a, b, dtype=np.float64) for a, b in pairs], axis=1)
+
+
 def composition_correct(s00, s01, s10, s11) -> dict[str, np.ndarray]:
     """Winoground's three outcomes per item, from the four similarities of two pairs.
 

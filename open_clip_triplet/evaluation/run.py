@@ -1,19 +1,31 @@
-"""Running benchmarks on one model: load, encode what is new, score, build the results."""
+"""Running benchmarks on one model: load, encode what is new, score, build the results.
+
+``evaluate`` takes a model in memory; ``start`` and ``run_checkpoint`` are one call of
+``triplet-evaluate run``: device, processes, embedding store, the model only where something is new.
+"""
 
 from __future__ import annotations
 
+import datetime
+import json
+import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from open_clip_triplet.errors import DataError, PartialData
+from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks import Benchmark, get
-from open_clip_triplet.evaluation.encode import Encoder, evaluating
-from open_clip_triplet.evaluation.encoding import EncodingJob
-from open_clip_triplet.evaluation.images import ContentHashes, ImageRef
-from open_clip_triplet.evaluation.results import build_result, flat_metrics
+from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec, identify
+from open_clip_triplet.evaluation.encode import Encoder, EncodingJob, evaluating
+from open_clip_triplet.evaluation.images import ContentHashes, ImageRef, file_digest
+from open_clip_triplet.evaluation.results import build_result, flat_metrics, write_result
 from open_clip_triplet.evaluation.store import EmbeddingStore, text_id
+from open_clip_triplet.evaluation.suite import Suite, drop_images, load_suite, require_whole
 from open_clip_triplet.evaluation.tasks import Task
+from open_clip_triplet.files import write_text_durably
 
 
 class Evaluation(dict):
@@ -107,8 +119,8 @@ def run_suite(
         hashes.reload()
     image_ids, unusable = _identify(suite, hashes)
     hashes.save()
-    _drop(suite, unusable)
-    _require_whole(suite, allow_partial)
+    drop_images(suite, unusable)
+    require_whole(suite, allow_partial)
     by_id: dict[str, ImageRef] = {}
     for ref, identity in image_ids.items():
         by_id.setdefault(identity, ref)
@@ -118,13 +130,13 @@ def run_suite(
     job.texts(captions)
     barrier()
     store.reload()
-    _drop(suite, _without_row(image_ids, store))
+    drop_images(suite, _without_row(image_ids, store))
     if lost := len(store.missing("texts", captions)):
         raise DataError(
             f"{lost} captions have no embedding: another process of this run ended early, or files of the "
             "embedding store were removed meanwhile. Run it again: what is stored is kept"
         )
-    _require_whole(suite, allow_partial)
+    require_whole(suite, allow_partial)
     results = {}
     for benchmark, tasks in suite.values():
         outcomes = {
@@ -143,59 +155,8 @@ def run_suite(
     return Evaluation(results, skipped, dict(store.encoded))
 
 
-def require_data(benchmarks: Sequence[str], data_root, *, allow_partial: bool = False) -> None:
-    """Check, before a long run, that the benchmarks' data is there; images are looked for, not opened.
-
-    Raises:
-        MissingData, PartialData: as ``evaluate``. ValueError: unknown benchmark.
-    """
-    suite, _ = load_suite([get(name) for name in benchmarks], data_root, allow_partial=allow_partial)
-    _require_whole(suite, allow_partial)
-
-
-def load_suite(benchmarks: Iterable[Benchmark], data_root, *, allow_partial: bool):
-    """Tasks of each benchmark, items with missing images dropped.
-
-    Returns:
-        ({name: (benchmark, tasks)}, {name: why it was skipped}).
-    """
-    suite: dict[str, tuple[Benchmark, dict[str, Task]]] = {}
-    skipped: dict[str, str] = {}
-    for benchmark in benchmarks:
-        try:
-            tasks = benchmark.load(Path(data_root))
-        except DataError as error:
-            if not allow_partial:
-                raise
-            named = str(error).startswith(benchmark.name)
-            skipped[benchmark.name] = str(error) if named else f"{benchmark.name}: {error}"
-            continue
-        for task in tasks.values():
-            refs = set(task.images())
-            task.drop({ref: "image missing" for ref in refs if not ref.exists()})
-        if any(task.items for task in tasks.values()):
-            suite[benchmark.name] = (benchmark, tasks)
-        elif allow_partial:
-            skipped[benchmark.name] = _nothing_usable(benchmark, tasks)
-        else:
-            raise PartialData(
-                f"{_nothing_usable(benchmark, tasks)}. Expected:\n  "
-                + "\n  ".join(str(Path(data_root) / place) for place in benchmark.layout)
-            )
-    return suite, skipped
-
-
-def _nothing_usable(benchmark: Benchmark, tasks: dict[str, Task]) -> str:
-    reasons = sum((task.dropped for task in tasks.values()), Counter())
-    if set(reasons) <= {"image missing"}:
-        return f"{benchmark.name}: annotations found, but none of the images"
-    first = next(name for task in tasks.values() for name in task.named)
-    why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return f"{benchmark.name}: nothing there can be scored ({why}; the first: {first})"
-
-
 def _identify(
-    suite: dict, hashes: ContentHashes, share: tuple[int, int] = (0, 1)
+    suite: Suite, hashes: ContentHashes, share: tuple[int, int] = (0, 1)
 ) -> tuple[dict[ImageRef, str], dict[ImageRef, str]]:
     """(image -> identity, image -> why it has none), of this process's share of the images."""
     ids, unusable = {}, {}
@@ -217,37 +178,137 @@ def _without_row(image_ids: dict[ImageRef, str], store: EmbeddingStore) -> dict[
     }
 
 
-def _drop(suite: dict, unusable: dict[ImageRef, str]) -> None:
-    if unusable:
-        for _, tasks in suite.values():
-            for task in tasks.values():
-                task.drop(unusable)
-
-
-def _require_whole(suite: dict, allow_partial: bool) -> None:
-    if allow_partial:
-        return
-    lines = []
-    for benchmark, tasks in suite.values():
-        lines += [f"{benchmark.name}/{name}: not there" for name in benchmark.expected if name not in tasks]
-        for name, task in tasks.items():
-            short = task.dropped if task.expected is None else len(task.items) != task.expected
-            if (short or task.note) and (name in benchmark.expected or not benchmark.expected):
-                why = ", ".join(f"{count} {reason}" for reason, count in task.dropped.items()) or task.note
-                count = f"{len(task.items)} of {task.expected or '?'} items"
-                first = f"; the first: {task.named[0]}" if task.named else ""
-                lines.append(f"{benchmark.name}/{name}: {count} ({why}{first})")
-    if lines:
-        listed = "\n  ".join(lines)
-        raise PartialData(
-            f"the data is not complete:\n  {listed}\n"
-            "Complete it, or score what is there with --allow-partial (in training --eval-allow-partial, in "
-            "Python allow_partial=True); such results are labelled partial, apart from the paper's tables."
-        )
-
-
 def _remarks(tasks: dict[str, Task], image_ids: dict, store: EmbeddingStore) -> dict[str, int]:
     """How many of a benchmark's images are unusual, by kind; and how many there are."""
     identities = {image_ids[ref] for task in tasks.values() for ref in task.images()}
     counts = Counter(remark for identity in identities for remark in store.remarks.get(identity, ()))
     return {"unique": len(identities), **counts}
+
+
+@dataclass
+class Session:
+    """What all checkpoints of a call share. ``rank`` 0 writes; every rank encodes its share."""
+
+    data_root: Path
+    output: Path
+    store: Path
+    batch_size: int
+    device: str | None
+    allow_partial: bool
+    progress: bool
+    rank: int = 0
+    world: int = 1
+    barrier: Callable[[], None] = lambda: None
+    hashes: ContentHashes = field(default_factory=ContentHashes)
+
+
+def start(args) -> Session:
+    """A session from the command line; joins torchrun's processes where there are several.
+
+    Raises:
+        ValueError: the data root is not there.
+    """
+    root, output = Path(args.data_root), Path(args.output)
+    if not root.is_dir():
+        raise ValueError(f"--data-root {root}: no such folder; `triplet-evaluate data` says what goes in it")
+    store = Path(args.store) if args.store else output / ".embeddings"
+    session = Session(
+        root,
+        output,
+        store,
+        args.batch_size,
+        args.device,
+        args.allow_partial,
+        progress=not args.quiet,
+        rank=int(os.environ.get("RANK", 0)),
+        world=int(os.environ.get("WORLD_SIZE", 1)),
+    )
+    # each rank keeps its own memory of hashes: they would overwrite one another's
+    suffix = f"-{session.rank}" if session.rank else ""
+    session.hashes = ContentHashes(store / f"files{suffix}.json")
+    if session.world > 1:
+        import torch
+
+        # ranks wait for the slowest at every barrier; the default, half an hour, is less than ImageNet takes
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=1))
+        session.barrier = torch.distributed.barrier
+    session.progress &= session.rank == 0 and sys.stderr.isatty()
+    return session
+
+
+def run_checkpoint(session: Session, spec: CheckpointSpec, benchmarks: list) -> Evaluation:
+    """Evaluate one checkpoint, write its results (rank 0)."""
+    facts = identify(spec, _remembered_digest(session))
+    store = EmbeddingStore(session.store, facts)
+    # what is missing is dealt out by place in the list, so all must have opened the store before one adds
+    session.barrier()
+    checkpoint = {
+        "name": spec.label,
+        "model": spec.model,
+        "pretrained": spec.pretrained,
+        "weights": facts["weights"],
+        "precision": spec.precision,
+        "preprocessing": facts["preprocessing"],
+        "store": store.folder.name,
+    }
+    evaluation = run_suite(
+        lambda: _load(session, spec),
+        benchmarks,
+        session.data_root,
+        store,
+        checkpoint=checkpoint,
+        batch_size=session.batch_size,
+        allow_partial=session.allow_partial,
+        progress=session.progress,
+        hashes=session.hashes,
+        share=(session.rank, session.world),
+        barrier=session.barrier,
+        on_result=partial(write_result, session.output) if session.rank == 0 else None,
+    )
+    session.barrier()
+    return evaluation
+
+
+def _load(session: Session, spec: CheckpointSpec) -> Encoder:
+    from open_clip_triplet.evaluation.checkpoints.load import load
+
+    device = session.device or _default_device()
+    if session.progress:
+        print(f"loading {spec.label} on {device}", file=sys.stderr)
+    loaded = load(spec, device)
+    return Encoder(
+        loaded.model,
+        loaded.preprocess,
+        loaded.tokenizer,
+        device=device,
+        autocast=loaded.autocast,
+        input_dtype=loaded.input_dtype,
+    )
+
+
+def _default_device() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+
+
+def _remembered_digest(session: Session) -> Callable[[Path], str]:
+    """SHA-256 of weight files, remembered by path, size and time of change (gigabytes take seconds)."""
+    memory = session.store / "weights.json"
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+
+    def digest(path: Path) -> str:
+        stat = path.stat()
+        where = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if where not in known:
+            known[where] = file_digest(path)
+            if session.rank == 0:
+                write_text_durably(memory, json.dumps(known))
+        return known[where]
+
+    return digest

@@ -21,6 +21,7 @@ from open_clip_triplet.evaluation.metrics import (
     composition_correct,
     composition_ties,
     histogram,
+    pair_similarities,
     per_class_counts,
     retrieval_ranks,
     wilson_interval,
@@ -190,18 +191,23 @@ class PairTask(Task):
 
     def score(self, images: Rows, texts: Rows) -> Outcome:
         if not self.items:
-            return self._outcome(dict.fromkeys(("text", "image", "group"), np.zeros(0, bool)), 0)
+            return pair_outcome(np.zeros((0, 6)))
         x = [images([item.images[i] for item in self.items]) for i in (0, 1)]
         y = [texts([item.captions[i] for item in self.items]) for i in (0, 1)]
-
-        def dot(a, b):
-            return np.einsum("nd,nd->n", a, b, dtype=np.float64)
-
-        scores = [dot(x[i], y[j]) for i in (0, 1) for j in (0, 1)]
-        outcome = self._outcome(composition_correct(*scores), composition_ties(*scores))
-        edges, image = histogram(dot(x[0], x[1]))
-        outcome.histograms = {"edges": edges, "image": image, "text": histogram(dot(y[0], y[1]))[1]}
+        outcome = pair_outcome(pair_similarities(*x, *y))
+        outcome.items_hash = self._hash()
         return outcome
+
+
+def pair_outcome(similarities: np.ndarray) -> Outcome:
+    """Text, image and group score of ``pair_similarities``' [n, 6] rows."""
+    scores, (image, text) = similarities.T[:4], similarities.T[4:]
+    right = composition_correct(*scores)
+    outcome = Outcome(len(similarities), composition_ties(*scores), right=right)
+    outcome.metrics = {name: proportion(int(correct.sum()), len(correct)) for name, correct in right.items()}
+    edges, counts = histogram(image)
+    outcome.histograms = {"edges": edges, "image": counts, "text": histogram(text)[1]}
+    return outcome
 
 
 @dataclass(frozen=True)

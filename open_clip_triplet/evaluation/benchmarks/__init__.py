@@ -1,26 +1,12 @@
-"""The benchmarks, one small module each. A module offers ``BENCHMARK``; here they are found by name."""
+"""The benchmarks, one module each, named as the benchmark; a module offers ``BENCHMARK``."""
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 
 from open_clip_triplet.errors import DataError, MissingData
 from open_clip_triplet.evaluation.benchmarks.base import Benchmark
-
-#: name -> module; the paper's first, then those beyond it
-_MODULES = {
-    "sugarcrepe": "sugarcrepe",
-    "winoground": "winoground",
-    "valse": "valse",
-    "cola": "cola",
-    "retrieval": "retrieval",
-    "zeroshot": "zeroshot",
-    "tripletdata": "paired",
-    "aro": "aro",
-    "sugarcrepe_pp": "sugarcrepe_pp",
-    "bivlc": "bivlc",
-    "negbench": "negbench",
-}
 
 PAPER_SUITE = ("sugarcrepe", "winoground", "valse", "cola", "retrieval", "zeroshot", "tripletdata")
 
@@ -28,8 +14,9 @@ __all__ = ["PAPER_SUITE", "Benchmark", "DataError", "MissingData", "get", "names
 
 
 def names() -> list[str]:
-    """All benchmark names, the paper's first."""
-    return list(_MODULES)
+    """All benchmark names: the paper's, then those beyond it by name."""
+    found = {m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and m.name[0] != "_"}
+    return [*PAPER_SUITE, *sorted(found.difference(PAPER_SUITE))]
 
 
 def get(name: str) -> Benchmark:
@@ -38,6 +25,6 @@ def get(name: str) -> Benchmark:
     Raises:
         ValueError: unknown; the known names are listed.
     """
-    if name not in _MODULES:
+    if name not in names():
         raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(names())}")
-    return importlib.import_module(f".{_MODULES[name]}", __name__).BENCHMARK
+    return importlib.import_module(f".{name}", __name__).BENCHMARK

@@ -1,0 +1,95 @@
+"""Which items of a suite can be scored: benchmarks loaded, images found, what is lacking named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from open_clip_triplet.errors import DataError, PartialData
+from open_clip_triplet.evaluation.benchmarks import Benchmark, get
+from open_clip_triplet.evaluation.images import ImageRef
+from open_clip_triplet.evaluation.tasks import Task
+
+#: benchmark name -> (benchmark, task per subset)
+Suite = dict[str, tuple[Benchmark, dict[str, Task]]]
+
+
+def require_data(benchmarks: Sequence[str], data_root, *, allow_partial: bool = False) -> None:
+    """Check, before a long run, that the benchmarks' data is there; images are looked for, not opened.
+
+    Raises:
+        MissingData, PartialData: as ``evaluate``. ValueError: unknown benchmark.
+    """
+    suite, _ = load_suite([get(name) for name in benchmarks], data_root, allow_partial=allow_partial)
+    require_whole(suite, allow_partial)
+
+
+def load_suite(benchmarks: Iterable[Benchmark], data_root, *, allow_partial: bool):
+    """Tasks of each benchmark, items with missing images dropped.
+
+    Returns:
+        ({name: (benchmark, tasks)}, {name: why it was skipped}).
+    """
+    suite: Suite = {}
+    skipped: dict[str, str] = {}
+    for benchmark in benchmarks:
+        try:
+            tasks = benchmark.load(Path(data_root))
+        except DataError as error:
+            if not allow_partial:
+                raise
+            named = str(error).startswith(benchmark.name)
+            skipped[benchmark.name] = str(error) if named else f"{benchmark.name}: {error}"
+            continue
+        for task in tasks.values():
+            refs = set(task.images())
+            task.drop({ref: "image missing" for ref in refs if not ref.exists()})
+        if any(task.items for task in tasks.values()):
+            suite[benchmark.name] = (benchmark, tasks)
+        elif allow_partial:
+            skipped[benchmark.name] = _nothing_usable(benchmark, tasks)
+        else:
+            raise PartialData(
+                f"{_nothing_usable(benchmark, tasks)}. Expected:\n  "
+                + "\n  ".join(str(Path(data_root) / place) for place in benchmark.layout)
+            )
+    return suite, skipped
+
+
+def _nothing_usable(benchmark: Benchmark, tasks: dict[str, Task]) -> str:
+    reasons = sum((task.dropped for task in tasks.values()), Counter())
+    if set(reasons) <= {"image missing"}:
+        return f"{benchmark.name}: annotations found, but none of the images"
+    first = next(name for task in tasks.values() for name in task.named)
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f"{benchmark.name}: nothing there can be scored ({why}; the first: {first})"
+
+
+def drop_images(suite: Suite, unusable: dict[ImageRef, str]) -> None:
+    if unusable:
+        for _, tasks in suite.values():
+            for task in tasks.values():
+                task.drop(unusable)
+
+
+def require_whole(suite: Suite, allow_partial: bool) -> None:
+    if allow_partial:
+        return
+    lines = []
+    for benchmark, tasks in suite.values():
+        lines += [f"{benchmark.name}/{name}: not there" for name in benchmark.expected if name not in tasks]
+        for name, task in tasks.items():
+            short = task.dropped if task.expected is None else len(task.items) != task.expected
+            if (short or task.note) and (name in benchmark.expected or not benchmark.expected):
+                why = ", ".join(f"{count} {reason}" for reason, count in task.dropped.items()) or task.note
+                count = f"{len(task.items)} of {task.expected or '?'} items"
+                first = f"; the first: {task.named[0]}" if task.named else ""
+                lines.append(f"{benchmark.name}/{name}: {count} ({why}{first})")
+    if lines:
+        listed = "\n  ".join(lines)
+        raise PartialData(
+            f"the data is not complete:\n  {listed}\n"
+            "Complete it, or score what is there with --allow-partial (in training --eval-allow-partial, in "
+            "Python allow_partial=True); such results are labelled partial, apart from the paper's tables."
+        )
