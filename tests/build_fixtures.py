@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from open_clip_triplet.shards import ShardWriter
-from open_clip_triplet.tripletdata.run.runner import HOW, Stage
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
@@ -122,24 +122,24 @@ class Shout(Stage):
 
     Args:
         poison: a text; the process that reads it is killed by SIGKILL, once if ``once`` is a file path.
-        log: a file that gets a line per unit worked.
+        log: a file that gets a line per task worked.
     """
 
     name: ClassVar[str] = "shout"
     ending: str = "!"
-    poison: str = field(default="", metadata=HOW)
-    once: str = field(default="", metadata=HOW)
-    log: str = field(default="", metadata=HOW)
+    poison: str = field(default="", metadata=RUNTIME_ONLY)
+    once: str = field(default="", metadata=RUNTIME_ONLY)
+    log: str = field(default="", metadata=RUNTIME_ONLY)
 
-    def process(self, unit, tally):
+    def process(self, task, stats):
         if self.log:
             with open(self.log, "a") as log:
-                log.write(unit.name + "\n")
-        for sample in unit.samples(tally):
+                log.write(task.name + "\n")
+        for sample in task.samples(stats):
             if self.poison and self.poison in sample.text:
                 self._die()
             if sample.text.startswith("drop"):
-                tally.drop("asked to")
+                stats.drop("asked to")
                 continue
             sample.neg_text = sample.text.upper() + self.ending
             yield sample

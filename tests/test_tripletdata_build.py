@@ -154,7 +154,7 @@ def test_help_has_examples_and_exit_statuses(argv, capsys):
     with pytest.raises(SystemExit):
         cli.main(argv)
     text = capsys.readouterr().out
-    assert "make_shards.py build --input" in text and "3  some shards failed" in text
+    assert "triplet-shards build --input" in text and "3  some shards failed" in text
 
 
 def test_a_trainer_reads_the_result(built, tiny_config, tmp_path):

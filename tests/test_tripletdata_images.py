@@ -14,9 +14,10 @@ from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.run.engines import Local
+from open_clip_triplet.tripletdata.run.pictures import encode
+from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.runner import run_stage
-from open_clip_triplet.tripletdata.run.source import plan_units
-from open_clip_triplet.tripletdata.stages.images import Diffusers, Images, encode
+from open_clip_triplet.tripletdata.stages.images import Diffusers, Images
 from open_clip_triplet.tripletdata.stages.pack import Pack, fit
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'open_clip_triplet[build]'")
@@ -67,12 +68,12 @@ def test_out_of_memory_halves_the_batch_and_goes_on(model, monkeypatch, capsys):
 
 def test_the_stage_draws_resizes_once_and_says_where_images_come_from(model, tmp_path, monkeypatch):
     shards = plain_shards(tmp_path / "in", [["a dog", "drop", "a cat"]])
-    run_stage(Shout(), plan_units(shards), tmp_path / "captions", Local(cpu=True), quiet=True)
-    units = plan_units(str(tmp_path / "captions"))
+    run_stage(Shout(), plan_tasks(shards), tmp_path / "captions", Local(cpu=True), quiet=True)
+    tasks = plan_tasks(str(tmp_path / "captions"))
     monkeypatch.setattr(Diffusers, "open", lambda self, device: None)
     monkeypatch.setattr(Diffusers, "_pipe", model._pipe, raising=False)
     for name in ("one", "two"):
-        run_stage(Images(model, save_size=48), units, tmp_path / name, Local(cpu=True), quiet=True)
+        run_stage(Images(model, save_size=48), tasks, tmp_path / name, Local(cpu=True), quiet=True)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     first, second = read_samples(tmp_path / "one/00000.tar")
     assert Image.open(io.BytesIO(first["neg.jpg"])).size == (48, 48)
@@ -83,7 +84,7 @@ def test_the_stage_draws_resizes_once_and_says_where_images_come_from(model, tmp
 
 def test_samples_without_a_negative_caption_are_counted(model, tmp_path):
     shards = plain_shards(tmp_path / "in", [["a dog"]])
-    run = run_stage(Images(model), plan_units(shards), tmp_path / "out", Local(cpu=True), quiet=True)
+    run = run_stage(Images(model), plan_tasks(shards), tmp_path / "out", Local(cpu=True), quiet=True)
     assert run.records()[0]["dropped"] == {"no negative caption": 1}
 
 
@@ -151,7 +152,7 @@ def test_pack_drops_what_a_trainer_could_not_read(tmp_path, capfd):
 def test_a_decompression_bomb_costs_its_own_sample_only(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     shards = plain_shards(tmp_path / "in", [["large", "large"]])
-    run = run_stage(Pack(negatives=()), plan_units(shards), tmp_path / "out", Local(cpu=True), quiet=True)
+    run = run_stage(Pack(negatives=()), plan_tasks(shards), tmp_path / "out", Local(cpu=True), quiet=True)
     assert not run.failed and run.records()[0]["dropped"] == {"image cannot be decoded": 2}
 
 

@@ -12,7 +12,7 @@ from conftest import TINY_MODEL, write_shards
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
-from open_clip_triplet.tripletdata.run.source import Unit
+from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.concepts import coverage_order, load_wordnet, statistics, words
 from open_clip_triplet.tripletdata.stages.filter import Selection, select_top
 
@@ -26,15 +26,15 @@ scores = st.dictionaries(
 def test_top_k_is_exact_and_ties_go_by_shard_order(scores, count):
     chosen = select_top(scores, count)
     kept = []
-    for unit in sorted(scores):
-        keep = chosen.keeper(Unit(unit, ("x",)))
-        kept += [(unit, n) for n, s in enumerate(scores[unit]) if keep({"scores": {"mean": s}})]
-    ranked = sorted((-s, unit, n) for unit in scores for n, s in enumerate(scores[unit]))
-    assert kept == sorted((unit, n) for _, unit, n in ranked[:count])
+    for task in sorted(scores):
+        keep = chosen.keeper(ShardTask(task, ("x",)))
+        kept += [(task, n) for n, s in enumerate(scores[task]) if keep({"scores": {"mean": s}})]
+    ranked = sorted((-s, task, n) for task in scores for n, s in enumerate(scores[task]))
+    assert kept == sorted((task, n) for _, task, n in ranked[:count])
 
 
 def test_a_threshold_keeps_its_ties():
-    keep = Selection(0.2).keeper(Unit(0, ("x",)))
+    keep = Selection(0.2).keeper(ShardTask(0, ("x",)))
     assert [keep({"scores": {"mean": s}}) for s in (0.1, 0.2, 0.2, 0.3)] == [False, True, True, True]
 
 

@@ -27,8 +27,11 @@ from open_clip_triplet.tripletdata.backends.textmodels import Vllm
 from open_clip_triplet.tripletdata.run import runner
 from open_clip_triplet.tripletdata.run.engines import Local, Ray, _Pool, _RayWorker, devices, visible_devices
 from open_clip_triplet.tripletdata.run.pictures import refused
-from open_clip_triplet.tripletdata.run.runner import run_stage, sample_seed
-from open_clip_triplet.tripletdata.run.source import Table, Tally, known_samples, plan_units
+from open_clip_triplet.tripletdata.run.plan import known_samples, plan_tasks
+from open_clip_triplet.tripletdata.run.runner import run_stage
+from open_clip_triplet.tripletdata.run.sample import Stats
+from open_clip_triplet.tripletdata.run.stage import sample_seed
+from open_clip_triplet.tripletdata.run.tables import Table
 from open_clip_triplet.tripletdata.stages.captions import Captions
 from open_clip_triplet.tripletdata.stages.concepts import Positions
 from open_clip_triplet.tripletdata.stages.images import resolved_dtype
@@ -44,7 +47,7 @@ def shards(tmp_path):
 
 
 def shout(shards, output, *, engine=CPU, **options):
-    return run_stage(Shout(**options), plan_units(shards), output, engine, quiet=True)
+    return run_stage(Shout(**options), plan_tasks(shards), output, engine, quiet=True)
 
 
 def test_samples_get_unique_keys_and_every_loss_is_counted(shards, tmp_path):
@@ -119,8 +122,8 @@ def test_another_input_under_the_same_name_is_refused(shards, tmp_path):
 
 def test_another_reading_of_a_table_is_refused(tmp_path):
     (tmp_path / "0.csv").write_text("filepath,title,alt\na.jpg,one,two\n")
-    run_stage(Shout(), plan_units(str(tmp_path / "0.csv"), Table()), tmp_path / "out", CPU, quiet=True)
-    other = plan_units(str(tmp_path / "0.csv"), Table(caption_key="alt"))
+    run_stage(Shout(), plan_tasks(str(tmp_path / "0.csv"), Table()), tmp_path / "out", CPU, quiet=True)
+    other = plan_tasks(str(tmp_path / "0.csv"), Table(caption_key="alt"))
     with pytest.raises(PipelineError, match=r"caption_key 'title'.*now 0.csv.*caption_key 'alt'"):
         run_stage(Shout(), other, tmp_path / "out", CPU, quiet=True)
 
@@ -138,7 +141,7 @@ def test_what_decides_the_bytes_is_in_the_configuration():
 def test_input_paths_are_absolute(shards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "0.csv").write_text("filepath,title\na.jpg,one\n")
-    assert all(os.path.isabs(unit.inputs[0]) for unit in plan_units(["in", "in/{00000..00001}.tar", "0.csv"]))
+    assert all(os.path.isabs(task.inputs[0]) for task in plan_tasks(["in", "in/{00000..00001}.tar", "0.csv"]))
 
 
 def test_shards_of_others_are_never_overwritten(shards, tmp_path, capsys):
@@ -177,7 +180,7 @@ def test_a_damaged_shard_is_named_and_alone_redone_once_mended(shards, tmp_path)
 
 
 def test_a_shard_that_is_not_there_is_named(shards, tmp_path):
-    run = run_stage(Shout(), plan_units(f"{shards}/{{00003..00004}}.tar"), tmp_path / "out", CPU, quiet=True)
+    run = run_stage(Shout(), plan_tasks(f"{shards}/{{00003..00004}}.tar"), tmp_path / "out", CPU, quiet=True)
     assert "no such file" in run.failed[f"{shards}/00004.tar"]
 
 
@@ -210,10 +213,10 @@ def test_a_really_full_file_system(tmp_path):
 
 def test_a_stage_that_loses_count_fails_its_shard(shards, tmp_path, capfd):
     class Leaky(Shout):
-        def process(self, unit, tally):
-            yield from list(super().process(unit, tally))[1:]
+        def process(self, task, stats):
+            yield from list(super().process(task, stats))[1:]
 
-    run = run_stage(Leaky(), plan_units(shards), tmp_path / "out", CPU, quiet=True)
+    run = run_stage(Leaky(), plan_tasks(shards), tmp_path / "out", CPU, quiet=True)
     assert "lost count of 1 of 3 samples" in run.failed[f"{shards}/00000.tar"]
 
 
@@ -245,8 +248,8 @@ def test_a_shard_that_always_kills_its_process_fails_alone(shards, tmp_path, cap
 
 
 def test_a_process_killed_between_two_shards_is_replaced(shards, tmp_path, capfd):
-    def engine(stage, units, output, progress):
-        pool = _Pool(stage, units, output, ["cpu"], progress)
+    def engine(stage, tasks, output, progress):
+        pool = _Pool(stage, tasks, output, ["cpu"], progress)
         for number, event in enumerate(pool.events()):
             if not number:  # its first shard is done, and it has not been given another
                 for process, *_ in pool.busy.values():
@@ -365,15 +368,15 @@ def test_tables_give_what_the_same_shards_give(kind, tmp_path):
         frame.to_parquet(table)
     else:
         frame.to_csv(table, sep="," if kind == "csv" else "\t", index=False)
-    units = plan_units(str(table), Table(), samples_per_shard=3)
-    assert [unit.rows for unit in units] == [(0, 3), (3, 4)] and known_samples(units) == 4
-    tally = Tally()
-    samples = [sample for unit in units for sample in unit.samples(tally)]
+    tasks = plan_tasks(str(table), Table(), samples_per_shard=3)
+    assert [task.rows for task in tasks] == [(0, 3), (3, 4)] and known_samples(tasks) == 4
+    stats = Stats()
+    samples = [sample for task in tasks for sample in task.samples(stats)]
     assert [s.text for s in samples] == ["a, {}", 'say "b"', "NA"]
     assert [s.meta["source_key"] for s in samples] == ["0", "1", "2"]
-    assert samples[1].image == picture(1) and tally.dropped == {"image file missing": 1}
+    assert samples[1].image == picture(1) and stats.dropped == {"image file missing": 1}
     with pytest.raises(PipelineError, match=r"no column 'caption' \(it has: filepath, title\).*--caption-key"):
-        plan_units(str(table), Table(caption_key="caption"))
+        plan_tasks(str(table), Table(caption_key="caption"))
 
 
 def test_table_images_of_any_format_come_out_readable(tmp_path):

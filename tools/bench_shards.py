@@ -102,8 +102,8 @@ def bench_packing(folder: Path, python: str | None, count: int, rounds: int) -> 
 
     CPU time, so that whatever else the machine is doing counts for neither.
     """
-    from open_clip_triplet.tripletdata.run.runner import run_unit
-    from open_clip_triplet.tripletdata.run.source import Unit
+    from open_clip_triplet.tripletdata.run.runner import run_task
+    from open_clip_triplet.tripletdata.run.task import ShardTask
     from open_clip_triplet.tripletdata.stages.pack import Pack
 
     shard = folder / "images.tar"
@@ -111,7 +111,7 @@ def bench_packing(folder: Path, python: str | None, count: int, rounds: int) -> 
     ours, theirs = [], []
     for _ in range(rounds):
         start = time.process_time()
-        record = run_unit(Pack(256, 95, ()), Unit(0, (str(shard),)), folder / "ours")
+        record = run_task(Pack(256, 95, ()), ShardTask(0, (str(shard),)), folder / "ours")
         ours.append(time.process_time() - start)
         assert record["kept"] == count
         if python:

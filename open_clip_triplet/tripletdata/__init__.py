@@ -1,1 +1,1 @@
-"""Building paired shards, one module per stage; ``tools/make_shards.py`` (``triplet-shards``) runs them."""
+"""Building paired shards, one module per stage; ``triplet-shards`` runs them."""

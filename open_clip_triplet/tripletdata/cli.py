@@ -1,12 +1,18 @@
-"""``triplet-shards``: one subcommand per stage. A stage offers ``HELP``, ``add_arguments``, ``run``."""
+"""``triplet-shards``: one subcommand per stage.
+
+A stage's module offers ``HELP``, ``add_arguments(parser)`` and ``make_stage(args, images=...)``, which
+``run.command`` runs; a command of several stages offers ``run(args)`` instead.
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import sys
 
 from open_clip_triplet.errors import PipelineError
+from open_clip_triplet.tripletdata.run.command import run_command
 
 #: subcommand -> module under open_clip_triplet.tripletdata; imported only when its subcommand is used
 STAGES: dict[str, str] = {
@@ -32,10 +38,10 @@ exit status:
 
 EXAMPLES = """\
 examples:
-  make_shards.py build --input cc3m/ --output triplets/ --dry-run
-  make_shards.py captions --input table.csv --caption-key caption --output negatives/ --backend rules
-  make_shards.py filter --input triplets/ --output best/ --top-k 100000
-  make_shards.py validate --input best/
+  triplet-shards build --input cc3m/ --output triplets/ --dry-run
+  triplet-shards captions --input table.csv --caption-key caption --output negatives/ --backend rules
+  triplet-shards filter --input triplets/ --output best/ --top-k 100000
+  triplet-shards validate --input best/
 
 """
 
@@ -43,7 +49,7 @@ examples:
 def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="make_shards.py",
+        prog="triplet-shards",
         description="Build paired shards for open_clip_triplet.",
         epilog=EXAMPLES + STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -59,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=getattr(module, "run", None) or functools.partial(run_command, module))
     args = parser.parse_args(argv)
     try:
         return args.run(args) or 0

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 from open_clip_triplet.errors import PipelineError
-from open_clip_triplet.tripletdata.run.runner import sample_seed
+from open_clip_triplet.tripletdata.run.stage import sample_seed
 
 #: groups of attributes; a word is replaced by another of its own group
 ATTRIBUTES = (
@@ -113,6 +113,8 @@ class Rules:
     seed: int = 0
     retries = False
     prompt = ""
+
+    uses_gpu = False
 
     def config(self) -> dict:
         return {"backend": "rules", "seed": self.seed}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.textmodels import LanguageModel, NoAnswer
-from open_clip_triplet.tripletdata.run.runner import HOW
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY
 
 #: answers that say "later": the request is sent again
 LATER = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -28,10 +28,12 @@ class Server(LanguageModel):
     The key is read from the environment variable ``api_key_env`` and never written anywhere.
     """
 
-    url: str = field(default="http://127.0.0.1:8000/v1", metadata=HOW)
-    api_key_env: str = field(default="OPENAI_API_KEY", metadata=HOW)
-    concurrency: int = field(default=64, metadata=HOW)
-    patience: float = field(default=120.0, metadata=HOW)
+    url: str = field(default="http://127.0.0.1:8000/v1", metadata=RUNTIME_ONLY)
+    api_key_env: str = field(default="OPENAI_API_KEY", metadata=RUNTIME_ONLY)
+    concurrency: int = field(default=64, metadata=RUNTIME_ONLY)
+    patience: float = field(default=120.0, metadata=RUNTIME_ONLY)
+
+    uses_gpu = False
 
     def open(self, device: str) -> None:
         try:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 from open_clip_triplet.errors import PipelineError
-from open_clip_triplet.tripletdata.run.runner import HOW, sample_seed
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, sample_seed, settings
 
 DEFAULT_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 BACKENDS = ("vllm", "openai", "transformers", "rules")
@@ -40,8 +40,7 @@ class LanguageModel:
     progress = staticmethod(lambda share: None)  # ``complete`` calls it with the share done
 
     def config(self) -> dict:
-        values = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("how")}
-        return {"backend": type(self).__name__.lower(), **values}
+        return {"backend": type(self).__name__.lower(), **settings(self)}
 
     def provenance(self) -> dict:
         """What a sample's json says of its caption's origin."""
@@ -65,7 +64,7 @@ class LanguageModel:
 class Transformers(LanguageModel):
     """Hugging Face transformers on one device, in batches of similar length."""
 
-    batch_size: int = field(default=32, metadata=HOW)
+    batch_size: int = field(default=32, metadata=RUNTIME_ONLY)
 
     def open(self, device: str) -> None:
         try:
@@ -149,10 +148,10 @@ class RowSampler:
 class Vllm(LanguageModel):
     """vLLM in process: the whole shard at once (continuous batching), shared prompt cached."""
 
-    prefix_caching: bool = field(default=True, metadata=HOW)
+    prefix_caching: bool = field(default=True, metadata=RUNTIME_ONLY)
     max_model_len: int = 2048  # what does not fit is dropped
-    gpu_memory: float = field(default=0.9, metadata=HOW)
-    tensor_parallel: int = field(default=1, metadata=HOW)
+    gpu_memory: float = field(default=0.9, metadata=RUNTIME_ONLY)
+    tensor_parallel: int = field(default=1, metadata=RUNTIME_ONLY)
 
     def open(self, device: str) -> None:
         # The engine in this very process: it ends when this process does, however that happens.

@@ -1,9 +1,9 @@
-"""Where units are worked: processes on this machine (one per device), or Ray actors on a cluster.
+"""Where tasks are worked: processes on this machine (one per device), or Ray actors on a cluster.
 
-An engine is called with (stage, units, output, progress) and yields ``(kind, unit, value)``: ``done``
-with the record or ``failed`` with a message; ``progress(unit, fraction)`` is called in between. It
+An engine is called with (stage, tasks, output, progress) and yields ``(kind, task, value)``: ``done``
+with the record or ``failed`` with a message; ``progress(task, fraction)`` is called in between. It
 raises PipelineError when nothing can go on.
-Both run the same ``run_unit``, so that the bytes do not depend on the engine.
+Both run the same ``run_task``, so that the bytes do not depend on the engine.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from open_clip_triplet.errors import PipelineError, ShardError
-from open_clip_triplet.tripletdata.run.runner import run_unit
-from open_clip_triplet.tripletdata.run.source import Unit
+from open_clip_triplet.tripletdata.run.runner import run_task
+from open_clip_triplet.tripletdata.run.task import ShardTask
 
-#: times a unit is tried again after its worker died
+#: times a task is tried again after its worker died
 RETRIES = 1
 
 
-def attempt(stage, unit: Unit, output, report=lambda fraction: None) -> tuple[str, object]:
-    """``("done", record)``, or ``("failed", message)`` where only this unit is at fault.
+def attempt(stage, task: ShardTask, output, report=lambda fraction: None) -> tuple[str, object]:
+    """``("done", record)``, or ``("failed", message)`` where only this task is at fault.
 
     Raises:
         PipelineError: the whole run is at fault.
     """
     try:
-        return "done", run_unit(stage, unit, output, report)
+        return "done", run_task(stage, task, output, report)
     except ShardError as error:
         return "failed", str(error)
     except PipelineError:
@@ -74,22 +74,22 @@ class Local:
     cpu: bool = False
 
     def __call__(
-        self, stage, units: list[Unit], output, progress=lambda unit, share: None
+        self, stage, tasks: list[ShardTask], output, progress=lambda task, share: None
     ) -> Iterator[tuple]:
         names = ["cpu"] * max(self.workers, 1) if self.cpu else devices(self.workers, stage.gpus)
-        names = names[: len(units)]
+        names = names[: len(tasks)]
         # A GPU's memory is given back only when its process ends, and the next stage needs it.
         if len(names) > 1 or names[0] != "cpu":
-            yield from _Pool(stage, units, output, names, progress).events()
+            yield from _Pool(stage, tasks, output, names, progress).events()
             return
         stage.open("cpu")
-        for unit in units:
-            kind, value = attempt(stage, unit, output, functools.partial(progress, unit))
-            yield kind, unit, value
+        for task in tasks:
+            kind, value = attempt(stage, task, output, functools.partial(progress, task))
+            yield kind, task, value
 
 
 def _worker(connection, stage, output, device: str, parent: int) -> None:
-    """Body of a local worker process: open the stage on its device, then work units until told to end."""
+    """Body of a local worker process: open the stage on its device, then work tasks until told to end."""
     _die_with(parent)
     if device.startswith("cuda:"):
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices(
@@ -98,8 +98,8 @@ def _worker(connection, stage, output, device: str, parent: int) -> None:
     try:
         stage.open(device.partition(":")[0])
         connection.send(("ready", None))
-        while (unit := connection.recv()) is not None:
-            connection.send(attempt(stage, unit, output, _throttled(connection)))
+        while (task := connection.recv()) is not None:
+            connection.send(attempt(stage, task, output, _throttled(connection)))
     except PipelineError as stop:
         connection.send(("stop", (str(stop), stop.status)))
     except EOFError:
@@ -139,11 +139,11 @@ def _die_with(parent: int) -> None:
 
 
 class _Pool:
-    """Processes with a pipe each. A worker that dies is replaced and its unit tried once more."""
+    """Processes with a pipe each. A worker that dies is replaced and its task tried once more."""
 
-    def __init__(self, stage, units, output, names, progress):
+    def __init__(self, stage, tasks, output, names, progress):
         self.stage, self.output, self.progress = stage, output, progress
-        self.queue, self.tries = deque(units), {}
+        self.queue, self.tries = deque(tasks), {}
         self.names, self.busy = list(names), {}
 
     def _start(self, device: str) -> None:
@@ -173,7 +173,7 @@ class _Pool:
 
     def _handle(self, connection) -> Iterator[tuple]:
         worker = self.busy[connection]
-        process, device, unit = worker
+        process, device, task = worker
         try:
             kind, value = connection.recv()
         except (EOFError, OSError):
@@ -182,10 +182,10 @@ class _Pool:
         if kind == "stop":
             raise PipelineError(*value)
         if kind == "progress":
-            self.progress(unit, value)
+            self.progress(task, value)
             return
         if kind != "ready":
-            yield kind, unit, value
+            yield kind, task, value
         worker[2] = self.queue.popleft() if self.queue else None
         try:
             connection.send(worker[2])
@@ -198,19 +198,19 @@ class _Pool:
             process.join()
 
     def _died(self, connection) -> Iterator[tuple]:
-        process, device, unit = self.busy.pop(connection)
+        process, device, task = self.busy.pop(connection)
         process.join()
         how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"status {process.exitcode}"
-        if unit is None:
+        if task is None:
             raise PipelineError(
                 f"a {self.stage.name} worker ended with {how} while it was starting; its output is above."
             )
-        self.tries[unit.index] = self.tries.get(unit.index, 0) + 1
-        if self.tries[unit.index] <= RETRIES:
-            print(f"a worker ended with {how} in {unit.shard}; trying that shard again", file=sys.stderr)
-            self.queue.appendleft(unit)
+        self.tries[task.index] = self.tries.get(task.index, 0) + 1
+        if self.tries[task.index] <= RETRIES:
+            print(f"a worker ended with {how} in {task.shard}; trying that shard again", file=sys.stderr)
+            self.queue.appendleft(task)
         else:
-            yield "failed", unit, f"its worker ended with {how}, twice (out of memory?)"
+            yield "failed", task, f"its worker ended with {how}, twice (out of memory?)"
         if self.queue:
             self._start(device)
 
@@ -231,7 +231,7 @@ class Ray:
     cpu: bool = False
 
     def __call__(
-        self, stage, units: list[Unit], output, progress=lambda unit, share: None
+        self, stage, tasks: list[ShardTask], output, progress=lambda task, share: None
     ) -> Iterator[tuple]:
         try:
             import ray
@@ -254,12 +254,12 @@ class Ray:
                     f"no Ray cluster at {self.address!r} ({error}). Leave --ray-address out for a local one."
                 ) from error
         try:
-            yield from self._drive(ray, stage, units, output)
+            yield from self._drive(ray, stage, tasks, output)
         finally:
             if mine:
                 ray.shutdown()
 
-    def _drive(self, ray, stage, units, output) -> Iterator[tuple]:
+    def _drive(self, ray, stage, tasks, output) -> Iterator[tuple]:
         cluster = ray.cluster_resources()
         gpus = 0 if self.cpu else self.gpus
         if gpus is None:
@@ -269,29 +269,29 @@ class Ray:
         )
         options = {"num_gpus": gpus, "num_cpus": 1, "max_restarts": -1, "max_task_retries": RETRIES}
         actor = ray.remote(**options)(_RayWorker)
-        queue = deque(units)
+        queue = deque(tasks)
         workers = [
-            actor.remote(stage, "cuda" if gpus else "cpu") for _ in range(max(1, min(count, len(units))))
+            actor.remote(stage, "cuda" if gpus else "cpu") for _ in range(max(1, min(count, len(tasks))))
         ]
         running: dict = {}
 
         def give(worker) -> None:
             if queue:
-                unit = queue.popleft()
-                running[worker.work.remote(unit, os.path.abspath(output))] = (worker, unit)
+                task = queue.popleft()
+                running[worker.work.remote(task, os.path.abspath(output))] = (worker, task)
 
         for worker in workers:
             give(worker)
         while running:
             (ready, *_), _ = ray.wait(list(running))
-            worker, unit = running.pop(ready)
+            worker, task = running.pop(ready)
             try:
                 kind, value = ray.get(ready)
             except ray.exceptions.RayActorError as error:
                 kind, value = "failed", f"its Ray worker died more than once ({type(error).__name__})"
             if kind == "stop":
                 raise PipelineError(*value)
-            yield kind, unit, value
+            yield kind, task, value
             give(worker)
 
 
@@ -308,8 +308,8 @@ class _RayWorker:
             traceback.print_exc()
             self.stop = ("stop", (f"{stage.name} cannot start: {type(error).__name__}: {error}", 4))
 
-    def work(self, unit: Unit, output: str):
+    def work(self, task: ShardTask, output: str):
         try:
-            return self.stop or attempt(self.stage, unit, output)
+            return self.stop or attempt(self.stage, task, output)
         except PipelineError as stop:
             return "stop", (str(stop), stop.status)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 
 from open_clip_triplet.tripletdata.run import engines
-from open_clip_triplet.tripletdata.run.source import Table
+from open_clip_triplet.tripletdata.run.tables import Table
+
+
+def positive(text: str) -> int:
+    """argparse type of counts and sizes that cannot be 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
 
 
 def add_common(parser, *, output: bool = True) -> None:
@@ -30,7 +39,7 @@ def add_common(parser, *, output: bool = True) -> None:
         "--image-root", default="", help="folder of relative image paths (default the table's)"
     )
     group.add_argument(
-        "--samples-per-shard", type=int, default=10_000, help="shard size for tables (default 10000)"
+        "--samples-per-shard", type=positive, default=10_000, help="shard size for tables (default 10000)"
     )
     add_engine(parser)
 

@@ -39,13 +39,13 @@ class Progress:
     def __exit__(self, *exc) -> None:
         self._bar.close()
 
-    def fraction(self, unit, fraction: float) -> None:
-        step = max(0.0, min(fraction, 1.0) - self._fractions.get(unit, 0.0))
-        self._fractions[unit] = self._fractions.get(unit, 0.0) + step
+    def fraction(self, task, fraction: float) -> None:
+        step = max(0.0, min(fraction, 1.0) - self._fractions.get(task, 0.0))
+        self._fractions[task] = self._fractions.get(task, 0.0) + step
         self._bar.update(step)
 
-    def done(self, unit, record: dict) -> None:
-        self.fraction(unit, 1.0)
+    def done(self, task, record: dict) -> None:
+        self.fraction(task, 1.0)
         self._done += 1
         self._samples += record["kept"]
         self._show()

@@ -1,4 +1,4 @@
-"""Runs a stage over units: skip what is done, write each shard whole, record it last.
+"""Runs a stage over tasks: skip what is done, write each shard whole, record it last.
 
 A stage's output folder holds ``{00000..}.tar``, one ``{00000}.record.json`` per shard (beside it
 ``{00000}.values.json`` where a stage finds a value for each sample), ``stage.json`` (the
@@ -12,146 +12,101 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from open_clip_triplet.errors import PipelineError, ShardError
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.shards import ShardWriter, write_sizes
-from open_clip_triplet.tripletdata.run.source import TABLES, Tally, Unit
+from open_clip_triplet.tripletdata.run.sample import Stats
+from open_clip_triplet.tripletdata.run.stage import Stage, config_hash
+from open_clip_triplet.tripletdata.run.tables import TABLES
+from open_clip_triplet.tripletdata.run.task import ShardTask
 
 DONE, FAILED_SHARDS, REFUSED = 0, 3, 2
-
-#: metadata of stage fields that say how to work, not what comes out: left out of the configuration
-HOW = {"how": True}
-
-
-@dataclass
-class Stage:
-    """Turns one unit into one shard. Plain data until ``open``; pickled to the workers."""
-
-    name: ClassVar[str] = "stage"
-
-    @property
-    def gpus(self) -> int:
-        """GPUs that each worker needs, where there are any."""
-        return getattr(getattr(self, "model", None), "tensor_parallel", 1)
-
-    def config(self) -> dict:
-        """What decides the output bytes."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("how")}
-
-    def open(self, device: str) -> None:
-        """Load models on ``device`` (``cpu``, ``cuda``); called once in each worker.
-
-        Raises:
-            PipelineError: a package, model or server is missing; the message says how to get it.
-        """
-
-    def process(self, unit: Unit, tally: Tally) -> Iterator:
-        """Yield the unit's output Samples in key order; count every one that is not yielded."""
-        raise NotImplementedError
 
 
 @dataclass
 class Run:
-    """A stage, its units, and where their shards go."""
+    """A stage, its tasks, and where their shards go."""
 
     stage: Stage
-    units: list[Unit]
+    tasks: list[ShardTask]
     output: Path
     failed: dict[str, str] = field(default_factory=dict)
     _records: dict[int, dict] = field(default_factory=dict)
 
-    def record_path(self, unit: Unit) -> Path:
-        return Path(self.output) / f"{unit.name}.record.json"
+    def record_path(self, task: ShardTask) -> Path:
+        return Path(self.output) / f"{task.name}.record.json"
 
-    def values_path(self, unit: Unit) -> Path:
-        return Path(self.output) / f"{unit.name}.values.json"
+    def values_path(self, task: ShardTask) -> Path:
+        return Path(self.output) / f"{task.name}.values.json"
 
-    def read_record(self, unit: Unit) -> dict | None:
-        """A unit's record, read from disk once; None where it is not done."""
-        if unit.index not in self._records:
+    def read_record(self, task: ShardTask) -> dict | None:
+        """A task's record, read from disk once; None where it is not done."""
+        if task.index not in self._records:
             try:
-                self._records[unit.index] = json.loads(self.record_path(unit).read_text(encoding="utf-8"))
+                self._records[task.index] = json.loads(self.record_path(task).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 return None
-        return self._records[unit.index]
+        return self._records[task.index]
 
-    def read_values(self, unit: Unit) -> dict[str, list]:
-        """What the stage found for each sample of a done unit: name -> one value per kept sample."""
-        return json.loads(self.values_path(unit).read_text(encoding="utf-8"))
+    def read_values(self, task: ShardTask) -> dict[str, list]:
+        """What the stage found for each sample of a done task: name -> one value per kept sample."""
+        return json.loads(self.values_path(task).read_text(encoding="utf-8"))
 
-    def forget(self, unit: Unit) -> None:
-        """Read the record again next time: the unit has been, or is to be, worked."""
-        self._records.pop(unit.index, None)
+    def forget(self, task: ShardTask) -> None:
+        """Read the record again next time: the task has been, or is to be, worked."""
+        self._records.pop(task.index, None)
 
     def records(self) -> list[dict]:
-        return [record for unit in self.units if (record := self.read_record(unit))]
+        return [record for task in self.tasks if (record := self.read_record(task))]
 
 
-def config_hash(stage: Stage) -> str:
-    text = json.dumps([stage.name, stage.config()], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def sample_seed(seed: int, key: str, attempt: int = 0) -> int:
-    """A 31-bit seed of one sample's one attempt, the same on every machine.
-
-    >>> sample_seed(0, "00000_000001") == sample_seed(0, "00000_000001")
-    True
-    """
-    digest = hashlib.sha256(f"{seed}/{attempt}/{key}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
-
-
-def run_unit(stage: Stage, unit: Unit, output: str | os.PathLike, report=lambda fraction: None) -> dict:
-    """Work one unit: shard first, record last. Returns the record.
+def run_task(stage: Stage, task: ShardTask, output: str | os.PathLike, report=lambda fraction: None) -> dict:
+    """Work one task: shard first, record last. Returns the record.
 
     Raises:
         ShardError: an input is missing or damaged.
         PipelineError: the disk is full.
     """
-    run, tally = Run(stage, [unit], Path(output)), Tally(report)
+    run, stats = Run(stage, [task], Path(output)), Stats(report)
     try:
-        samples = stage.process(unit, tally)
+        samples = stage.process(task, stats)
         first, kept = next(samples, None), 0
         if first is not None:
-            with ShardWriter(run.output / unit.shard) as writer:
+            with ShardWriter(run.output / task.shard) as writer:
                 writer.write(first.members())
                 for sample in samples:
                     writer.write(sample.members())
             kept = len(writer)
         record = {
-            "shard": unit.shard,
+            "shard": task.shard,
             "stage": stage.name,
             "config": config_hash(stage),
-            "inputs": unit.identity(),
-            "read": tally.read,
+            "inputs": task.identity(),
+            "read": stats.read,
             "kept": kept,
-            "dropped": tally.dropped,
-            "counts": tally.counts,
+            "dropped": stats.dropped,
+            "counts": stats.counts,
         }
-        lost = tally.read - kept - sum(tally.dropped.values())
+        lost = stats.read - kept - sum(stats.dropped.values())
         if lost:
             raise RuntimeError(
-                f"{stage.name} lost count of {lost} of {tally.read} samples of {unit.inputs[0]}"
+                f"{stage.name} lost count of {lost} of {stats.read} samples of {task.inputs[0]}"
             )
-        if tally.values:  # apart from the record, which every resumed run reads
-            write_text_durably(run.values_path(unit), json.dumps(tally.values, ensure_ascii=False) + "\n")
+        if stats.values:  # apart from the record, which every resumed run reads
+            write_text_durably(run.values_path(task), json.dumps(stats.values, ensure_ascii=False) + "\n")
         write_text_durably(
-            run.record_path(unit), json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n"
+            run.record_path(task), json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n"
         )
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise PipelineError(
-                f"{output}: disk full while writing {unit.shard}. "
+                f"{output}: disk full while writing {task.shard}. "
                 "Make room and run the same command again; finished shards are kept."
             ) from error
         raise
@@ -159,9 +114,9 @@ def run_unit(stage: Stage, unit: Unit, output: str | os.PathLike, report=lambda 
 
 
 def run_stage(
-    stage: Stage, units: list[Unit], output: str | os.PathLike, engine, *, quiet: bool = False
+    stage: Stage, tasks: list[ShardTask], output: str | os.PathLike, engine, *, quiet: bool = False
 ) -> Run:
-    """Run every unit that has no record yet, then write ``sizes.json`` and ``summary.json``.
+    """Run every task that has no record yet, then write ``sizes.json`` and ``summary.json``.
 
     Args:
         engine: see engines.py; called only when there is something to do.
@@ -169,26 +124,26 @@ def run_stage(
     Raises:
         PipelineError: another configuration or another run owns the folder, or the engine cannot go on.
     """
-    run = Run(stage, units, Path(output))
-    refuse_foreign(run.output, units)
+    run = Run(stage, tasks, Path(output))
+    refuse_foreign(run.output, tasks)
     make_folder(run.output)
     with _locked(run.output):
         todo = _claim(run)
-        _sweep(run.output)
+        remove_stale(run.output)
         if todo:
             _work(run, todo, engine, quiet)
-            _sweep(run.output)
+            remove_stale(run.output)
         _finish(run)
     return run
 
 
-def refuse_foreign(output: str | os.PathLike, units: list[Unit]) -> None:
+def refuse_foreign(output: str | os.PathLike, tasks: list[ShardTask]) -> None:
     """Refuse a folder whose shards a run would overwrite without having made them.
 
     Raises:
         PipelineError: it is a folder of the input, or holds shards but no ``stage.json``.
     """
-    folders = {os.path.dirname(p) for u in units for p in u.inputs if not p.lower().endswith(TABLES)}
+    folders = {os.path.dirname(p) for u in tasks for p in u.inputs if not p.lower().endswith(TABLES)}
     if os.path.realpath(output) in map(os.path.realpath, folders):
         raise PipelineError(
             f"{output}: holds the input, which must not be overwritten. Choose another --output.", REFUSED
@@ -228,13 +183,13 @@ def _locked(output: Path):
         yield
 
 
-def _sweep(output: Path) -> None:
+def remove_stale(output: Path) -> None:
     """Remove the half-written files that killed workers left."""
     for stale in output.glob(".*.tmp"):
         stale.unlink(missing_ok=True)
 
 
-def _claim(run: Run) -> list[Unit]:
+def _claim(run: Run) -> list[ShardTask]:
     """Units without a record. Refuses a folder of another configuration or of other inputs."""
     path = run.output / "stage.json"
     mine = {"stage": run.stage.name, **run.stage.config()}
@@ -255,7 +210,7 @@ def _claim(run: Run) -> list[Unit]:
         )
     if theirs is None:
         write_text_durably(path, json.dumps(mine, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    return [unit for unit in run.units if not _done(run, unit)]
+    return [task for task in run.tasks if not _done(run, task)]
 
 
 def _short(value, width: int = 60) -> str:
@@ -263,17 +218,17 @@ def _short(value, width: int = 60) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def _done(run: Run, unit: Unit) -> bool:
-    record = run.read_record(unit)
-    if record is None or (record["kept"] and not (run.output / unit.shard).exists()):
-        run.forget(unit)
+def _done(run: Run, task: ShardTask) -> bool:
+    record = run.read_record(task)
+    if record is None or (record["kept"] and not (run.output / task.shard).exists()):
+        run.forget(task)
         return False
     with contextlib.suppress(ShardError):  # inputs that are gone are no reason to redo finished work
-        if record["inputs"] != unit.identity():
+        if record["inputs"] != task.identity():
             was = ", ".join(map(_described, record["inputs"]))
-            now = ", ".join(map(_described, unit.identity()))
+            now = ", ".join(map(_described, task.identity()))
             raise PipelineError(
-                f"{run.output / unit.shard} was made from {was}; {unit.inputs[0]} is now {now}. "
+                f"{run.output / task.shard} was made from {was}; {task.inputs[0]} is now {now}. "
                 "Choose another --output, or restore the input and its options.",
                 REFUSED,
             )
@@ -281,7 +236,7 @@ def _done(run: Run, unit: Unit) -> bool:
 
 
 def _described(item: dict) -> str:
-    """One input of ``Unit.identity`` for people."""
+    """One input of ``ShardTask.identity`` for people."""
     more = [f"{item['bytes']} bytes"]
     if "rows" in item:
         more.append("rows {} to {}".format(*item["rows"]))
@@ -289,18 +244,18 @@ def _described(item: dict) -> str:
     return f"{item['name']} ({', '.join(more)})"
 
 
-def _work(run: Run, todo: list[Unit], engine, quiet: bool) -> None:
+def _work(run: Run, todo: list[ShardTask], engine, quiet: bool) -> None:
     from open_clip_triplet.tripletdata.run.progress import Progress
 
-    with Progress(run.stage.name, len(run.units), len(run.units) - len(todo), quiet) as progress:
-        for kind, unit, value in engine(run.stage, todo, run.output, progress.fraction):
-            run.forget(unit)
+    with Progress(run.stage.name, len(run.tasks), len(run.tasks) - len(todo), quiet) as progress:
+        for kind, task, value in engine(run.stage, todo, run.output, progress.fraction):
+            run.forget(task)
             if kind == "done":
-                progress.done(unit, value)
+                progress.done(task, value)
             else:
-                run.failed[unit.inputs[0]] = value
-                progress.say(f"{run.stage.name}: {unit.shard} failed: {value}")
-                progress.done(unit, {"kept": 0})
+                run.failed[task.inputs[0]] = value
+                progress.say(f"{run.stage.name}: {task.shard} failed: {value}")
+                progress.done(task, {"kept": 0})
 
 
 def _finish(run: Run) -> None:
@@ -311,7 +266,7 @@ def _finish(run: Run) -> None:
         "stage": run.stage.name,
         "config": run.stage.config(),
         "shards": len(sizes),
-        "units": len(run.units),
+        "tasks": len(run.tasks),
         "failed": dict(sorted(run.failed.items())),
         **totals(records),
     }

@@ -17,6 +17,8 @@ from open_clip_triplet.errors import PipelineError, ShardError
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.card import write_card
+from open_clip_triplet.tripletdata.run.estimate import print_plan
+from open_clip_triplet.tripletdata.run.plan import plan_tasks, read_json
 from open_clip_triplet.tripletdata.run.runner import (
     DONE,
     FAILED_SHARDS,
@@ -27,7 +29,7 @@ from open_clip_triplet.tripletdata.run.runner import (
     run_stage,
     totals,
 )
-from open_clip_triplet.tripletdata.run.source import Unit, plan_units, read_json
+from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages import captions, images, rewrite
 from open_clip_triplet.tripletdata.stages import filter as quality
 from open_clip_triplet.tripletdata.stages.pack import Pack
@@ -37,9 +39,9 @@ HELP = "build paired shards from image-caption shards or tables, all stages in o
 
 EXAMPLES = """\
 examples:
-  make_shards.py build --input cc3m/ --output triplets/ --workers 8
-  make_shards.py build --input 'cc3m/{00000..00331}.tar' --output triplets/ --rewrite --top-k 1000000
-  make_shards.py build --input table.parquet --image-root photos/ --output negclip/ --backend rules --no-images
+  triplet-shards build --input cc3m/ --output triplets/ --workers 8
+  triplet-shards build --input 'cc3m/{00000..00331}.tar' --output triplets/ --rewrite --top-k 1000000
+  triplet-shards build --input table.parquet --image-root photos/ --output negclip/ --backend rules --no-images
 
 """
 
@@ -64,16 +66,12 @@ def run(args) -> int:
         quality.check_arguments(args)
         if args.no_images:
             raise PipelineError("the filter scores negative images; leave out --no-images, --top-k and --threshold", 2)
-    units = plan_units(args.input, options.table(args), args.samples_per_shard)
+    tasks = plan_tasks(args.input, options.table(args), args.samples_per_shard)
     stages = list(model_stages(args))
     if args.dry_run:
-        from open_clip_triplet.tripletdata.run.plan import print_plan
-
-        rules = {"captions"} if args.backend == "rules" else set()
-        names = [stage.name for stage in stages if stage.model and stage.name not in rules]
-        return print_plan(args, units, names, negatives=args.negatives)
-    refuse_foreign(args.output, units)  # now, and not after days of other stages
-    return Build(args, units).run(stages)
+        return print_plan(args, tasks, stages)
+    refuse_foreign(args.output, tasks)  # now, and not after days of other stages
+    return Build(args, tasks).run(stages)
 
 
 def model_stages(args):
@@ -91,10 +89,10 @@ def model_stages(args):
 
 
 class Build:
-    """Runs stages one after another over the units that are left, then packs and reports."""
+    """Runs stages one after another over the tasks that are left, then packs and reports."""
 
-    def __init__(self, args, units: list[Unit]):
-        self.args, self.units = args, units
+    def __init__(self, args, tasks: list[ShardTask]):
+        self.args, self.tasks = args, tasks
         self.output = Path(args.output)
         self.runs: list[Run] = []
 
@@ -103,13 +101,13 @@ class Build:
         request = self._request(stages)
         if summary := self._finished(request):
             return self._conclude(summary)
-        left = self.units  # what the next stage reads
+        left = self.tasks  # what the next stage reads
         for stage in stages:
             work = self.output / ".work" / stage.name
             if stage.name == "scores":  # scores look at both images, so they need the source as well
-                left = [self._joined(unit, [self.runs[-1]]) for unit in left]
+                left = [self._joined(task, [self.runs[-1]]) for task in left]
             run = self._run(stage, left, work)
-            left = [Unit(unit.index, (str(work / unit.shard),)) for unit in quality.kept_units(run)]
+            left = [ShardTask(task.index, (str(work / task.shard),)) for task in quality.kept_tasks(run)]
         return self._pack(left, request)
 
     @property
@@ -119,7 +117,7 @@ class Build:
     def _request(self, stages) -> str | None:
         """Hash of all that decides the result; None where an input cannot be looked at."""
         try:
-            inputs = [unit.identity() for unit in self.units]
+            inputs = [task.identity() for task in self.tasks]
         except ShardError:
             return None
         configs = [[stage.name, stage.config()] for stage in stages]
@@ -147,24 +145,20 @@ class Build:
         whole = len(sizes) == summary["shards"] and all((self.output / shard).exists() for shard in sizes)
         return summary if whole else None
 
-    def _run(self, stage, units: list[Unit], folder: Path, *, cpu: bool = False) -> Run:
-        cpu = (
-            cpu
-            or getattr(self.args, "backend", "") in ("rules", "openai")
-            and stage.name in ("captions", "rewrite")
-        )
-        run = run_stage(stage, units, folder, options.engine(self.args, cpu=cpu), quiet=self.args.quiet)
+    def _run(self, stage, tasks: list[ShardTask], folder: Path) -> Run:
+        engine = options.engine(self.args, cpu=not stage.uses_gpu)
+        run = run_stage(stage, tasks, folder, engine, quiet=self.args.quiet)
         self.runs.append(run)
         report(run)
         return run
 
-    def _joined(self, unit: Unit, runs: list[Run]) -> Unit:
-        """The source of a unit beside its side shards of ``runs``."""
-        source = self.units[unit.index]
-        sides = [str(run.output / unit.shard) for run in runs]
-        return Unit(unit.index, (*source.inputs, *sides), source.rows, source.table)
+    def _joined(self, task: ShardTask, runs: list[Run]) -> ShardTask:
+        """The source of a task beside its side shards of ``runs``."""
+        source = self.tasks[task.index]
+        sides = [str(run.output / task.shard) for run in runs]
+        return ShardTask(task.index, (*source.inputs, *sides), source.rows, source.table)
 
-    def _pack(self, left: list[Unit], request: str | None) -> int:
+    def _pack(self, left: list[ShardTask], request: str | None) -> int:
         *_, last = self.runs
         scored = last if last.stage.name == "scores" else None
         if scored and any(run.failed for run in self.runs):
@@ -173,7 +167,7 @@ class Build:
         sides = [run for run in self.runs if run.stage.name in ("images", "scores")] or [last]
         chosen = quality.selection(self.args, scored) if scored else None
         stage = Pack(self.args.save_size, self.args.quality, self._need, chosen)
-        self._run(stage, [self._joined(unit, sides) for unit in left], self.output, cpu=True)
+        self._run(stage, [self._joined(task, sides) for task in left], self.output)
         failed = {shard: error for run in self.runs for shard, error in run.failed.items()}
         summary = {**self._summary(failed), "request": request}
         write_text_durably(

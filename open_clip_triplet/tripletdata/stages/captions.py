@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Protocol
 
 from open_clip_triplet.tripletdata.backends.textmodels import NoAnswer, add_model_arguments, make_model
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.runner import HOW, Stage, report, run_stage
-from open_clip_triplet.tripletdata.run.source import Sample, Tally, Unit, plan_units
+from open_clip_triplet.tripletdata.run.sample import Sample, Stats
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
+from open_clip_triplet.tripletdata.run.task import ShardTask
 
 HELP = "write hard negative captions with a language model or rules"
 
@@ -131,7 +132,7 @@ class Ask:
     attempts: int = 3
     longest: int = 1000
 
-    def __call__(self, samples: list[Sample], tally: Tally) -> list[list[str]]:
+    def __call__(self, samples: list[Sample], stats: Stats) -> list[list[str]]:
         """Accepted answers per sample, in order of acceptance; none where it must be dropped (counted)."""
         accepted: list[list[str]] = [[] for _ in samples]
         faults: list[str | None] = [
@@ -140,9 +141,9 @@ class Ask:
         pending = [i for i, fault in enumerate(faults) if fault is None]
         for attempt in range(self.attempts if self.model.retries else 1):
             if attempt:
-                tally.count("asked again", len(pending))
+                stats.count("asked again", len(pending))
             waiting = len(pending) / max(len(samples), 1)
-            self.model.progress = lambda share, waiting=waiting: tally.report(1 - waiting + share * waiting)
+            self.model.progress = lambda share, waiting=waiting: stats.report(1 - waiting + share * waiting)
             answers = self.model.propose(
                 [samples[i].text for i in pending], [samples[i].key for i in pending], self.count, attempt
             )
@@ -152,14 +153,14 @@ class Ask:
                 if any(isinstance(candidate, NoAnswer) for candidate in candidates):
                     hopeless.add(i)
             pending = [i for i in pending if len(accepted[i]) < self.count and i not in hopeless]
-            tally.report(1 - len(pending) / max(len(samples), 1))
+            stats.report(1 - len(pending) / max(len(samples), 1))
             if not pending:
                 break
         for taken, fault in zip(accepted, faults):
             if not taken:
-                tally.drop(fault or "empty")
+                stats.drop(fault or "empty")
             elif len(taken) < self.count:
-                tally.count("fewer negatives than asked")
+                stats.count("fewer negatives than asked")
         return accepted
 
     def _take(self, caption: str, candidates: list, taken: list[str]) -> str | None:
@@ -188,7 +189,7 @@ class Captions(Stage):
     attempts: int = 3
     max_chars: int = 1000
     images: bool = True
-    quiet: bool = field(default=True, metadata=HOW)
+    quiet: bool = field(default=True, metadata=RUNTIME_ONLY)
 
     def config(self) -> dict:
         return {**super().config(), "model": self.model.config()}
@@ -196,12 +197,12 @@ class Captions(Stage):
     def open(self, device: str) -> None:
         self.model.open(device)
 
-    def process(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
-        samples = list(unit.samples(tally, images=False))
+    def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
+        samples = list(task.samples(stats, images=False))
         ask = Ask(self.model, Checker(self.model.prompt), self.negatives, self.attempts, self.max_chars)
-        answers = {s.key: negatives for s, negatives in zip(samples, ask(samples, tally)) if negatives}
+        answers = {s.key: negatives for s, negatives in zip(samples, ask(samples, stats)) if negatives}
         # A second pass brings the images, so that a shard's worth of them is never in memory.
-        source = unit.samples(Tally()) if self.images else samples
+        source = task.samples(Stats()) if self.images else samples
         provenance = self.model.provenance()
         for sample in source:
             if negatives := answers.get(sample.key):
@@ -223,28 +224,16 @@ def add_caption_arguments(parser) -> None:
     add_model_arguments(parser, "prompt_negative.txt", rules=True)
     group = parser.add_argument_group("negative captions")
     group.add_argument(
-        "--negatives", type=int, default=1, metavar="K", help="negatives per caption (default 1)"
+        "--negatives", type=options.positive, default=1, metavar="K", help="negatives per caption (default 1)"
     )
     group.add_argument(
-        "--attempts", type=int, default=3, help="times to ask before a sample is dropped (default 3)"
+        "--attempts", type=options.positive, default=3, help="times to ask before a sample is dropped (default 3)"
     )
     group.add_argument(
-        "--max-caption-chars", type=int, default=1000, help="drop longer captions, counted (default 1000)"
+        "--max-caption-chars", type=options.positive, default=1000, help="drop longer captions, counted (default 1000)"
     )
 
 
 def make_stage(args, *, images: bool = True) -> Captions:
     model = make_model(args, "prompt_negative.txt")
     return Captions(model, args.negatives, args.attempts, args.max_caption_chars, images)
-
-
-def run(args) -> int:
-    units = plan_units(args.input, options.table(args), args.samples_per_shard)
-    stage = make_stage(args, images=not args.text_only)
-    if args.dry_run:
-        from open_clip_triplet.tripletdata.run.plan import print_plan
-
-        stages = [] if args.backend == "rules" else ["captions"]
-        return print_plan(args, units, stages, negatives=args.negatives)
-    engine = options.engine(args, cpu=args.backend in ("rules", "openai"))
-    return report(run_stage(stage, units, args.output, engine, quiet=args.quiet))

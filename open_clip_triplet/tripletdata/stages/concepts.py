@@ -29,9 +29,12 @@ from typing import ClassVar
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.runner import Stage, report, run_stage
-from open_clip_triplet.tripletdata.run.source import Tally, Unit, plan_units
-from open_clip_triplet.tripletdata.stages.filter import kept_units
+from open_clip_triplet.tripletdata.run.plan import plan_tasks
+from open_clip_triplet.tripletdata.run.runner import report, run_stage
+from open_clip_triplet.tripletdata.run.sample import Stats
+from open_clip_triplet.tripletdata.run.stage import Stage
+from open_clip_triplet.tripletdata.run.task import ShardTask
+from open_clip_triplet.tripletdata.stages.filter import kept_tasks
 from open_clip_triplet.tripletdata.stages.pack import Pack
 
 HELP = "count WordNet concepts; write subsets of growing coverage"
@@ -264,10 +267,10 @@ class Count(Stage):
     def open(self, device: str) -> None:
         self._concepts = Concepts(self.wordnet, self.all_senses)
 
-    def process(self, unit: Unit, tally: Tally):
-        found = tally.values["synsets"] = []
-        negative = tally.values["neg_synsets"] = []
-        for sample in unit.samples(tally, images=False):
+    def process(self, task: ShardTask, stats: Stats):
+        found = stats.values["synsets"] = []
+        negative = stats.values["neg_synsets"] = []
+        for sample in task.samples(stats, images=False):
             found.append(sorted(self._concepts.of(sample.text)))
             negative.append(sorted(self._concepts.of(sample.neg_text)) if sample.neg_text else [])
             yield sample
@@ -295,19 +298,19 @@ def coverage_order(concepts: list[Iterable[str]]) -> list[int]:
 
 @dataclass
 class Positions:
-    """A selection by place: per unit, the numbers (from 0) of the samples that stay."""
+    """A selection by place: per task, the numbers (from 0) of the samples that stay."""
 
     reason = "not in the subset"
     size: int
     numbers: dict[int, frozenset[int]]
 
     def config(self) -> dict:
-        numbers = [[unit, *sorted(chosen)] for unit, chosen in sorted(self.numbers.items())]
+        numbers = [[task, *sorted(chosen)] for task, chosen in sorted(self.numbers.items())]
         return {"size": self.size, "sha256": hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]}
 
-    def keeper(self, unit: Unit):
+    def keeper(self, task: ShardTask):
         """A function of a sample's json: whether it stays. To be asked once per sample, in order."""
-        mine, place = self.numbers.get(unit.index, frozenset()), itertools.count()
+        mine, place = self.numbers.get(task.index, frozenset()), itertools.count()
         return lambda meta: next(place) in mine
 
 
@@ -333,21 +336,21 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    units = plan_units(args.input, options.table(args), args.samples_per_shard)
+    tasks = plan_tasks(args.input, options.table(args), args.samples_per_shard)
     if args.dry_run:
-        from open_clip_triplet.tripletdata.run.plan import print_plan
+        from open_clip_triplet.tripletdata.run.estimate import print_plan
 
-        return print_plan(args, units, [])
+        return print_plan(args, tasks, [])
     output = Path(args.output)
     engine = options.engine(args, cpu=True)
     stage = Count(args.all_senses, args.wordnet)
-    counted = run_stage(stage, units, output / ".work" / "concepts", engine, quiet=args.quiet)
+    counted = run_stage(stage, tasks, output / ".work" / "concepts", engine, quiet=args.quiet)
     if status := report(counted):
         return status
-    kept = kept_units(counted)
-    values = {unit.index: counted.read_values(unit) for unit in kept}
-    positive = [names for unit in kept for names in values[unit.index]["synsets"]]
-    negative = [names for unit in kept for names in values[unit.index]["neg_synsets"]]
+    kept = kept_tasks(counted)
+    values = {task.index: counted.read_values(task) for task in kept}
+    positive = [names for task in kept for names in values[task.index]["synsets"]]
+    negative = [names for task in kept for names in values[task.index]["neg_synsets"]]
     table = statistics(positive, negative)
     frequent = Counter(name for names in positive for name in names).most_common(args.top)
     text = json.dumps({"samples": len(positive), **table, "most_common": frequent}, indent=1)
@@ -362,19 +365,19 @@ def _write_subsets(args, kept, positive, values, output: Path, engine) -> int:
     if not args.subset:
         return 0
     order = coverage_order(positive)
-    places = [(unit, number) for unit in kept for number in range(len(values[unit.index]["synsets"]))]
+    places = [(task, number) for task in kept for number in range(len(values[task.index]["synsets"]))]
     status = 0
     for size in sorted(args.subset):
         chosen: dict[int, set[int]] = {}
         for place in order[:size]:
-            unit, number = places[place]
-            chosen.setdefault(unit.index, set()).add(number)
+            task, number = places[place]
+            chosen.setdefault(task.index, set()).add(number)
         unique = len({name for place in order[:size] for name in positive[place]})
         print(f"subset-{size}: {min(size, len(order)):,} samples, {unique:,} unique synsets", file=sys.stderr)
-        selected = Positions(size, {unit: frozenset(numbers) for unit, numbers in chosen.items()})
+        selected = Positions(size, {task: frozenset(numbers) for task, numbers in chosen.items()})
         stage = Pack(save_size=0, negatives=(), selection=selected)
         chain = [
-            Unit(u.index, (*u.inputs, str(output / ".work" / "concepts" / u.shard)), u.rows, u.table)
+            ShardTask(u.index, (*u.inputs, str(output / ".work" / "concepts" / u.shard)), u.rows, u.table)
             for u in kept
         ]
         status |= report(run_stage(stage, chain, output / f"subset-{size}", engine, quiet=args.quiet))

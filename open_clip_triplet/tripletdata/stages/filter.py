@@ -19,9 +19,13 @@ from typing import ClassVar
 
 from open_clip_triplet.errors import ImageError, PipelineError
 from open_clip_triplet.tripletdata.run import options
+from open_clip_triplet.tripletdata.run.estimate import print_plan
 from open_clip_triplet.tripletdata.run.pictures import decode, refused
-from open_clip_triplet.tripletdata.run.runner import HOW, Run, Stage, refuse_foreign, report, run_stage
-from open_clip_triplet.tripletdata.run.source import Sample, Tally, Unit, plan_units
+from open_clip_triplet.tripletdata.run.plan import plan_tasks
+from open_clip_triplet.tripletdata.run.runner import Run, refuse_foreign, report, run_stage
+from open_clip_triplet.tripletdata.run.sample import Sample, Stats
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
+from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.pack import Pack
 
 HELP = "keep the best samples by CLIP score"
@@ -34,7 +38,7 @@ class Scores(Stage):
     name: ClassVar[str] = "scores"
     model: str = "ViT-L-14"
     pretrained: str = "openai"
-    batch_size: int = field(default=128, metadata=HOW)
+    batch_size: int = field(default=128, metadata=RUNTIME_ONLY)
 
     def open(self, device: str) -> None:
         try:
@@ -57,11 +61,11 @@ class Scores(Stage):
         self._model.eval()
         self._device = device
 
-    def process(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
-        values = tally.values["scores"] = []
-        samples = unit.samples(tally)
+    def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
+        values = stats.values["scores"] = []
+        samples = task.samples(stats)
         while batch := list(islice(samples, self.batch_size)):
-            batch = list(self._decoded(batch, tally))
+            batch = list(self._decoded(batch, stats))
             for (sample, *_), scores in zip(batch, self._scores(batch) if batch else [], strict=True):
                 values.append(scores["mean"])
                 sample.meta = {
@@ -70,17 +74,17 @@ class Scores(Stage):
                 }
                 yield dataclasses.replace(sample, image=None, neg_image=None)
 
-    def _decoded(self, batch: list[Sample], tally: Tally) -> Iterator[tuple]:
+    def _decoded(self, batch: list[Sample], stats: Stats) -> Iterator[tuple]:
         """(sample, image tensor, negative image tensor), both [3, H, W]."""
         for sample in batch:
             if not (sample.image and sample.neg_image and sample.neg_text):
-                tally.drop("no pair to score")
+                stats.drop("no pair to score")
                 continue
             try:
                 with refused():
                     images = [self._preprocess(decode(data).rgb) for data in (sample.image, sample.neg_image)]
             except ImageError:
-                tally.drop("image cannot be decoded")
+                stats.drop("image cannot be decoded")
                 continue
             yield sample, *images
 
@@ -104,9 +108,9 @@ class Scores(Stage):
 
 @dataclass
 class Selection:
-    """Which scored samples stay: all above ``cutoff``, and of those equal to it the first ``ties`` of a unit.
+    """Which scored samples stay: all above ``cutoff``, and of those equal to it the first ``ties`` of a task.
 
-    ``ties`` maps unit number to how many; a unit that is not in it keeps none of its ties.
+    ``ties`` maps task number to how many; a task that is not in it keeps none of its ties.
     ``ties`` None keeps every tie (a threshold).
     """
 
@@ -115,12 +119,12 @@ class Selection:
     ties: dict[int, int] | None = None
 
     def config(self) -> dict:
-        ties = None if self.ties is None else {str(unit): number for unit, number in self.ties.items()}
+        ties = None if self.ties is None else {str(task): number for task, number in self.ties.items()}
         return {"cutoff": self.cutoff, "ties": ties}
 
-    def keeper(self, unit: Unit):
+    def keeper(self, task: ShardTask):
         """A function of a sample's json: whether it stays. To be asked once per sample, in order."""
-        left = float("inf") if self.ties is None else self.ties.get(unit.index, 0)
+        left = float("inf") if self.ties is None else self.ties.get(task.index, 0)
 
         def keep(meta: dict) -> bool:
             nonlocal left
@@ -134,27 +138,27 @@ class Selection:
 
 
 def select_top(scores: dict, count: int) -> Selection:
-    """The selection that keeps exactly the ``count`` best of all units' scores (all, if there are fewer).
+    """The selection that keeps exactly the ``count`` best of all tasks' scores (all, if there are fewer).
 
     Args:
-        scores: unit number -> that unit's scores, a list or array of floats.
+        scores: task number -> that task's scores, a list or array of floats.
 
     >>> select_top({0: [0.1, 0.5], 1: [0.5, 0.9]}, 2)
     Selection(cutoff=0.5, ties={0: 1})
     """
     import numpy as np
 
-    scores = {unit: np.asarray(values, dtype=np.float64) for unit, values in scores.items()}
+    scores = {task: np.asarray(values, dtype=np.float64) for task, values in scores.items()}
     values = np.concatenate([*scores.values(), np.empty(0)])
     if count <= 0 or not len(values):
         return Selection(float("inf"), {})
     count = min(count, len(values))
     cutoff = float(np.partition(values, len(values) - count)[len(values) - count])
     left, ties = count - int((values > cutoff).sum()), {}
-    for unit in sorted(scores):
-        taken = min(left, int((scores[unit] == cutoff).sum()))
+    for task in sorted(scores):
+        taken = min(left, int((scores[task] == cutoff).sum()))
         if taken:
-            ties[unit], left = taken, left - taken
+            ties[task], left = taken, left - taken
     return Selection(cutoff, ties)
 
 
@@ -164,7 +168,7 @@ def selection(args, scored: Run) -> Selection:
         return Selection(args.threshold)
     import numpy as np
 
-    scores = {unit.index: np.array(scored.read_values(unit)["scores"]) for unit in kept_units(scored)}
+    scores = {task.index: np.array(scored.read_values(task)["scores"]) for task in kept_tasks(scored)}
     return select_top(scores, args.top_k)
 
 
@@ -175,7 +179,7 @@ def add_arguments(parser) -> None:
 
 def add_filter_arguments(parser) -> None:
     group = parser.add_argument_group("filter")
-    group.add_argument("--top-k", type=int, help="keep exactly this many samples of the whole set")
+    group.add_argument("--top-k", type=options.positive, help="keep exactly this many samples of the whole set")
     group.add_argument("--threshold", type=float, help="keep samples whose mean score is at least this")
     group.add_argument(
         "--clip", default="ViT-L-14", metavar="MODEL", help="OpenCLIP model (default ViT-L-14)"
@@ -183,7 +187,7 @@ def add_filter_arguments(parser) -> None:
     group.add_argument(
         "--clip-pretrained", default="openai", help="its weights: a tag or a file (default openai)"
     )
-    group.add_argument("--clip-batch", type=int, default=128, help="samples per batch (default 128)")
+    group.add_argument("--clip-batch", type=options.positive, default=128, help="samples per batch (default 128)")
 
 
 def check_arguments(args) -> None:
@@ -197,21 +201,19 @@ def make_stage(args) -> Scores:
 
 def run(args) -> int:
     check_arguments(args)
-    units = plan_units(args.input, options.table(args), args.samples_per_shard)
+    tasks = plan_tasks(args.input, options.table(args), args.samples_per_shard)
     if args.dry_run:
-        from open_clip_triplet.tripletdata.run.plan import print_plan
-
-        return print_plan(args, units, ["scores"])
-    refuse_foreign(args.output, units)
+        return print_plan(args, tasks, [make_stage(args)])
+    refuse_foreign(args.output, tasks)
     work = Path(args.output) / ".work" / "scores"
-    scored = run_stage(make_stage(args), units, work, options.engine(args), quiet=args.quiet)
+    scored = run_stage(make_stage(args), tasks, work, options.engine(args), quiet=args.quiet)
     if status := report(scored):
         return status  # a cut-off over part of the set would not be the set's
-    chain = [Unit(u.index, (*u.inputs, str(work / u.shard)), u.rows, u.table) for u in kept_units(scored)]
+    chain = [ShardTask(u.index, (*u.inputs, str(work / u.shard)), u.rows, u.table) for u in kept_tasks(scored)]
     stage = Pack(save_size=0, selection=selection(args, scored))
     return report(run_stage(stage, chain, args.output, options.engine(args, cpu=True), quiet=args.quiet))
 
 
-def kept_units(run: Run) -> list[Unit]:
+def kept_tasks(run: Run) -> list[ShardTask]:
     """Units of which the run's stage kept anything."""
-    return [unit for unit in run.units if (record := run.read_record(unit)) and record["kept"]]
+    return [task for task in run.tasks if (record := run.read_record(task)) and record["kept"]]

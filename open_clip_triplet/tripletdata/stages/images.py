@@ -5,7 +5,6 @@ Every image has its own generator, seeded from the sample's key, and is resized 
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,8 +13,10 @@ from typing import Any, ClassVar, Protocol
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.textmodels import missing_model
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.runner import HOW, Stage, report, run_stage, sample_seed
-from open_clip_triplet.tripletdata.run.source import Sample, Tally, Unit, plan_units
+from open_clip_triplet.tripletdata.run.pictures import encode
+from open_clip_triplet.tripletdata.run.sample import Sample, Stats
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, sample_seed, settings
+from open_clip_triplet.tripletdata.run.task import ShardTask
 
 HELP = "draw hard negative images with a text-to-image pipeline"
 DEFAULT_MODEL = "stabilityai/sdxl-turbo"
@@ -44,8 +45,8 @@ class Diffusers:
     size: int = 512
     dtype: str = "float32"
     tiny_vae: str = ""
-    compile: bool = field(default=False, metadata=HOW)
-    batch_size: int = field(default=16, metadata=HOW)
+    compile: bool = field(default=False, metadata=RUNTIME_ONLY)
+    batch_size: int = field(default=16, metadata=RUNTIME_ONLY)
 
     def open(self, device: str) -> None:
         try:
@@ -128,47 +129,28 @@ class Images(Stage):
     images: bool = True
 
     def config(self) -> dict:
-        from dataclasses import fields
-
-        model = {f.name: getattr(self.model, f.name) for f in fields(self.model) if not f.metadata.get("how")}
-        return {**super().config(), "model": model}
+        return {**super().config(), "model": settings(self.model)}
 
     def open(self, device: str) -> None:
         self.model.open(device)
 
-    def process(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
+    def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
         samples = []
-        for sample in unit.samples(tally, images=False):
+        for sample in task.samples(stats, images=False):
             if sample.neg_text and sample.neg_text.strip():
                 samples.append(sample)
             else:
-                tally.drop("no negative caption")
+                stats.drop("no negative caption")
         seeds = [sample_seed(self.seed, sample.key) for sample in samples]
         drawn = self.model.draw([sample.neg_text for sample in samples], seeds)
-        source = unit.samples(Tally()) if self.images else iter(samples)
+        source = task.samples(Stats()) if self.images else iter(samples)
         for number, (sample, seed, image) in enumerate(zip(samples, seeds, drawn, strict=True), 1):
             if self.images:
                 sample = next(full for full in source if full.key == sample.key)
             sample.neg_image, sample.neg_suffix = encode(image, self.save_size, self.quality), "jpg"
             sample.meta = {**sample.meta, "t2i": self.model.model, "seed": seed}
-            tally.report(number / len(samples))
+            stats.report(number / len(samples))
             yield sample
-
-
-def encode(image, size: int, quality: int) -> bytes:
-    """A PIL image as JPEG bytes, its shorter side brought down to ``size`` pixels (0: as it is)."""
-    from PIL import Image
-
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    short = min(image.size)
-    if size and short > size:
-        shape = tuple(max(1, round(side * size / short)) for side in image.size)
-        # Two thirds of bicubic's time, and close to it on the way down.
-        image = image.resize(shape, Image.Resampling.HAMMING, reducing_gap=2.0)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
 
 
 def add_arguments(parser) -> None:
@@ -181,14 +163,14 @@ def add_image_arguments(parser) -> None:
     group.add_argument(
         "--t2i", default=DEFAULT_MODEL, metavar="MODEL", help=f"pipeline (default {DEFAULT_MODEL})"
     )
-    group.add_argument("--steps", type=int, default=1, help="denoising steps (default 1)")
+    group.add_argument("--steps", type=options.positive, default=1, help="denoising steps (default 1)")
     group.add_argument("--guidance", type=float, default=0.0, help="guidance scale (default 0)")
-    group.add_argument("--size", type=int, default=512, help="pixels drawn (default 512)")
+    group.add_argument("--size", type=options.positive, default=512, help="pixels drawn (default 512)")
     group.add_argument(
         "--save-size", type=int, default=256, help="shorter side kept, pixels (default 256; 0: all)"
     )
     group.add_argument("--quality", type=int, default=95, help="JPEG quality (default 95)")
-    group.add_argument("--image-batch", type=int, default=16, help="images per batch (default 16)")
+    group.add_argument("--image-batch", type=options.positive, default=16, help="images per batch (default 16)")
     dtypes = ["auto", "float16", "bfloat16", "float32"]
     group.add_argument(
         "--dtype",
@@ -225,13 +207,3 @@ def make_stage(args, *, images: bool = True) -> Images:
         args.image_batch,
     )
     return Images(model, args.save_size, args.quality, args.seed, images)
-
-
-def run(args) -> int:
-    units = plan_units(args.input, options.table(args), args.samples_per_shard)
-    stage = make_stage(args, images=not args.text_only)
-    if args.dry_run:
-        from open_clip_triplet.tripletdata.run.plan import print_plan
-
-        return print_plan(args, units, ["images"])
-    return report(run_stage(stage, units, args.output, options.engine(args), quiet=args.quiet))

@@ -5,8 +5,8 @@ nearest pair's image and caption become ``neg.jpg`` and ``neg.txt``. Passed over
 the same image bytes, a caption in common, and any similarity above ``--max-similarity``. The search
 is exact unless ``--index`` is given; the same input and options give the same bytes.
 
-  make_shards.py mine --input 'cc3m/{00000..00331}.tar' --output mined
-  make_shards.py mine --input 'cc3m/{00000..00331}.tar' --output mined --model ViT-B-32 --pretrained openai
+  triplet-shards mine --input 'cc3m/{00000..00331}.tar' --output mined
+  triplet-shards mine --input 'cc3m/{00000..00331}.tar' --output mined --model ViT-B-32 --pretrained openai
 """
 
 from __future__ import annotations

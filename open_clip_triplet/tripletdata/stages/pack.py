@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from open_clip_triplet.errors import ImageError
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.pictures import decode, refused
-from open_clip_triplet.tripletdata.run.runner import Stage, report, run_stage
-from open_clip_triplet.tripletdata.run.source import Sample, Tally, Unit, plan_units
-from open_clip_triplet.tripletdata.stages.images import encode
+from open_clip_triplet.tripletdata.run.pictures import decode, encode, refused
+from open_clip_triplet.tripletdata.run.sample import Sample, Stats
+from open_clip_triplet.tripletdata.run.stage import Stage
+from open_clip_triplet.tripletdata.run.task import ShardTask
 
 HELP = "resize images and write paired shards"
 
@@ -38,15 +38,15 @@ class Pack(Stage):
     def config(self) -> dict:
         return {**super().config(), "selection": self.selection and self.selection.config()}
 
-    def process(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
-        keep = self.selection.keeper(unit) if self.selection else None
-        for sample in unit.samples(tally):
+    def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
+        keep = self.selection.keeper(task) if self.selection else None
+        for sample in task.samples(stats):
             if keep and not keep(sample.meta):
-                tally.drop(self.selection.reason)
+                stats.drop(self.selection.reason)
                 continue
             reason = self._missing(sample) or self._resize(sample)
             if reason:
-                tally.drop(reason)
+                stats.drop(reason)
             else:
                 yield sample
 
@@ -104,11 +104,5 @@ def add_arguments(parser) -> None:
     )
 
 
-def run(args) -> int:
-    units = plan_units(args.input, options.table(args), args.samples_per_shard)
-    if args.dry_run:
-        from open_clip_triplet.tripletdata.run.plan import print_plan
-
-        return print_plan(args, units, [])
-    stage = Pack(args.save_size, args.quality, tuple(args.need))
-    return report(run_stage(stage, units, args.output, options.engine(args, cpu=True), quiet=args.quiet))
+def make_stage(args, *, images: bool = True) -> Pack:
+    return Pack(args.save_size, args.quality, tuple(args.need))

@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.textmodels import add_model_arguments, make_model
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.runner import Stage, report, run_stage, sample_seed
-from open_clip_triplet.tripletdata.run.source import Sample, Tally, Unit, plan_units
+from open_clip_triplet.tripletdata.run.sample import Sample, Stats
+from open_clip_triplet.tripletdata.run.stage import Stage, sample_seed
+from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.captions import Ask, Checker, normal
 
 HELP = "rewrite captions with a language model, or join LaCLIP's rewrites"
@@ -55,27 +56,27 @@ class Rewrite(Stage):
         else:
             read_rewrites(self.original, self.rewrites)
 
-    def process(self, unit: Unit, tally: Tally) -> Iterator[Sample]:
-        samples = list(unit.samples(tally, images=False))
-        found = dict(zip((s.key for s in samples), self._rewrites(samples, tally)))
-        for sample in unit.samples(Tally()) if self.images else samples:
+    def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
+        samples = list(task.samples(stats, images=False))
+        found = dict(zip((s.key for s in samples), self._rewrites(samples, stats)))
+        for sample in task.samples(Stats()) if self.images else samples:
             if texts := found[sample.key]:
                 captions = sample.meta.get("captions") or [sample.text]
                 known = [caption for caption in captions if caption not in texts]
                 sample.meta = {**sample.meta, "captions": [*texts, *known], "rewriter": self._by()}
                 sample.text = random.Random(sample_seed(self.seed, sample.key)).choice(texts)
             else:
-                tally.count("kept as it was")
+                stats.count("kept as it was")
             yield sample
 
     def _by(self) -> str:
         return self.model.model if self.model else "LaCLIP"
 
-    def _rewrites(self, samples: list[Sample], tally: Tally) -> list[list[str]]:
+    def _rewrites(self, samples: list[Sample], stats: Stats) -> list[list[str]]:
         if self.model:
             # A sample without a good rewrite is kept, so the drops that asking counts are not drops here.
             return Ask(self.model, Checker(self.model.prompt), 1, self.attempts, self.max_chars)(
-                samples, Tally()
+                samples, Stats()
             )
         table = read_rewrites(self.original, self.rewrites)
         return [table.get(normal(sample.text), []) for sample in samples]
@@ -116,9 +117,9 @@ def _lines(path: str) -> Iterator[str]:
 def add_arguments(parser) -> None:
     options.add_common(parser)
     add_model_arguments(parser, PROMPT)
-    parser.add_argument("--attempts", type=int, default=3, help="times to ask for a rewrite (default 3)")
+    parser.add_argument("--attempts", type=options.positive, default=3, help="times to ask for a rewrite (default 3)")
     parser.add_argument(
-        "--max-caption-chars", type=int, default=1000, help="leave longer captions as they are"
+        "--max-caption-chars", type=options.positive, default=1000, help="leave longer captions as they are"
     )
     add_laclip_arguments(parser)
 
@@ -146,14 +147,3 @@ def make_stage(args, *, images: bool = True) -> Rewrite:
         args.seed,
         images,
     )
-
-
-def run(args) -> int:
-    units = plan_units(args.input, options.table(args), args.samples_per_shard)
-    stage = make_stage(args, images=not args.text_only)
-    if args.dry_run:
-        from open_clip_triplet.tripletdata.run.plan import print_plan
-
-        return print_plan(args, units, ["captions"] if stage.model else [])
-    engine = options.engine(args, cpu=not stage.model or args.backend == "openai")
-    return report(run_stage(stage, units, args.output, engine, quiet=args.quiet))

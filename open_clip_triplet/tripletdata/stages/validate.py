@@ -13,7 +13,7 @@ from tqdm import tqdm
 from open_clip_triplet.errors import ImageError, ShardError
 from open_clip_triplet.shards import by_role, read_meta, read_samples, read_sizes
 from open_clip_triplet.tripletdata.run.pictures import decode
-from open_clip_triplet.tripletdata.run.source import plan_units
+from open_clip_triplet.tripletdata.run.plan import plan_tasks
 
 HELP = "check shards: missing members, broken images, repeated keys"
 
@@ -79,7 +79,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    shards = [unit.inputs[0] for unit in plan_units(args.input)]
+    shards = [task.inputs[0] for task in plan_tasks(args.input)]
     check = partial(check_shard, need=NEEDED[args.need])
     with ProcessPoolExecutor(args.workers) as pool:
         results = pool.map(check, shards) if args.workers > 1 else map(check, shards)

@@ -6,8 +6,8 @@ give the same bytes. Each sample's json has all phrasings of the scene (``captio
 captions (``neg_captions``, one per category), the category of each (``neg_categories``) and of the
 rendered one (``category``, ``changed``).
 
-  make_shards.py shapes --output shapes --samples 20000
-  make_shards.py shapes --output scenes --samples 100000 --world scenes --image-size 64
+  triplet-shards shapes --output shapes --samples 20000
+  triplet-shards shapes --output scenes --samples 100000 --world scenes --image-size 64
 """
 
 from __future__ import annotations

@@ -1,0 +1,68 @@
+"""A stage: turns one shard into one shard. Plain data until ``open``, so that it can be sent to workers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from open_clip_triplet.tripletdata.run.sample import Stats
+from open_clip_triplet.tripletdata.run.task import ShardTask
+
+#: metadata of fields that say how to work, not what comes out: left out of the configuration
+RUNTIME_ONLY = {"runtime_only": True}
+
+
+def settings(part) -> dict:
+    """Fields of a dataclass that decide the output bytes."""
+    return {f.name: getattr(part, f.name) for f in fields(part) if not f.metadata.get("runtime_only")}
+
+
+@dataclass
+class Stage:
+    """Turns one task into one shard. Plain data until ``open``; pickled to the workers."""
+
+    name: ClassVar[str] = "stage"
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that each worker needs, where there are any."""
+        return getattr(getattr(self, "model", None), "tensor_parallel", 1)
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether a GPU can help: by default where it has a ``model`` that does not deny it."""
+        model = getattr(self, "model", None)
+        return bool(model) and getattr(model, "uses_gpu", True)
+
+    def config(self) -> dict:
+        """What decides the output bytes."""
+        return settings(self)
+
+    def open(self, device: str) -> None:
+        """Load models on ``device`` (``cpu``, ``cuda``); called once in each worker.
+
+        Raises:
+            PipelineError: a package, model or server is missing; the message says how to get it.
+        """
+
+    def process(self, task: ShardTask, stats: Stats) -> Iterator:
+        """Yield the task's output Samples in key order; count every one that is not yielded."""
+        raise NotImplementedError
+
+
+def config_hash(stage: Stage) -> str:
+    text = json.dumps([stage.name, stage.config()], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sample_seed(seed: int, key: str, attempt: int = 0) -> int:
+    """A 31-bit seed of one sample's one attempt, the same on every machine.
+
+    >>> sample_seed(0, "00000_000001") == sample_seed(0, "00000_000001")
+    True
+    """
+    digest = hashlib.sha256(f"{seed}/{attempt}/{key}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
