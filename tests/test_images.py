@@ -125,6 +125,33 @@ def test_what_cannot_be_decoded_is_dropped_by_both(data):
             images([data], 0)
 
 
+def damaged(number: int) -> list[bytes]:
+    """Truncated, garbled and headless copies of images of all kinds, the same ones on each run."""
+    rng = random.Random(0)
+    whole = [encode(picture(64, 64)), encode(picture(64, 64).convert("CMYK")), encode(picture(64, 64), "PNG")]
+    copies = [b"", b"\xff\xd8", b"\xff\xd8\xff", *(data[: len(data) // 50] for data in whole)]
+    while len(copies) < number:
+        data = bytearray(rng.choice(whole))
+        for _ in range(rng.randrange(4)):
+            data[rng.randrange(min(len(data), 700))] = rng.randrange(256)
+        copies.append(bytes(data[: rng.choice([len(data), rng.randrange(1, len(data))])]))
+    return copies
+
+
+def test_whatever_a_decoder_raises_drops_the_sample():
+    fast, pil = FastImages(TRANSFORM), PilImages(TRANSFORM)
+
+    def usable(images, data):
+        try:
+            return len(images([data], "key")) == 1
+        except Dropped as dropped:
+            assert dropped.reason == "corrupt image"
+            return False
+
+    verdicts = [(usable(fast, data), usable(pil, data)) for data in damaged(400)]
+    assert all(a == b for a, b in verdicts) and len(set(verdicts)) == 2
+
+
 def test_fast_does_jitter_and_grey_scale_with_the_same_draws():
     cfg = {"color_jitter": (0.4, 0.4, 0.4, 0.1), "color_jitter_prob": 0.8, "gray_scale_prob": 0.5}
     transform = open_clip.image_transform(64, is_train=True, aug_cfg=cfg)

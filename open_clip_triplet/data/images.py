@@ -221,7 +221,7 @@ def image_size(data: bytes) -> tuple[int, int]:
 
     try:
         return simplejpeg.decode_jpeg_header(data, strict=False)[:2]
-    except ValueError:
+    except Exception:  # KeyError on a header without colours, ValueError on the rest: PIL decides
         from PIL import Image
 
         try:
@@ -257,7 +257,7 @@ def decode_fast(data: bytes, part: int, coarse_colours: bool = False) -> np.ndar
         if colours in ("YCbCr", "Gray", "RGB") and height * width < 2**27:
             size = {"min_height": -(-height // part), "min_width": -(-width // part), "min_factor": 1}
             return simplejpeg.decode_jpeg(data, fastupsample=coarse_colours, **(size if part > 1 else {}))
-    except ValueError:
+    except Exception:  # whatever it raises on hostile bytes, PIL decides
         pass
     return np.array(decode_pil(data))
 
