@@ -1,0 +1,1 @@
+"""Look at paired shards and embeddings: ``triplet-inspect``."""

@@ -1,0 +1,168 @@
+"""A page to look through samples: offline, with filters, sorting and marks that a build can act on.
+
+Positive and negative stand side by side, with the words that changed highlighted. Thumbnails go into a
+folder beside the page (gallery_files/), or into the page itself with --single-file. Marks stay in the
+browser; "Save marks" downloads marks.csv, which `triplet-shards filter --drop-list marks.csv` takes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from open_clip_triplet.errors import UsageError
+from open_clip_triplet.files import write_whole
+from open_clip_triplet.inspect import page
+from open_clip_triplet.inspect.diff import caption_diff
+from open_clip_triplet.inspect.samples import (
+    ViewSample,
+    add_shard_arguments,
+    check_sample,
+    find_shards,
+    read_view_samples,
+)
+from open_clip_triplet.inspect.thumbnails import Thumbnail, with_thumbnails
+
+#: samples that a page shows without --sample
+MOST = 10_000
+#: samples up to which thumbnails are large, and the sides of large and small ones in pixels
+FEW, LARGE, SMALL = 1_000, 320, 192
+#: bytes of a sample's json beyond which its details are cut
+DETAILS = 4_000
+
+EXAMPLES = """examples:
+  triplet-inspect gallery triplets/ --html gallery.html
+  triplet-inspect gallery 'cc3m/{00000..00331}.tar' --sample 500 --seed 1 --html cc3m.html --single-file
+  triplet-inspect gallery triplets/ --sample 24 --png sheet.png
+"""
+
+
+def add_arguments(parser) -> None:
+    add_shard_arguments(parser)
+    parser.add_argument("--html", metavar="FILE", help="the page to write")
+    parser.add_argument("--png", metavar="FILE", help="a contact sheet (of 24 samples unless --sample)")
+    parser.add_argument("--single-file", action="store_true", help="thumbnails inside the page")
+    parser.add_argument("--title", help="heading (default: the first SHARDS)")
+    parser.add_argument(
+        "--thumbnail", type=int, metavar="PIXELS",
+        help=f"longer side of thumbnails (default {LARGE}, beyond {FEW:,} samples {SMALL})",
+    )
+
+
+def run(args) -> int:
+    check_sample(args)
+    if not (args.html or args.png):
+        raise UsageError("nothing to write; give --html FILE or --png FILE")
+    if args.thumbnail is not None and not 16 <= args.thumbnail <= 2048:
+        raise UsageError(f"--thumbnail {args.thumbnail}: must be 16 to 2048 pixels")
+    shards = find_shards(args.shards)
+    title = args.title or re.sub(r"\.tar$", "", args.shards[0].rstrip("/").rpartition("/")[2])
+    if args.png:
+        from open_clip_triplet.inspect.sheet import SHEET, write_sheet
+
+        few = read_view_samples(shards, sample=args.sample, first=None if args.sample else SHEET, seed=args.seed)
+        print(f"{args.png}: {write_sheet(few, args.png, title)} samples", file=sys.stderr)
+    if args.html:
+        first = None if args.sample else MOST + 1
+        samples = read_view_samples(shards, sample=args.sample, first=first, seed=args.seed)
+        written = write_gallery(
+            samples, args.html, title=title, pixels=args.thumbnail, single_file=args.single_file
+        )
+        print(f"{args.html}: {written:,} samples", file=sys.stderr)
+        if written == MOST and not args.sample:
+            print(f"  the first {MOST:,}; --sample N takes N at random of all", file=sys.stderr)
+    return 0
+
+
+def write_gallery(
+    samples: Iterable[ViewSample], html: str | Path, *, title: str, pixels: int | None = None,
+    single_file: bool = False, limit: int = MOST, labels: tuple[str, str] = ("Positive", "Hard negative"),
+    refresh: int | None = None,
+) -> int:
+    """Write the page and its thumbnails; returns the number of samples on it.
+
+    Args:
+        html: the page; thumbnails go to ``<stem>_files`` beside it unless ``single_file``.
+        pixels: longer side of the thumbnails; None chooses by the number of samples.
+        limit: samples beyond are left out.
+        labels: what the left and the right half of a sample are called.
+        refresh: seconds after which a browser loads the page again; None for a page that is final.
+
+    Raises:
+        OSError: not writable.
+    """
+    html = Path(html)
+    samples = itertools.islice(samples, limit)
+    if pixels is None:
+        head = list(itertools.islice(samples, FEW + 1))
+        pixels = LARGE if len(head) <= FEW else SMALL
+        samples = itertools.chain(head, samples)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if single_file else html.with_name(f"{html.stem}_files")
+        entries = []
+        for number, (sample, *pair) in enumerate(with_thumbnails(samples, pixels)):
+            entries.append(_entry(sample, *pair))
+            for name, thumbnail in zip(names(number), pair):
+                if thumbnail.webp:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / name).write_bytes(thumbnail.webp)
+        if not single_file:
+            _remove_stale(folder, len(entries))
+        data = {
+            "title": title, "labels": labels, "samples": entries,
+            "folder": None if single_file else folder.name,
+        }
+        inside = _inside(folder, len(entries)) if single_file else ()
+        with write_whole(html) as file:
+            for part in page.render("gallery", title=title, data=data, inside=inside, refresh=refresh):
+                file.write(part.encode("utf-8", "replace"))
+    return len(entries)
+
+
+def names(number: int) -> tuple[str, str]:
+    """File names of a sample's two thumbnails, a thousand samples a folder. gallery.js knows them too.
+
+    >>> names(1234)
+    ('1/1234.webp', '1/1234n.webp')
+    """
+    return f"{number // 1000}/{number}.webp", f"{number // 1000}/{number}n.webp"
+
+
+def _remove_stale(folder: Path, count: int) -> None:
+    """Thumbnails that a larger gallery of the same name left."""
+    for path in folder.glob("*/*.webp"):
+        if (stem := path.stem.removesuffix("n")).isdigit() and int(stem) >= count:
+            path.unlink()
+
+
+def _inside(folder: Path, count: int) -> Iterator[tuple[int, list[bytes]]]:
+    for number in range(count):
+        paths = [folder / name for name in names(number)]
+        yield number, [path.read_bytes() if path.exists() else b"" for path in paths]
+
+
+def _entry(sample: ViewSample, image: Thumbnail, negative: Thumbnail) -> dict:
+    """A sample as gallery.js reads it. Captions are lists of pieces, every second one changed."""
+    first = sample.captions[0] if sample.captions else ""
+    diffs = [caption_diff(first, text) for text in sample.neg_captions]
+    entry = {
+        "key": sample.key,
+        "shard": sample.shard,
+        "captions": [diffs[0][0] if diffs else [first], *([text] for text in sample.captions[1:])],
+        "negatives": [theirs for _, theirs in diffs],
+        "categories": sample.neg_categories,
+        "facets": sample.facets,
+        "scores": {name: round(value, 6) for name, value in sample.scores.items()},
+        "images": [_image(image), _image(negative)],
+        "details": page.shorten(sample.details, DETAILS),
+    }
+    return {name: value for name, value in entry.items() if value}
+
+
+def _image(thumbnail: Thumbnail) -> list | str | None:
+    """[width, height] of an image that is shown, why it cannot be shown, or None for no image."""
+    return list(thumbnail.size) if thumbnail.webp else thumbnail.fault or None

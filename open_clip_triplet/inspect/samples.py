@@ -1,0 +1,176 @@
+"""Samples to look at: whole, the first N, or N at random, read without the images that are not shown."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import random
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from open_clip_triplet.errors import ShardError, UsageError
+from open_clip_triplet.files import filesystem, is_remote, local_path
+from open_clip_triplet.shards import by_role, expand_shards, group_samples, read_meta, read_sizes
+from open_clip_triplet.tar import TarMembers, open_tar
+
+#: keys of ``json`` that hold a number worth sorting by end in one of these, or are under ``scores``
+SCORE_ENDINGS = ("score", "similarity", "accuracy", "margin", "cosine")
+
+
+@dataclass
+class ViewSample:
+    """One sample as a person looks at it.
+
+    ``captions`` and ``neg_captions`` start with the one in ``txt`` and ``neg.txt``. ``facets`` are
+    few-valued facts to filter by, ``scores`` numbers to sort by, ``details`` whatever else is known.
+    """
+
+    key: str
+    shard: str
+    captions: list[str]
+    neg_captions: list[str]
+    image: bytes | None = None
+    neg_image: bytes | None = None
+    neg_categories: list[str] = field(default_factory=list)
+    facets: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def category(self) -> str:
+        return self.facets.get("category", "")
+
+
+def find_shards(specs: str | Sequence[str]) -> list[str]:
+    """Shard urls of folders and of OpenCLIP's brace syntax.
+
+    Raises:
+        ShardError: a folder without shards.
+    """
+    found: list[str] = []
+    for url in expand_shards(specs):
+        if url.startswith("pipe:") or PurePosixPath(url).suffix in (".tar", ".gz", ".tgz"):
+            found.append(url)
+            continue
+        shards = _in_folder(url)
+        if not shards:
+            raise ShardError(f"{url}: holds no .tar; name a folder of shards, or shards in brace syntax")
+        found += shards
+    return found
+
+
+def _in_folder(url: str) -> list[str]:
+    fs, path = filesystem(url if is_remote(url) else local_path(url))
+    names = [name for name in fs.glob(f"{path.rstrip('/')}/*.tar") if "/." not in name]
+    return sorted(fs.unstrip_protocol(name) if is_remote(url) else name for name in names)
+
+
+def read_view_samples(
+    shards: Sequence[str], *, sample: int | None = None, first: int | None = None, seed: int = 0, images: bool = True
+) -> Iterator[ViewSample]:
+    """Samples of shards in their order.
+
+    Args:
+        sample: so many, drawn at random with ``seed`` from all the shards hold.
+        first: stop after so many.
+        images: False leaves the images' bytes out.
+
+    Raises:
+        ShardError: a shard cannot be opened, or no shard holds a sample. A damaged shard gives the samples
+            before the damage, with one line on stderr.
+    """
+    numbers = None
+    if sample is not None:
+        sizes = read_sizes(list(shards)) or [sum(1 for _ in _read(url, frozenset())) for url in shards]
+        numbers = sorted(random.Random(seed).sample(range(sum(sizes)), min(sample, sum(sizes))))
+        starts = list(itertools.accumulate(sizes, initial=0))
+    found = 0
+    for place, url in enumerate(shards):
+        wanted = None
+        if numbers is not None:
+            low, high = (bisect.bisect_left(numbers, starts[place + n]) for n in (0, 1))
+            wanted = {number - starts[place] for number in numbers[low:high]}
+            if not wanted:
+                continue
+        for number, one in enumerate(_read(url, wanted, images)):
+            if wanted is not None and number not in wanted:
+                continue
+            yield view_sample(one)
+            found += 1
+            if found == first:
+                return
+    if not found:
+        raise ShardError(f"{', '.join(shards[:2])}: no sample in {len(shards)} shards")
+
+
+def _read(url: str, wanted: Collection[int] | None = None, images: bool = True) -> Iterator[dict]:
+    """Samples of a shard; those that are not ``wanted`` (by number; None: all are) come without members."""
+
+    def take(members: TarMembers, number: int, suffix: str) -> bytes | None:
+        text = suffix.endswith(("txt", "json", "caption"))
+        return members.read() if (wanted is None or number in wanted) and (images or text) else None
+
+    try:
+        with open_tar(url) as members:
+            yield from group_samples(members, url, take)
+    except ShardError as error:
+        print(f"{error}; the samples before the damage are shown", file=sys.stderr)
+    except OSError as error:
+        raise ShardError(f"{url}: cannot be opened ({error.strerror or error})") from error
+
+
+def view_sample(sample: dict) -> ViewSample:
+    """A sample of :func:`shards.read_samples`, looked at. Its json may hold anything."""
+    roles = by_role(sample)
+    meta = read_meta(roles)
+    categories = _texts(meta.get("neg_categories"))
+    facets = {name: meta[name] for name in ("category", "llm", "t2i") if isinstance(meta.get(name), str)}
+    if categories:
+        facets.setdefault("category", categories[0])
+    elif "category" in facets:
+        categories = [facets["category"]]
+    return ViewSample(
+        key=roles["__key__"],
+        shard=PurePosixPath(roles["__url__"]).name,
+        captions=_captions(roles.get("text"), meta.get("captions")),
+        neg_captions=_captions(roles.get("neg_text"), meta.get("neg_captions")),
+        image=roles.get("image"),
+        neg_image=roles.get("neg_image"),
+        neg_categories=categories,
+        facets=facets,
+        scores=dict(_scores(meta)),
+        details=meta,
+    )
+
+
+def _captions(first: bytes | None, others: Any) -> list[str]:
+    texts = [first.decode("utf-8", "replace").strip()] if first is not None else []
+    return list(dict.fromkeys(text for text in (*texts, *_texts(others)) if text))
+
+
+def _texts(values: Any) -> list[str]:
+    return [v.strip() for v in values if isinstance(v, str)] if isinstance(values, list) else []
+
+
+def _scores(meta: dict) -> Iterator[tuple[str, float]]:
+    inner = meta.get("scores")
+    for name, value in {**meta, **(inner if isinstance(inner, dict) else {})}.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
+        if number and (name.endswith(SCORE_ENDINGS) or (isinstance(inner, dict) and name in inner)):
+            yield name, float(value)
+
+
+def add_shard_arguments(parser) -> None:
+    """``SHARDS``, ``--sample`` and ``--seed``."""
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders of shards, or OpenCLIP's brace syntax")
+    parser.add_argument("--sample", type=int, metavar="N", help="N samples at random of all the shards hold")
+    parser.add_argument("--seed", type=int, default=0, help="of the random sample (default 0)")
+
+
+def check_sample(args) -> None:
+    """Raises UsageError for a sample of none."""
+    if args.sample is not None and args.sample < 1:
+        raise UsageError(f"--sample {args.sample}: must be at least 1")
