@@ -9,8 +9,10 @@ import signal
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,48 +20,40 @@ from build_fixtures import plain_shards, tiny_chat
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
+from open_clip_triplet.tripletdata.backends.language import LanguageModel, NoAnswer, Unfinished, read_prompt
 from open_clip_triplet.tripletdata.backends.server import Server
-from open_clip_triplet.tripletdata.backends.textmodels import (
-    LanguageModel,
-    NoAnswer,
-    Transformers,
-    read_prompt,
-)
+from open_clip_triplet.tripletdata.backends.transformers import RowSampler, Transformers
 from open_clip_triplet.tripletdata.run.engines import Local
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.runner import run_stage, totals
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.task import ShardTask
-from open_clip_triplet.tripletdata.stages.captions import Ask, Captions, Checker, tidy
+from open_clip_triplet.tripletdata.stages.answers import Checker, clean
+from open_clip_triplet.tripletdata.stages.captions import Captions, GenerateWithRetries
 from paired_shards import jpeg
 
 PROMPT = read_prompt(None, "prompt_negative.txt")
 CAPTION = "A brown dog runs on the beach."
 
 
-@pytest.mark.parametrize(
-    ("answer", "fault"),
-    [
-        ("A brown cat runs on the beach.", None),
-        ("Output: 'A white dog sleeps on the beach.'", None),
-        ("", "empty"),
-        (' "..." ', "empty"),
-        ("a brown dog, runs on the BEACH!", "unchanged"),
-        ("I'm sorry, I cannot help with that.", "refusal"),
-        ("I’m sorry, I cannot help with that.", "refusal"),
-        ("As an AI language model I do not see images.", "refusal"),
-        ("Sure! A cat runs on the beach.", "refusal"),
-        ("A cat runs on the beach.\nA bird runs on the beach.", "several lines"),
-        ("A dog to the right of the cat.", "prompt echo"),
-        ("A person in a red helmet rides a motorbike on a gravel path.", "prompt echo"),
-        (PROMPT.replace("{}", CAPTION)[:300], "prompt echo"),
-        ("A cat runs on the beach. Input: A bird flies.", "prompt echo"),
-        ("Cat.", "length"),
-        ("A cat runs on the beach " + "and then another one " * 6, "length"),
-    ],
-)
-def test_answers_are_rejected_by_reason(answer, fault):
-    assert Checker(PROMPT).fault(CAPTION, tidy(answer)) == fault
+TABLE = yaml.safe_load((Path(__file__).parent / "answers.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", TABLE["answers"], ids=lambda case: repr(case["answer"])[:40])
+def test_hand_written_answers(case):
+    caption = case.get("caption", TABLE["caption"])
+    answer = (Unfinished if case.get("cut") else str)(case["answer"])
+    stats = Stats()
+    taken = GenerateWithRetries(Scripted(lambda *_: answer), Checker(PROMPT), attempts=1)(
+        [Sample("0", caption)], stats
+    )
+    expected = ([[case["gives"]]], {}) if "gives" in case else ([[]], {case["fault"]: 1})
+    assert (taken, stats.dropped) == expected
+
+
+def test_the_table_of_answers_is_large_enough_to_mean_something():
+    assert len(TABLE["answers"]) >= 100
+    assert len({case["fault"] for case in TABLE["answers"] if "fault" in case}) >= 8
 
 
 def test_an_example_may_answer_a_caption_that_is_like_it():
@@ -83,7 +77,7 @@ class Scripted(LanguageModel):
         super().__init__("scripted", PROMPT)
         self.answers, self.prompts = answers, []
 
-    def complete(self, prompts, seeds):
+    def complete(self, prompts, seeds, progress):
         self.prompts.append(prompts)
         return [self.answers(prompt, seed) for prompt, seed in zip(prompts, seeds)]
 
@@ -99,7 +93,7 @@ def test_bad_answers_are_asked_again_with_another_seed_then_counted():
 
     model, stats = Scripted(answer), Stats()
     samples = [Sample("0_0", "A black cat on the roof"), Sample("0_1", "a stubborn thing")]
-    assert Ask(model, Checker(PROMPT))(samples, stats) == [["A white bird on the roof"], []]
+    assert GenerateWithRetries(model, Checker(PROMPT))(samples, stats) == [["A white bird on the roof"], []]
     assert len(set(seeds)) == len(seeds) == 5
     assert stats.dropped == {"prompt echo": 1} and stats.counts == {"asked again": 3}
 
@@ -107,7 +101,7 @@ def test_bad_answers_are_asked_again_with_another_seed_then_counted():
 def test_what_can_never_be_answered_is_not_asked_again():
     model = Scripted(lambda prompt, seed: NoAnswer("longer than the context") if "fog" in prompt else "")
     stats = Stats()
-    assert Ask(model, Checker(PROMPT))([Sample("0_0", "fog"), Sample("0_1", "dust")], stats) == [[], []]
+    assert GenerateWithRetries(model, Checker(PROMPT))([Sample("0_0", "fog"), Sample("0_1", "dust")], stats) == [[], []]
     assert stats.dropped == {"longer than the context": 1, "empty": 1}
     assert [len(prompts) for prompts in model.prompts] == [2, 1, 1]
 
@@ -117,7 +111,7 @@ def test_captions_are_data():
     model = Scripted(lambda prompt, seed: "a {1} other thing with the same number of many many words")
     long = Sample("0_1", "x " * 5000)
     stats = Stats()
-    answers = Ask(model, Checker(PROMPT))([Sample("0_0", nasty), long, Sample("0_2", CAPTION)], stats)
+    answers = GenerateWithRetries(model, Checker(PROMPT))([Sample("0_0", nasty), long, Sample("0_2", CAPTION)], stats)
     before, after = PROMPT.split("{}")
     assert model.prompts[0][0] == before + nasty + after
     assert [len(a) for a in answers] == [1, 0, 1] and stats.dropped == {"caption too long": 1}
@@ -129,7 +123,7 @@ def test_k_negatives_are_different_and_fewer_are_counted():
 
     stats = Stats()
     samples = [Sample("0_0", CAPTION), Sample("0_1", "A brown dog runs there.")]
-    many, one = Ask(Scripted(answer), Checker(PROMPT), 3)(samples, stats)
+    many, one = GenerateWithRetries(Scripted(answer), Checker(PROMPT), 3)(samples, stats)
     assert len(set(many)) == 3 and len(one) == 1
     assert stats.counts["fewer negatives than asked"] == 1 and not stats.dropped
 
@@ -137,7 +131,10 @@ def test_k_negatives_are_different_and_fewer_are_counted():
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=80), st.text(max_size=120))
 def test_the_checker_takes_any_text(caption, answer):
-    assert Checker(PROMPT).fault(caption, tidy(answer)) is None or Checker(PROMPT).fault(caption, answer)
+    cleaned = clean(answer, caption)
+    fault = Checker(PROMPT).fault(caption, cleaned)
+    assert len(cleaned.splitlines()) <= 1
+    assert fault or (cleaned.casefold() != caption.casefold() and any(map(str.isalnum, cleaned)))
 
 
 # rules
@@ -219,8 +216,6 @@ def test_transformers_answer_each_prompt_by_its_own_seed(chat):
 def test_the_row_sampler_draws_from_the_model_distribution():
     import torch
 
-    from open_clip_triplet.tripletdata.backends.textmodels import RowSampler
-
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(4000, 1)
     drawn = RowSampler(list(range(4000)), 1.0, 0.9)(None, logits).argmax(-1)
     counts = Counter(drawn.tolist())
@@ -244,7 +239,7 @@ def test_vllm_is_named_where_it_is_not_installed(tmp_path, capsys):
     except ImportError:
         shards = plain_shards(tmp_path / "in", [["a dog"]])
         assert cli.main(["captions", "--input", shards, "--output", str(tmp_path / "out")]) == 4
-        assert "open_clip_triplet[vllm]" in capsys.readouterr().err
+        assert "its extra `vllm`" in capsys.readouterr().err
     else:
         pytest.skip("vLLM is installed")
 
@@ -272,6 +267,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+class Raw(Handler):
+    """Sends a body as it is, status 200; closes the connection half way where it ends with ``CUT``."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.bodies.append((self.path, dict(self.headers), body))
+        answer = self.server.script(body, len(self.server.bodies)).encode()
+        cut = answer.endswith(b"CUT")
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer) + 99 * cut))
+        self.end_headers()
+        self.wfile.write(answer)
+        self.close_connection = cut
 
 
 @pytest.fixture
@@ -324,10 +335,12 @@ def test_a_server_is_asked_with_key_seed_and_prompt_and_busy_ones_again(server, 
         )
 
     server.script = script
-    assert ask_server(tmp_path, server.url, "--attempts", "1") == 0
+    options = ("--attempts", "1", "--reproducible", "--extra-body", '{"min_p": 0.1}')
+    assert ask_server(tmp_path, server.url, *options) == 0
     path, headers, body = server.bodies[0]
     assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret-key"
     assert body["model"] == "m" and body["messages"][0]["role"] == "user" and isinstance(body["seed"], int)
+    assert body["stop"] == ["\nInput:"] and body["min_p"] == 0.1
     assert any(
         "Input: A {bird} on a mat here. Output:" in b["messages"][0]["content"] for _, _, b in server.bodies
     )
@@ -349,6 +362,48 @@ def test_a_prompt_that_breaks_the_server_costs_its_sample_alone(server, tmp_path
     assert ask_server(tmp_path, server.url, "--patience", "1", "--concurrency", "1") == 0
     err = capfd.readouterr().err
     assert "kept 2 of 3" in err and "fails the server (500) 1" in err
+
+
+def completion(content, reason="stop"):
+    return json.dumps({"choices": [{"message": {"content": content}, "finish_reason": reason}]})
+
+
+GARBAGE = {
+    "a proxy's page": "<html>502 Bad Gateway</html>",
+    "no choice": '{"choices": []}',
+    "an error with status 200": '{"error": "overloaded"}',
+    "cut json": completion("A cat on a mat there.")[:-5],
+    "a cut connection": '{"choices": CUT',
+    "no content": completion(None),
+    "a list": completion([{"type": "text", "text": "A cat on a mat there."}]),
+    "a list of choices": "[1, 2]",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_what_is_no_completion_is_asked_for_again_and_then_the_server_is_called_down(
+    server, tmp_path, capfd, garbage
+):
+    server.RequestHandlerClass = Raw
+    server.script = lambda body, number: garbage if number <= 2 else completion("A cat on a mat there.")
+    assert ask_server(tmp_path / "a", server.url) == 0
+    assert "kept 3 of 3" in capfd.readouterr().err
+    server.script = lambda body, number: garbage
+    assert ask_server(tmp_path / "b", server.url, "--patience", "0.5") == 4
+    assert "no answer from" in capfd.readouterr().err
+    assert not list((tmp_path / "b/out").glob("*.record.json"))
+
+
+def test_an_answer_cut_by_the_server_is_a_fault_and_a_reasoning_model_may_run_out_of_tokens(
+    server, tmp_path, capfd
+):
+    server.RequestHandlerClass = Raw
+    answers = [completion("A cat on a", "length"), completion(None, "length"), completion("A cat on a mat there.")]
+    server.script = lambda body, number: answers[min(number, 3) - 1]
+    assert ask_server(tmp_path / "a", server.url, "--concurrency", "1", "--attempts", "1") == 0
+    err = capfd.readouterr().err
+    assert "kept 1 of 3" in err and "unfinished 2" in err
 
 
 def test_an_interrupt_cancels_the_requests_in_the_queue(server):

@@ -23,7 +23,7 @@ from build_fixtures import Shout, contents, plain_shards
 from open_clip_triplet.errors import ImageError, PipelineError
 from open_clip_triplet.shards import ShardWriter, by_role, read_samples
 from open_clip_triplet.tripletdata import cli
-from open_clip_triplet.tripletdata.backends.textmodels import Vllm
+from open_clip_triplet.tripletdata.backends.vllm import Vllm
 from open_clip_triplet.tripletdata.run import runner
 from open_clip_triplet.tripletdata.run.engines import Local, Ray, _Pool, _RayWorker, devices, visible_devices
 from open_clip_triplet.tripletdata.run.pictures import refused

@@ -52,7 +52,8 @@ print(time.process_time() - start)
 #: runs in vLLM's environment: (model, prefix caching 0 or 1, captions) -> seconds
 VLLM = """
 import json, sys, time
-from open_clip_triplet.tripletdata.backends.textmodels import Vllm, read_prompt
+from open_clip_triplet.tripletdata.backends.language import read_prompt
+from open_clip_triplet.tripletdata.backends.vllm import Vllm
 model = Vllm(sys.argv[1], read_prompt(None, 'prompt_negative.txt'), max_tokens=24, prefix_caching=sys.argv[2] == '1')
 model.open('cpu')
 captions = [f'A photo of {n} dogs beside a {c} car.' for n in range(2, 10) for c in ('red', 'blue', 'green', 'grey')]

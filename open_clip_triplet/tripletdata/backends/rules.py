@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 
 from open_clip_triplet.errors import PipelineError
+from open_clip_triplet.tripletdata.backends.language import Progress, unreported
 from open_clip_triplet.tripletdata.run.stage import sample_seed
 
 #: groups of attributes; a word is replaced by another of its own group
@@ -113,7 +114,6 @@ class Rules:
     seed: int = 0
     retries = False
     prompt = ""
-
     uses_gpu = False
 
     def config(self) -> dict:
@@ -125,7 +125,9 @@ class Rules:
     def open(self, device: str) -> None:
         self._nlp = load_spacy(disable=["ner"])
 
-    def propose(self, captions: list[str], keys: list[str], count: int, attempt: int) -> list[list[str]]:
+    def propose(
+        self, captions: list[str], keys: list[str], count: int, attempt: int, progress: Progress = unreported
+    ) -> list[list[str]]:
         documents = self._nlp.pipe(captions, batch_size=256)
         answers = []
         for key, document in zip(keys, documents, strict=True):

@@ -1,4 +1,8 @@
-"""Any OpenAI-compatible chat server: ``vllm serve``, llama.cpp, a hosted one."""
+"""Any OpenAI-compatible chat server: ``vllm serve``, llama.cpp, a hosted one.
+
+A response that is no chat completion (a proxy's page, cut JSON, no content) is a fault of the way, not
+an answer: it is asked for again, and a server that gives nothing else is called down.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from open_clip_triplet.errors import PipelineError
-from open_clip_triplet.tripletdata.backends.textmodels import LanguageModel, NoAnswer
+from open_clip_triplet.tripletdata.backends.language import (
+    LanguageModel,
+    NoAnswer,
+    Progress,
+    Unfinished,
+    unreported,
+)
 from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY
 
-#: answers that say "later": the request is sent again
+#: statuses that say "later": the request is sent again
 LATER = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-#: answers that may mean this prompt alone, at once or after all patience is spent
+#: statuses that may mean this prompt alone, at once or after all patience is spent
 REFUSED, BROKEN = {400, 413, 422}, {500, 502, 504}
 #: a caption that every server can answer for, to tell a bad prompt from a bad set-up
 PROBE = "A dog on a table."
+
+
+class BadResponse(Exception):
+    """Status 200, but no chat completion inside."""
 
 
 @dataclass
@@ -26,12 +40,16 @@ class Server(LanguageModel):
     """Requests in parallel, each tried again with growing pauses until ``patience`` seconds have passed.
 
     The key is read from the environment variable ``api_key_env`` and never written anywhere.
+
+    Args:
+        extra_body: members added to each request, such as ``{"repetition_penalty": 1.1}``.
     """
 
     url: str = field(default="http://127.0.0.1:8000/v1", metadata=RUNTIME_ONLY)
     api_key_env: str = field(default="OPENAI_API_KEY", metadata=RUNTIME_ONLY)
     concurrency: int = field(default=64, metadata=RUNTIME_ONLY)
     patience: float = field(default=120.0, metadata=RUNTIME_ONLY)
+    extra_body: dict = field(default_factory=dict)
 
     uses_gpu = False
 
@@ -39,7 +57,9 @@ class Server(LanguageModel):
         try:
             import httpx
         except ImportError as error:
-            raise PipelineError("--backend openai needs httpx: pip install 'open_clip_triplet[build]'") from error
+            raise PipelineError(
+                "--backend openai needs httpx: install open_clip_triplet with its extra `build`"
+            ) from error
         key = os.environ.get(self.api_key_env)
         self._client = httpx.Client(
             base_url=self.url.rstrip("/") + "/",
@@ -49,7 +69,9 @@ class Server(LanguageModel):
         )
         self._works, self._probing = False, threading.Lock()
 
-    def complete(self, prompts: list[str], seeds: list[int]) -> list[str | NoAnswer]:
+    def complete(
+        self, prompts: list[str], seeds: list[int], progress: Progress = unreported
+    ) -> list[str | NoAnswer]:
         ending = threading.Event()
         with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [
@@ -57,51 +79,69 @@ class Server(LanguageModel):
                 for prompt, seed in zip(prompts, seeds, strict=True)
             ]
             try:
-                return [future.result() for future in futures]
+                answers = []
+                for number, future in enumerate(futures, 1):
+                    answers.append(future.result())
+                    progress(number / len(futures))
+                return answers
             except BaseException:  # Ctrl-C as well: thousands of requests may be queued
                 ending.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _post(self, prompt: str, seed: int):
+    def _request(self, prompt: str, seed: int) -> dict:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
-            "seed": seed,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "max_tokens": self.max_tokens,
+            "stop": list(self.stop),
         }
-        return self._client.post("chat/completions", json=body)
+        if self.reproducible:
+            body["seed"] = seed
+        if self.template_kwargs:
+            body["chat_template_kwargs"] = self.template_kwargs
+        return {**body, **self.extra_body}
+
+    def _ask(self, prompt: str, seed: int) -> tuple[str | None, int, str, float]:
+        """One request: (answer or None, status or 0, what went wrong, seconds the server asks to wait)."""
+        import httpx
+
+        try:
+            response = self._client.post("chat/completions", json=self._request(prompt, seed))
+        except httpx.RequestError as error:
+            return None, 0, f"{type(error).__name__}: {error}", 0.0
+        status = response.status_code
+        if status != 200:
+            return None, status, f"status {status}: {response.text[:200]}", _retry_after(response)
+        try:
+            return _content(response), status, "", 0.0
+        except BadResponse as error:
+            return None, status, str(error), 0.0
 
     def _one(self, prompt: str, seed: int, ending: threading.Event) -> str | NoAnswer:
         """One answer; NoAnswer where the server fails at this prompt and not at others."""
-        import httpx
-
         deadline, pause = time.monotonic() + self.patience, 0.5
         while True:
-            try:
-                response = self._post(prompt, seed)
-                status, fault = response.status_code, f"status {response.status_code}: {response.text[:200]}"
-            except httpx.TransportError as error:
-                response, status, fault = None, 0, f"{type(error).__name__}: {error}"
-            if status == 200:
+            answer, status, fault, after = self._ask(prompt, seed)
+            if answer is not None:
                 self._works = True
-                return _content(response)
+                return answer
             if status in REFUSED and (self._works or self._answers_others()):
                 return NoAnswer(f"refused by the server ({status})")
-            if status and status not in LATER:
+            if status not in {0, 200, *LATER}:
                 raise PipelineError(
                     f"{self.url} refused the request for model {self.model!r} ({fault}). "
                     f"Check --url, --llm, --max-tokens, --prompt and ${self.api_key_env}."
                 )
-            wait = max(pause * random.uniform(0.5, 1.5), _retry_after(response))
+            wait = max(pause * random.uniform(0.5, 1.5), after)
             if time.monotonic() + wait > deadline:
-                if status in BROKEN and self._answers_others():
-                    return NoAnswer(f"fails the server ({status})")
+                if status in {200, *BROKEN} and self._answers_others():
+                    return NoAnswer("fails the server" + (f" ({status})" if status != 200 else ""))
                 raise PipelineError(
                     f"no answer from {self.url} for {self.patience:g} s ({fault}). "
-                    "Start the server or mend --url, then run the same command again; what is done is kept."
+                    "Start the server or correct --url, then run the same command again; what is done is kept."
                 )
             if ending.wait(wait):
                 raise PipelineError("ended with the other requests")
@@ -109,27 +149,35 @@ class Server(LanguageModel):
 
     def _answers_others(self) -> bool:
         """Whether the server answers, now, the same question about a plain short caption."""
-        import httpx
-
         with self._probing:
-            try:
-                works = self._post(self.prompt.replace("{}", PROBE), self.seed).status_code == 200
-            except httpx.TransportError:
-                works = False
+            works = self._ask(self.prompt.replace("{}", PROBE), self.seed)[0] is not None
             self._works = self._works or works
             return works
 
 
-def _content(response) -> str:
+def _content(response) -> str | NoAnswer:
+    """The answer in a chat completion.
+
+    Raises:
+        BadResponse: it is none: not JSON, no choice, or content that is no text.
+    """
     try:
-        return response.json()["choices"][0]["message"]["content"] or ""
-    except (ValueError, LookupError, TypeError):
-        return ""
+        choice = response.json()["choices"][0]
+        content, reason = choice["message"]["content"], choice.get("finish_reason")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BadResponse(f"status 200, but no chat completion: {response.text[:200]!r}") from error
+    if reason == "content_filter":
+        return NoAnswer("refused by the server (content_filter)")
+    if reason == "length":  # a reasoning model that ran out of tokens has no content
+        return Unfinished(content if isinstance(content, str) else "")
+    if not isinstance(content, str):
+        raise BadResponse(f"status 200, but the content is no text: {response.text[:200]!r}")
+    return content
 
 
 def _retry_after(response) -> float:
     """Seconds that the server asks to wait, at most a minute."""
     try:
         return min(float(response.headers["retry-after"]), 60.0)
-    except (AttributeError, KeyError, ValueError):
+    except (KeyError, ValueError):
         return 0.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from open_clip_triplet.errors import PipelineError
-from open_clip_triplet.tripletdata.backends.textmodels import missing_model
+from open_clip_triplet.tripletdata.backends.language import missing_model
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.pictures import encode
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats

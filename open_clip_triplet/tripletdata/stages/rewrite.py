@@ -17,12 +17,13 @@ from itertools import zip_longest
 from typing import Any, ClassVar
 
 from open_clip_triplet.errors import PipelineError
-from open_clip_triplet.tripletdata.backends.textmodels import add_model_arguments, make_model
+from open_clip_triplet.tripletdata.backends.factory import add_model_arguments, make_model
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import Stage, sample_seed
 from open_clip_triplet.tripletdata.run.task import ShardTask
-from open_clip_triplet.tripletdata.stages.captions import Ask, Checker, normal
+from open_clip_triplet.tripletdata.stages.answers import Checker, normal
+from open_clip_triplet.tripletdata.stages.captions import GenerateWithRetries
 
 HELP = "rewrite captions with a language model, or join LaCLIP's rewrites"
 PROMPT = "prompt_rewrite.txt"
@@ -75,7 +76,8 @@ class Rewrite(Stage):
     def _rewrites(self, samples: list[Sample], stats: Stats) -> list[list[str]]:
         if self.model:
             # A sample without a good rewrite is kept, so the drops that asking counts are not drops here.
-            return Ask(self.model, Checker(self.model.prompt), 1, self.attempts, self.max_chars)(
+            checker = Checker(self.model.prompt, paraphrases=True)
+            return GenerateWithRetries(self.model, checker, 1, self.attempts, self.max_chars)(
                 samples, Stats()
             )
         table = read_rewrites(self.original, self.rewrites)
