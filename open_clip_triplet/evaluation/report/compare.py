@@ -7,7 +7,8 @@ import numpy as np
 from open_clip_triplet.evaluation.benchmarks import get
 from open_clip_triplet.evaluation.benchmarks.base import tree_leaves, tree_mean
 from open_clip_triplet.evaluation.metrics import mcnemar, paired_bootstrap
-from open_clip_triplet.evaluation.report.tables import Block, Cell, Results, Row
+from open_clip_triplet.evaluation.report.sources import Results
+from open_clip_triplet.evaluation.report.tables import Block, Cell, Row
 
 
 def comparison_blocks(results: Results) -> list[Block]:

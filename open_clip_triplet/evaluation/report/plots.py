@@ -1,51 +1,89 @@
-"""Plots as SVG text, drawn by hand: no library to import, no script, sharp at any size.
+"""Plots as SVG by matplotlib, in the colours of the page around them.
 
-Colours are CSS variables ``--s0`` ... ``--s7`` of the page, so that a plot follows its light or dark theme.
+Every colour is a CSS variable of the page (``--ink``, ``--soft``, ``--line``, ``--s0`` ... ``--s7``), so that
+a plot follows its light or dark theme. matplotlib knows no CSS, so it draws in stand-in colours, which are
+replaced in the text that it writes. Nothing here touches matplotlib's global state.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
-from html import escape
+import re
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any
 
 SERIES = 8
+#: stand-in colour -> CSS variable
+_INK, _SOFT, _LINE = "#00fe10", "#00fe11", "#00fe12"
+_VARIABLES = {_INK: "ink", _SOFT: "soft", _LINE: "line"} | {f"#00fe0{i}": f"s{i}" for i in range(SERIES)}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: it can be read, searched and copied
+    "svg.hashsalt": "open_clip_triplet",  # the same page for the same results
+    "text.parse_math": False,  # a checkpoint may be called $x$
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "ytick.labelcolor": _INK,
+    "xtick.labelsize": 8,
+    "lines.linewidth": 1.8,
+}
+_numbers = count()
 
 
 def colour(index: int) -> str:
-    """The CSS colour of a series."""
-    return f"var(--s{index % SERIES})"
+    """The stand-in colour of a series."""
+    return f"#00fe0{index % SERIES}"
 
 
-def legend(names: Sequence[str]) -> str:
-    """A legend as HTML, one entry per series."""
-    marks = (
-        f'<span class="key"><i style="background:{colour(i)}"></i>{escape(name)}</span>'
-        for i, name in enumerate(names)
-    )
-    return f'<p class="legend">{"".join(marks)}</p>'
+def _draw(size: tuple[float, float], draw, columns: int = 1, **axes_options: Any) -> str:
+    """An SVG element of a figure that ``draw(axes)`` draws on; sizes in inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size)
+        axes = figure.subplots(1, columns, squeeze=False, subplot_kw=axes_options or None)[0]
+        draw(*axes)
+        figure.subplots_adjust(wspace=0.3)
+        stream = io.StringIO()
+        figure.savefig(
+            stream,
+            format="svg",
+            bbox_inches="tight",
+            pad_inches=0.04,
+            transparent=True,
+            metadata={"Date": None},
+        )
+    return _themed(stream.getvalue())
 
 
-def _svg(width: float, height: float, label: str, body: list[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" role="img" '
-        f'aria-label="{escape(label, quote=True)}">{"".join(body)}</svg>'
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+def _themed(svg: str) -> str:
+    """The SVG element alone, in CSS variables, with ids that no other plot of the page has."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    own = f"p{next(_numbers)}-"
+    svg = re.sub(r'\b(id=")|(xlink:href="#|url\(#)', lambda found: found[0] + own, svg)
+    svg = svg.replace("xlink:href", "href")
+    for stand_in, variable in _VARIABLES.items():
+        svg = svg.replace(stand_in, f"var(--{variable})")
+    return svg
 
 
 def bars(
     categories: Sequence[str],
     series: Sequence[Sequence[tuple | None]],
-    names: Sequence[str],
-    label: str,
     chance: float | None = None,
 ) -> str:
     """Horizontal bars with intervals, one group per category and one bar per series.
@@ -54,103 +92,145 @@ def bars(
         series: per series, per category (value, low, high) in 0..100, or None.
         chance: where to draw the line of guessing, or None.
     """
-    left, width, bar, gap = 158, 550, 13, 12
-    group = bar * len(series) + gap
-    height = group * len(categories) + 30
-    scale = (width - left - 60) / 100
-    body = [_line(left + v * scale, 4, left + v * scale, height - 24, "grid") for v in range(0, 101, 20)]
-    body += [_text(left + v * scale, height - 8, f"{v}", "middle", "tick") for v in range(0, 101, 20)]
-    if chance is not None:
-        body.append(_line(left + chance * scale, 4, left + chance * scale, height - 24, "chance"))
-    for c, category in enumerate(categories):
-        top = 6 + c * group
-        body.append(_text(left - 8, top + bar * len(series) / 2 + 4, category, "end"))
+    step = len(series) + 0.8
+    height = 0.165 * step * len(categories) + 0.35
+
+    def draw(axes) -> None:
         for s, values in enumerate(series):
-            if values[c] is None:
-                continue
-            value, low, high = values[c]
-            y = top + s * bar
-            title = f"{names[s]}, {category}: {value:.2f} [{low:.2f}, {high:.2f}]"
-            body.append(
-                f'<g><title>{escape(title)}</title><rect x="{left}" y="{y:.1f}" rx="1.5" '
-                f'width="{max(value, 0.2) * scale:.1f}" height="{bar - 2}" fill="{colour(s)}"/>'
-            )
-            middle = y + (bar - 2) / 2
-            body.append(_line(left + low * scale, middle, left + high * scale, middle, "whisker") + "</g>")
-            body.append(
-                _text(left + max(high, value) * scale + 5, y + bar - 4, f"{value:.1f}", "start", "value")
-            )
-    return _svg(width, height, label, body)
+            for c, numbers in enumerate(values):
+                if numbers is not None:
+                    _bar(axes, c * step + s, numbers, colour(s))
+        if chance is not None:
+            axes.axvline(chance, color=_SOFT, linestyle=(0, (4, 3)), linewidth=1, zorder=0.9)
+        axes.set_yticks([c * step + (len(series) - 1) / 2 for c in range(len(categories))], categories)
+        axes.tick_params(length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(len(categories) * step - 1, -0.8)
+        axes.spines["bottom"].set_visible(False)
+
+    return _draw((5.2, height), draw)
 
 
-def radar(
-    axes: Sequence[str], series: Sequence[Sequence[float | None]], names: Sequence[str], label: str
-) -> str:
+def _bar(axes, y: float, numbers: tuple, shade: str) -> None:
+    """A bar, its interval, and its value to the right of both."""
+    value, low, high = numbers
+    axes.barh(y, max(value, 0.2), height=0.86, color=shade)
+    if high > low:
+        axes.hlines(y, low, high, color=_INK, linewidth=1.2)
+    axes.annotate(
+        f"{value:.1f}",
+        (max(value, high), y),
+        (4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7.5,
+        color=_SOFT,
+        annotation_clip=False,
+    )
+
+
+def radar(axes_names: Sequence[str], series: Sequence[Sequence[float | None]]) -> str:
     """One polygon per series over at least three axes, each axis 0..100 from the centre."""
-    width, height, radius = 550, 370, 128
-    cx, cy = width / 2, height / 2
+    angles = [2 * math.pi * i / len(axes_names) for i in range(len(axes_names))]
 
-    def point(axis: int, value: float) -> tuple[float, float]:
-        angle = 2 * math.pi * axis / len(axes) - math.pi / 2
-        return cx + radius * value / 100 * math.cos(angle), cy + radius * value / 100 * math.sin(angle)
+    def draw(axes) -> None:
+        axes.set_theta_offset(math.pi / 2)
+        axes.set_theta_direction(-1)
+        for s, values in enumerate(series):
+            known = [(angle, value) for angle, value in zip(angles, values) if value is not None]
+            if known:
+                closed = [*known, known[0]]
+                axes.plot(*zip(*closed), color=colour(s), marker="o", markersize=3)
+                axes.fill(*zip(*known), color=colour(s), alpha=0.2 / len(series), linewidth=0)
+        axes.set_xticks(angles, axes_names)
+        axes.set_ylim(0, 100)
+        axes.set_yticks([25, 50, 75, 100], ["", "50", "", "100"], fontsize=7)
+        axes.yaxis.set_tick_params(labelcolor=_SOFT)
+        axes.xaxis.set_tick_params(labelcolor=_INK, pad=6)
+        for label, angle in zip(axes.get_xticklabels(), angles):
+            side = math.sin(angle)
+            label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+        axes.spines["polar"].set_color(_LINE)
 
-    def ring(value: float) -> str:
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y in (point(a, value) for a in range(len(axes))))
-
-    body = [f'<polygon points="{ring(v)}" class="ring"/>' for v in (25, 50, 75, 100)]
-    for a, axis in enumerate(axes):
-        body.append(_line(cx, cy, *point(a, 100), "grid"))
-        x, y = point(a, 112)
-        anchor = "middle" if abs(x - cx) < 20 else ("start" if x > cx else "end")
-        body.append(_text(x, y + 4, axis, anchor))
-    body += [_text(cx + 4, cy - radius * v / 100 + 4, str(v), "start", "tick") for v in (50, 100)]
-    for s, values in enumerate(series):
-        known = [point(a, v) for a, v in enumerate(values) if v is not None]
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in known)
-        body.append(
-            f'<polygon points="{points}" fill="{colour(s)}" fill-opacity=".12" stroke="{colour(s)}" '
-            f'stroke-width="2"><title>{escape(names[s])}</title></polygon>'
-        )
-        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour(s)}"/>' for x, y in known]
-    return _svg(width, height, label, body)
+    return _draw((3.5, 3.5), draw, projection="polar")
 
 
-def histograms(
-    edges: Sequence[float], series: Sequence[Sequence[int]], names: Sequence[str], label: str
-) -> str:
+def histograms(edges: Sequence[float], series: Sequence[Sequence[int]]) -> str:
     """Step histograms as shares of each series' own total; empty ends are cut off."""
-    shares = [[count / max(sum(counts), 1) for count in counts] for counts in series]
+    shares = [[100 * number / max(sum(numbers), 1) for number in numbers] for numbers in series]
     used = [i for i in range(len(edges) - 1) if any(share[i] for share in shares)] or [0]
     first, last = max(0, used[0] - 1), min(len(edges) - 2, used[-1] + 1)
-    width, height, left, bottom = 550, 240, 44, 36
-    top = max(share[i] for share in shares for i in range(first, last + 1)) or 1
-    span = edges[last + 1] - edges[first]
 
-    def x(value: float) -> float:
-        return left + (value - edges[first]) / span * (width - left - 22)
+    def draw(axes) -> None:
+        for s, share in enumerate(shares):
+            if any(share):
+                part, ends = share[first : last + 1], edges[first : last + 2]
+                axes.stairs(part, ends, color=colour(s), linewidth=1.5)
+                axes.stairs(part, ends, color=colour(s), fill=True, alpha=0.15)
+        axes.set_xlabel("cosine similarity")
+        axes.set_ylabel("share of samples, %")
+        axes.set_xlim(edges[first], edges[last + 1])
+        axes.set_ylim(0)
 
-    def y(share: float) -> float:
-        return height - bottom - share / top * (height - bottom - 14)
+    return _draw((5, 2.2), draw)
 
-    body = [_line(left, y(0), width - 22, y(0), "axis")]
-    step = max(1, (last + 1 - first) // 6)
-    body += [
-        _text(x(edges[i]), height - bottom + 16, f"{edges[i]:.2f}", "middle", "tick")
-        for i in range(first, last + 2, step)
-    ]
-    body += [
-        _text(left - 6, y(top) + 4, f"{100 * top:.0f}%", "end", "tick"),
-        _text(left - 6, y(0), "0", "end", "tick"),
-    ]
-    body.append(_text((left + width) / 2, height - 4, "cosine similarity", "middle", "tick"))
-    for s, share in enumerate(shares):
-        corners = [(x(edges[first]), y(0))]
-        for i in range(first, last + 1):
-            corners += [(x(edges[i]), y(share[i])), (x(edges[i + 1]), y(share[i]))]
-        corners.append((x(edges[last + 1]), y(0)))
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in corners)
-        body.append(
-            f'<polygon points="{points}" fill="{colour(s)}" fill-opacity=".18" stroke="{colour(s)}" '
-            f'stroke-width="1.5"><title>{escape(names[s])}</title></polygon>'
+
+def pareto(points: Sequence[tuple[str, float, float, bool, int]]) -> str:
+    """Composition (up) against retention (right); the front is joined by a line.
+
+    Args:
+        points: (name, composition, retention, on the front, index of its colour), values in percent.
+    """
+
+    def draw(axes) -> None:
+        front = sorted((p[2], p[1]) for p in points if p[3])
+        axes.plot(*zip(*front), color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        for _, up, right, _, index in points:
+            axes.plot([right], [up], "o", color=colour(index), markersize=7, zorder=2)
+        axes.margins(0.16, 0.16)
+        _label_points(axes, points)
+        axes.set_xlabel("retention, %")
+        axes.set_ylabel("composition, %")
+
+    return _draw((5, 3.4), draw)
+
+
+def _label_points(axes, points: Sequence[tuple]) -> None:
+    """Names right of their points, pushed apart where two would overlap."""
+    low, high = axes.get_ylim()
+    gap, last = (high - low) * 0.055, -math.inf
+    for name, up, right, *_ in sorted(points, key=lambda p: p[1]):
+        y = max(up, last + gap)
+        last = y
+        axes.annotate(
+            name if len(name) <= 40 else f"{name[:39]}…",
+            (right, y),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
         )
-    return _svg(width, height, label, body)
+
+
+def lines(panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[float, float]]]]]) -> str:
+    """One panel per score, one line per method: Figure 3.
+
+    Args:
+        panels: (title, method -> [(number of concepts, value in percent), ...]).
+    """
+    methods = list(dict.fromkeys(method for _, series in panels for method in series))
+
+    def draw(*axes) -> None:
+        for panel, (title, series) in zip(axes, panels):
+            for method, points in series.items():
+                s = methods.index(method)
+                panel.plot(*zip(*points), color=colour(s), marker="os^Dvp*X"[s % SERIES], markersize=5)
+            panel.set_title(title, fontsize=9, color=_INK)
+            panel.set_xlabel("unique concepts")
+            panel.xaxis.set_major_formatter(
+                lambda value, _: f"{value:g}" if value < 1e4 else f"{value / 1e3:g}k"
+            )
+
+    return _draw((3.1 * len(panels), 2.5), draw, columns=len(panels))

@@ -8,16 +8,11 @@ import re
 from collections.abc import Iterable
 
 from open_clip_triplet.evaluation.metrics import TIE_RULE
-from open_clip_triplet.evaluation.report.compare import comparison_blocks
-from open_clip_triplet.evaluation.report.tables import (
-    Block,
-    Cell,
-    Results,
-    Row,
-    interval_blocks,
-    paper_blocks,
-    provenance,
-)
+from open_clip_triplet.evaluation.report.contents import Report, sections
+from open_clip_triplet.evaluation.report.coverage import Run
+from open_clip_triplet.evaluation.report.intervals import provenance
+from open_clip_triplet.evaluation.report.sources import Results
+from open_clip_triplet.evaluation.report.tables import Block, Cell, Row, section
 
 TITLE = "Evaluation beside the TripletCLIP paper"
 INTRO = (
@@ -26,30 +21,39 @@ INTRO = (
 )
 
 
-def render(results: Iterable[dict], form: str, *, baseline: str | None = None) -> str:
+def render(
+    results: Iterable[dict],
+    form: str,
+    *,
+    baseline: str | None = None,
+    reference: str | None = None,
+    coverage: Iterable[Run] = (),
+) -> str:
     """A report of results (``results.read_results``).
 
     Args:
         form: ``md``, ``csv``, ``latex`` or ``html``.
         baseline: the checkpoint that gains and tests are against; the first where None.
+        reference: known models to show beside ours (``reference.known_models``); None for none.
+        coverage: the runs of Figure 3 (``coverage.read_coverage``).
 
     Raises:
-        ValueError: no such baseline or form.
+        ValueError: no such baseline, form or known model.
     """
-    collected = Results(results, baseline)
+    report = Report(Results(results, baseline), reference, tuple(coverage))
     if form == "html":
-        from open_clip_triplet.evaluation.report.html import page
+        from open_clip_triplet.evaluation.report.page import page
 
-        return page(collected)
+        return page(report, TITLE, INTRO)
     writers = {"md": markdown, "csv": comma_separated, "latex": latex}
     if form not in writers:
         raise ValueError(f"unknown format {form!r}; known: md, csv, latex, html")
-    return writers[form](collected)
+    return writers[form](report)
 
 
-def all_blocks(results: Results) -> list[Block]:
-    """Everything a report shows, in order."""
-    return [*paper_blocks(results), *comparison_blocks(results), *interval_blocks(results)]
+def all_blocks(report: Report) -> list[Block]:
+    """Every table of a report, in order."""
+    return [block for part in sections(report) for block in part.blocks]
 
 
 def heading(column: tuple[str, str]) -> str:
@@ -64,13 +68,13 @@ def row_label(row: Row) -> str:
     return f"{row.group}: {row.label}" if row.group else row.label
 
 
-def markdown(results: Results) -> str:
+def markdown(report: Report) -> str:
     """All tables as GitHub Markdown."""
     parts = [f"# {TITLE}", INTRO]
-    for block in all_blocks(results):
+    for block in all_blocks(report):
         parts += [f"## {_md(block.title)}", _markdown_table(block)]
         parts += [f"{i}. {_md(note)}" for i, note in enumerate(block.notes, 1)]
-    parts += ["## Runs", "\n".join(f"- {_md(line)}" for line in provenance(results))]
+    parts += ["## Runs", "\n".join(f"- {_md(line)}" for line in provenance(report.results))]
     text = "\n\n".join(parts)
     return re.sub(r"(?m)^(\d+\. .*)\n\n(?=\d+\. )", r"\1\n", text) + "\n"
 
@@ -80,33 +84,36 @@ def _md(text: str) -> str:
 
 
 def _markdown_table(block: Block) -> str:
-    has_paper = any(row.kind == "paper" for row in block.rows)
+    has_other = any(row.kind in ("paper", "reference") for row in block.rows)
     lines = [
         "| " + " | ".join(["", *(_md(heading(c)) for c in block.columns)]) + " |",
         "|---" + "|---:" * len(block.columns) + "|",
     ]
-    section = ""
+    before = ""
     for row in block.rows:
-        now = row.group if row.kind.startswith("paper") else ("measured here" if has_paper else row.group)
-        if now != section and now:
-            what = f"paper, {now}" if row.kind.startswith("paper") else now
-            lines.append(f"| *{_md(what)}* |" + " |" * len(block.columns))
-        section = now
-        label = f"**{_md(row.label)}**" if row.kind == "measured" and has_paper else _md(row.label)
-        lines.append("| " + " | ".join([label, *(_markdown_cell(cell) for cell in row.cells)]) + " |")
+        now = section(row) or ("measured here" if has_other else "")
+        if now != before and now:
+            lines.append(f"| *{_md(now)}* |" + " |" * len(block.columns))
+        before = now
+        lines.append(
+            "| " + " | ".join([_md(row.label), *(_markdown_cell(cell) for cell in row.cells)]) + " |"
+        )
     return "\n".join(lines)
 
 
 def _markdown_cell(cell: Cell) -> str:
-    return _md(str(cell)) + (f"<sup>{cell.note}</sup>" if cell.note else "")
+    """Best in bold, second best underlined, as the paper prints them."""
+    before, after = {1: ("**", "**"), 2: ("<u>", "</u>")}.get(cell.rank, ("", ""))
+    note = f"<sup>{cell.note}</sup>" if cell.note else ""
+    return f"{before}{_md(str(cell))}{after}{note}"
 
 
-def comma_separated(results: Results) -> str:
+def comma_separated(report: Report) -> str:
     """One line per value: table, kind, group, row, column, value, low, high, text, note."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["table", "kind", "group", "row", "column", "value", "low", "high", "text", "note"])
-    for block in all_blocks(results):
+    for block in all_blocks(report):
         for row in block.rows:
             for column, cell in zip(block.columns, row.cells):
                 if cell.value is None and not cell.text:
@@ -149,10 +156,10 @@ def _tex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def latex(results: Results) -> str:
+def latex(report: Report) -> str:
     """All tables as LaTeX; needs the booktabs and graphicx packages."""
     parts = [f"% {TITLE}. {INTRO}", "% \\usepackage{booktabs,graphicx}"]
-    for block in all_blocks(results):
+    for block in all_blocks(report):
         parts.append(_latex_table(block))
     return "\n\n".join(parts) + "\n"
 
@@ -172,8 +179,12 @@ def _latex_table(block: Block) -> str:
         if (row.kind.partition("-")[0], row.group) != before:
             lines.append(r"\midrule")
         before = (row.kind.partition("-")[0], row.group)
-        cells = (_tex(str(cell)) + (f"$^{{{cell.note}}}$" if cell.note else "") for cell in row.cells)
-        lines.append(" & ".join([_tex(row_label(row)), *cells]) + r" \\")
+        lines.append(" & ".join([_tex(row_label(row)), *map(_latex_cell, row.cells)]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}}"]
     lines += [rf"\par\footnotesize {i}. {_tex(note)}" for i, note in enumerate(block.notes, 1)]
     return "\n".join([*lines, r"\end{table}"])
+
+
+def _latex_cell(cell: Cell) -> str:
+    command = {1: r"\textbf{%s}", 2: r"\underline{%s}"}.get(cell.rank, "%s")
+    return command % _tex(str(cell)) + (f"$^{{{cell.note}}}$" if cell.note else "")

@@ -1,0 +1,182 @@
+"""The figures of the page: which of the results each plot shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from open_clip_triplet.evaluation.benchmarks import get
+from open_clip_triplet.evaluation.report import plots
+from open_clip_triplet.evaluation.report.contents import Report
+from open_clip_triplet.evaluation.report.coverage import coverage_series
+from open_clip_triplet.evaluation.report.retention import leaderboard
+from open_clip_triplet.evaluation.report.sources import Results
+
+#: benchmark -> (metric of the bars, accuracy of guessing in percent or None)
+BARS = {
+    "sugarcrepe": ("accuracy", 50),
+    "valse": ("accuracy", 50),
+    "aro": ("accuracy", 50),
+    "sugarcrepe_pp": ("accuracy", 100 / 3),
+    "negbench": ("accuracy", 25),
+    "zeroshot": ("top1", None),
+    "vl_checklist": ("accuracy", 50),
+    "svo_probes": ("accuracy", 50),
+}
+#: axes of the radar: (name, benchmark, subset or None for the overall average, metric)
+RADAR = (
+    ("SugarCrepe", "sugarcrepe", None, "overall"),
+    ("VALSE", "valse", None, "overall"),
+    ("Winoground group", "winoground", "winoground", "group"),
+    ("Cola group", "cola", "cola", "group"),
+    ("What'sUp", "whatsup", None, "overall"),
+    ("COCO i2t R@5", "retrieval", "mscoco", "i2t_r5"),
+    ("COCO t2i R@5", "retrieval", "mscoco", "t2i_r5"),
+    ("Flickr30k i2t R@5", "retrieval", "flickr30k", "i2t_r5"),
+    ("Flickr30k t2i R@5", "retrieval", "flickr30k", "t2i_r5"),
+    ("Flickr8k i2t R@5", "retrieval", "flickr8k", "i2t_r5"),
+    ("Flickr8k t2i R@5", "retrieval", "flickr8k", "t2i_r5"),
+    ("18 sets top-1", "zeroshot", None, "overall"),
+    ("CIFAR-10 top-1", "zeroshot", "cifar10", "top1"),
+    ("TripletData group", "tripletdata", "tripletdata", "group"),
+)
+#: below this mean, in percent, a radar is a dot: bars are drawn instead
+NEAR_ZERO = 20
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot and its title. ``legend``: names of its series where they are not the checkpoints."""
+
+    title: str
+    svg: str
+    legend: tuple[str, ...] = ()
+    wide: bool = False
+
+
+def shown_names(results: Results) -> list[str]:
+    """The checkpoints that plots show: as many as there are colours, the baseline among them."""
+    first = results.names[: plots.SERIES]
+    return first if results.baseline in first else [results.baseline, *first[:-1]]
+
+
+def figures(report: Report) -> list[Figure]:
+    """All figures, in the order of the page."""
+    results = report.results
+    names = shown_names(results)
+    found = [_coverage(report), _pareto(results, names), _radar(results, names)]
+    for benchmark in results.benchmarks():
+        kept = [results.by_name[name].get(benchmark) for name in names]
+        found += [_bars(benchmark, kept), *_histograms(benchmark, kept)]
+    return [figure for figure in found if figure is not None]
+
+
+def _coverage(report: Report) -> Figure | None:
+    panels = coverage_series(report.results, list(report.coverage))
+    if not panels:
+        return None
+    methods = tuple(dict.fromkeys(method for _, series in panels for method in series))
+    return Figure("Scores by concept coverage (Figure 3)", plots.lines(panels), methods, wide=True)
+
+
+def _pareto(results: Results, names: list[str]) -> Figure | None:
+    board = leaderboard(results)
+    if board is None:
+        return None
+    points = [
+        (
+            s.name,
+            s.composition,
+            s.retention,
+            s.front,
+            names.index(s.name) if s.name in names else plots.SERIES - 1,
+        )
+        for s in board.standings
+    ]
+    return Figure("Composition against retention (dashed: Pareto front)", plots.pareto(points))
+
+
+def _mark(found: list[dict | None]) -> str:
+    return ", PARTIAL" if any(result and not result["complete"] for result in found) else ""
+
+
+def _bars(benchmark: str, found: list[dict | None]) -> Figure | None:
+    results = [result for result in found if result]
+    subsets = [
+        s
+        for s in dict.fromkeys(s for r in results for s in r["subsets"])
+        if any(r["subsets"].get(s, {}).get("items") for r in results)
+    ]
+    if benchmark in BARS:
+        metric, chance = BARS[benchmark]
+        places = [(subset.replace("_", " "), subset, metric) for subset in subsets]
+    else:
+        chance = None
+        metrics = dict.fromkeys(m for r in results for s in r["subsets"].values() for m in s["metrics"])
+        words = {m: m.replace("_r", " R@") for m in metrics}
+        places = [
+            (f"{s} {words[m]}" if len(subsets) > 1 else words[m], s, m) for s in subsets for m in metrics
+        ]
+    places = [p for p in places if any(_triple(result, *p[1:]) for result in results)]
+    if not places:
+        return None
+    values = [[_triple(result, subset, metric) for _, subset, metric in places] for result in found]
+    title = f"{get(benchmark).title}{_mark(found)}"
+    return Figure(title, plots.bars([label for label, _, _ in places], values, chance))
+
+
+def _triple(result: dict | None, subset: str, metric: str) -> tuple | None:
+    numbers = ((result or {"subsets": {}})["subsets"].get(subset) or {"metrics": {}})["metrics"].get(metric)
+    if not numbers or numbers["value"] is None:
+        return None
+    low, high = (numbers["value"] if numbers[x] is None else numbers[x] for x in ("low", "high"))
+    return tuple(100 * x for x in (numbers["value"], low, high))
+
+
+def _radar(results: Results, names: list[str]) -> Figure | None:
+    def value(name: str, benchmark: str, subset: str | None, metric: str) -> float | None:
+        result = results.by_name[name].get(benchmark)
+        if result is None:
+            return None
+        metrics = (
+            result["summary"] if subset is None else result["subsets"].get(subset, {}).get("metrics", {})
+        )
+        numbers = metrics.get(metric)
+        return 100 * numbers["value"] if numbers and numbers["value"] is not None else None
+
+    axes = [axis for axis in RADAR if any(value(name, *axis[1:]) is not None for name in names)]
+    if len(axes) < 3:
+        return None
+    partial = {
+        axis
+        for axis in axes
+        if any(not r["complete"] for n in names if (r := results.by_name[n].get(axis[1])))
+    }
+    labels = [axis[0] + ("*" if axis in partial else "") for axis in axes]
+    series = [[value(name, *axis[1:]) for axis in axes] for name in names]
+    title = "The suite" + (" (* partial run)" if partial else "")
+    known = [v for values in series for v in values if v is not None]
+    if sum(known) / len(known) < NEAR_ZERO:
+        return Figure(
+            title,
+            plots.bars(labels, [[None if v is None else (v, v, v) for v in values] for values in series]),
+        )
+    return Figure(title, plots.radar(labels, series))
+
+
+def _histograms(benchmark: str, found: list[dict | None]) -> list[Figure]:
+    kept = [
+        next(
+            (s["histograms"] for s in (result or {"subsets": {}})["subsets"].values() if s.get("histograms")),
+            None,
+        )
+        for result in found
+    ]
+    edges = next((histogram["edges"] for histogram in kept if histogram), None)
+    if edges is None:
+        return []
+    parts = []
+    for modality, what in (("image", "images"), ("text", "captions")):
+        counts = [histogram[modality] if histogram else [0] * (len(edges) - 1) for histogram in kept]
+        title = f"{get(benchmark).title}: positive and negative {what}{_mark(found)}"
+        parts.append(Figure(title, plots.histograms(edges, counts)))
+    return parts

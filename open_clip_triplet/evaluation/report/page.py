@@ -1,0 +1,73 @@
+"""The report as one HTML page: tables and plots, self-contained, nothing fetched, every text escaped."""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+
+from open_clip_triplet.evaluation.report import plots
+from open_clip_triplet.evaluation.report.contents import Report, sections
+from open_clip_triplet.evaluation.report.figures import figures, shown_names
+from open_clip_triplet.evaluation.report.intervals import provenance
+from open_clip_triplet.evaluation.report.package_data import read
+from open_clip_triplet.evaluation.report.sources import Results
+from open_clip_triplet.evaluation.report.tables import Block, Row, section
+
+
+def page(report: Report, title: str, intro: str) -> str:
+    """The whole report; names in it may hold texts from anywhere."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["slug"] = slug
+    results = report.results
+    names = shown_names(results)
+    return environment.from_string(read("page.html.j2")).render(
+        title=title,
+        intro=intro,
+        baseline=results.baseline,
+        partial=_partial(results),
+        style=read("page.css"),
+        script=read("page.js"),
+        sections=[(part, [_table(block) for block in part.blocks]) for part in sections(report)],
+        figures=figures(report),
+        series=names,
+        series_count=plots.SERIES,
+        not_drawn=[name for name in results.names if name not in names],
+        runs=provenance(results),
+    )
+
+
+def slug(text: str) -> str:
+    """A link's name.
+
+    >>> slug("Table 4 and 7")
+    'table-4-and-7'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _partial(results: Results) -> list[str]:
+    """What is partial, of which benchmark."""
+    return sorted(
+        {
+            f"{result['title']} ({result['items']} of {result['expected'] or '?'} items)"
+            for name in results.names
+            for result in results.by_name[name].values()
+            if not result["complete"]
+        }
+    )
+
+
+def _table(block: Block) -> dict:
+    """A block with its headings spanned and its rows in sections."""
+    has_other = any(row.kind in ("paper", "reference") for row in block.rows)
+
+    def heading(row: Row) -> str:
+        return section(row) or ("measured here" if has_other else "")
+
+    return {
+        "block": block,
+        "upper": [(name, len(list(group))) for name, group in groupby(c[0] for c in block.columns)],
+        "bodies": [(name, list(rows)) for name, rows in groupby(block.rows, key=heading)],
+    }

@@ -1,0 +1,101 @@
+"""Results by checkpoint, and the metrics that a table's column names.
+
+A source is ``benchmark:subset:metric``, ``benchmark:average`` for an average over subsets, or
+``benchmark:items`` for the accuracy over all items, whatever their subset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from open_clip_triplet.evaluation.benchmarks import names
+from open_clip_triplet.evaluation.benchmarks.base import tree_leaves
+from open_clip_triplet.evaluation.metrics import wilson_interval
+from open_clip_triplet.evaluation.report.tables import Cell
+
+PARTIAL = "partial"
+
+
+class Results:
+    """Results by checkpoint name and benchmark.
+
+    Raises:
+        ValueError: no such baseline, or one name stands for different weights.
+    """
+
+    def __init__(self, results: Iterable[dict], baseline: str | None = None):
+        found: dict[str, dict[str, dict]] = {}
+        weights: dict[str, str] = {}
+        for result in results:
+            checkpoint = result["checkpoint"]
+            known = weights.setdefault(checkpoint["name"], checkpoint.get("weights", ""))
+            if known != checkpoint.get("weights", ""):
+                raise ValueError(
+                    f"two different checkpoints are called {checkpoint['name']!r}; "
+                    "run one again under another name (--pretrained NAME=PATH)"
+                )
+            found.setdefault(checkpoint["name"], {})[result["benchmark"]] = result
+        order = {name: i for i, name in enumerate(names())}
+        self.by_name = {
+            name: dict(sorted(by_benchmark.items(), key=lambda item: order.get(item[0], len(order))))
+            for name, by_benchmark in found.items()
+        }
+        self.names = list(self.by_name)
+        if baseline is not None and baseline not in self.by_name:
+            raise ValueError(f"no results of the baseline {baseline!r}; there are: {', '.join(self.names)}")
+        self.baseline = baseline or self.names[0]
+
+    def benchmarks(self) -> list[str]:
+        """Every benchmark that some checkpoint has a result of."""
+        return list(dict.fromkeys(b for name in self.names for b in self.by_name[name]))
+
+    def cell(self, name: str, sources: tuple[str, ...]) -> Cell:
+        """The mean of some metrics in percent; ``partial`` or empty where one is partial or absent."""
+        found = [self.metric(name, source) for source in sources]
+        known = [metric for metric in found if isinstance(metric, dict)]
+        if None in found:
+            return Cell()
+        if len(known) < len(found):
+            return Cell(text=PARTIAL)
+        if len(known) == 1:
+            return Cell(*(_percent(known[0][part]) for part in ("value", "low", "high")))
+        return Cell(100 * float(np.mean([metric["value"] for metric in known])))
+
+    def metric(self, name: str, source: str) -> dict | str | None:
+        """The {value, low, high} that a source names, ``partial``, or None where it was not measured."""
+        benchmark, *place = source.split(":")
+        result = self.by_name[name].get(benchmark)
+        if result is None:
+            return None
+        if place == ["items"]:
+            return _over_items(result)
+        if len(place) == 1:
+            metric = result["summary"].get(place[0])
+            return metric if metric is None or result["complete"] else PARTIAL
+        subset = result["subsets"].get(place[0])
+        metric = subset["metrics"].get(place[1]) if subset else None
+        if metric is None or metric["value"] is None:
+            return None
+        return metric if subset["complete"] else PARTIAL
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _over_items(result: dict) -> dict | str | None:
+    """Accuracy over the items of all subsets that the benchmark's average goes over."""
+    from open_clip_triplet.evaluation.benchmarks import get
+
+    groups = get(result["benchmark"]).groups
+    subsets = [result["subsets"].get(leaf) for leaf in tree_leaves(groups or ())]
+    outcomes = [subset["outcomes"].get("accuracy") if subset else None for subset in subsets]
+    if not outcomes or None in outcomes:
+        return None
+    if not result["complete"]:
+        return PARTIAL
+    right, items = sum(o.count("1") for o in outcomes), sum(map(len, outcomes))
+    low, high = wilson_interval(right, items)
+    return {"value": right / items, "low": low, "high": high}
