@@ -123,7 +123,8 @@ def test_details_are_cut_to_size():
 def test_overview_and_options_of_every_command(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])
-    assert stop.value.code == 0 and all(name in capsys.readouterr().out for name in cli.COMMANDS)
+    overview = capsys.readouterr().out
+    assert stop.value.code == 0 and all(name in overview for name in cli.COMMANDS)
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as stop:
             cli.main([name, "--help"])

@@ -11,9 +11,11 @@ from open_clip_triplet.errors import TripletError
 #: subcommand -> (module, its line in the overview); a module is imported when its subcommand is used
 COMMANDS: dict[str, tuple[str, str]] = {
     "gallery": ("gallery", "a page to look through samples, filter, sort and mark them"),
+    "stats": ("stats", "sizes, lengths, edit categories, duplicates, overlap with evaluation sets, concepts"),
 }
 EXAMPLES = """examples:
   triplet-inspect gallery triplets/ --html gallery.html
+  triplet-inspect stats triplets/ --against sugarcrepe=data/sugar-crepe --output stats
 """
 
 

@@ -1,0 +1,331 @@
+"""Numbers of a set of paired shards: sizes, lengths, edit categories, duplicates, overlap, concepts.
+
+Overlap is looked for with --against: the evaluation sets' images (same bytes, and near ones by
+perceptual hash) and captions (same words). With --output, duplicates.csv and overlap.csv list the samples
+concerned; `triplet-shards filter --drop-list` takes either file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from open_clip_triplet.errors import PipelineError
+from open_clip_triplet.files import join, write_text_durably
+from open_clip_triplet.inspect.diff import caption_diff
+from open_clip_triplet.inspect.duplicates import (
+    NEAR,
+    Fingerprint,
+    clusters,
+    fingerprint,
+    near_pairs,
+    normal_caption,
+)
+from open_clip_triplet.inspect.overlap import EvaluationSet, read_evaluation_set
+from open_clip_triplet.inspect.report import Report, Table, add_report_arguments, conclude
+from open_clip_triplet.inspect.samples import (
+    ViewSample,
+    add_shard_arguments,
+    check_sample,
+    find_shards,
+    read_view_samples,
+)
+
+EXAMPLES = """examples:
+  triplet-inspect stats triplets/ --output stats
+  triplet-inspect stats triplets/ --against sugarcrepe=data/sugar-crepe coco=data/coco flickr=data/flickr30k
+"""
+QUANTILES = (0, 0.05, 0.5, 0.95, 1)
+
+
+@dataclass
+class Looked:
+    """What is kept of each sample: no image, no text but the counts of words."""
+
+    places: list[tuple[str, str]] = field(default_factory=list)
+    prints: dict[str, list[Fingerprint | None]] = field(default_factory=lambda: {"image": [], "negative image": []})
+    captions: dict[str, list[str]] = field(default_factory=lambda: {"caption": [], "negative caption": []})
+    words: dict[str, list[int]] = field(default_factory=lambda: {
+        "caption words": [], "negative caption words": [], "words changed": []
+    })
+    negatives: list[int] = field(default_factory=list)
+    positives: list[int] = field(default_factory=list)
+    categories: Counter = field(default_factory=Counter)
+    synsets: dict[str, Counter] = field(default_factory=lambda: {"captions": Counter(), "negatives": Counter()})
+    own: Counter = field(default_factory=Counter)
+
+
+def look(samples: Iterable[ViewSample], concepts=None) -> Looked:
+    """Look at every sample once. ``concepts``: caption -> synset names, or None."""
+    looked = Looked()
+    for sample, *prints in _with_fingerprints(samples):
+        looked.places.append((sample.key, sample.shard))
+        looked.positives.append(len(sample.captions))
+        looked.negatives.append(len(sample.neg_captions))
+        for name, found in zip(looked.prints, prints):
+            looked.prints[name].append(found)
+        for name, texts in zip(looked.captions, (sample.captions, sample.neg_captions)):
+            looked.captions[name].append(normal_caption(texts[0]) if texts else "")
+            looked.words[f"{name} words"] += [len(text.split()) for text in texts[:1]]
+        if sample.neg_captions:
+            looked.categories.update(sample.neg_categories or ["not given"])
+            _compare_own(looked, sample, prints)
+        if concepts:
+            for name, texts in zip(looked.synsets, (sample.captions, sample.neg_captions)):
+                looked.synsets[name].update(name for text in texts[:1] for name in concepts(text))
+    return looked
+
+
+def _compare_own(looked: Looked, sample: ViewSample, prints: Sequence[Fingerprint | None]) -> None:
+    caption, negative = (sample.captions or [""])[0], sample.neg_captions[0]
+    changed = caption_diff(caption, negative)
+    whole = len(changed[1]) == 1 and caption.lower() != negative.lower() and changed[0] == [caption]
+    pieces = [[side[0]] if whole else side[1::2] for side in changed]
+    looked.words["words changed"].append(max(len(" ".join(side).split()) for side in pieces))
+    looked.own["caption"] += normal_caption(caption) == normal_caption(negative)
+    image, negative_image = prints
+    if image and negative_image:
+        looked.own["image, same bytes"] += image.digest == negative_image.digest
+        if image.phash is not None and negative_image.phash is not None:
+            looked.own["image, near"] += (image.phash ^ negative_image.phash).bit_count() <= NEAR
+
+
+def _with_fingerprints(samples: Iterable[ViewSample]) -> Iterator[tuple]:
+    def work(sample: ViewSample) -> tuple:
+        prints = [fingerprint(data) if data is not None else None for data in (sample.image, sample.neg_image)]
+        sample.image = sample.neg_image = None
+        return sample, *prints
+
+    with ThreadPoolExecutor() as pool:
+        pending: deque = deque()
+        for sample in samples:
+            pending.append(pool.submit(work, sample))
+            if len(pending) > 64:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def make_report(looked: Looked, title: str, sets: Sequence[EvaluationSet] = (), near: int = NEAR) -> Report:
+    """Tables, plots and the lists of samples concerned (``values``: ``duplicates``, ``overlap``)."""
+    report = Report("stats", title, [_counts(looked), _distributions(looked)])
+    if looked.categories:
+        total = looked.categories.total()
+        rows = [[name, count, count / total] for name, count in looked.categories.most_common()]
+        report.tables.append(Table("edit category", ["negatives", "share"], rows))
+        report.plots["categories"] = _draw_categories(rows[:20])
+    table, report.values["duplicates"] = _duplicates(looked, near)
+    report.tables += [table, _own(looked)] if looked.own else [table]
+    if sets:
+        table, report.values["overlap"] = _overlap(looked, sets, near)
+        report.tables.append(table)
+    if any(looked.synsets.values()):
+        report.tables.append(_concepts(looked))
+    report.plots["lengths"] = _draw_lengths(looked)
+    if sizes := [p.size for p in looked.prints["image"] if p and p.size]:
+        report.plots["resolution"] = _draw_resolution(sizes)
+    return report
+
+
+def _counts(looked: Looked) -> Table:
+    prints = looked.prints
+    rows = [
+        ["samples", len(looked.places)],
+        ["shards", len({shard for _, shard in looked.places})],
+        ["captions", sum(looked.positives)],
+        ["negative captions", sum(looked.negatives)],
+        ["samples with a negative caption", sum(n > 0 for n in looked.negatives)],
+        ["samples with a negative image", sum(p is not None for p in prints["negative image"])],
+    ]
+    for name, found in prints.items():
+        bad = sum(p is not None and p.size is None for p in found)
+        rows.append([f"{name}s that cannot be decoded", bad])
+    return Table("counts", ["number"], rows)
+
+
+def _distributions(looked: Looked) -> Table:
+    values = {**looked.words}
+    for name, prints in looked.prints.items():
+        for place, side in enumerate(("width", "height")):
+            values[f"{name} {side}"] = [p.size[place] for p in prints if p and p.size]
+    rows = [
+        [name, *(float(q) for q in np.quantile(found, QUANTILES)), float(np.mean(found))]
+        for name, found in values.items() if found
+    ]
+    columns = ["least", "5%", "median", "95%", "most", "mean"]
+    return Table("distribution", columns, [[r[0], *(_whole(v) for v in r[1:])] for r in rows])
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _duplicates(looked: Looked, near: int) -> tuple[Table, list[dict]]:
+    rows, listed = [], []
+    for name, prints in looked.prints.items():
+        have = [n for n, p in enumerate(prints) if p]
+        same = _repeats([prints[n].digest for n in have])
+        seen = [n for n in have if prints[n].phash is not None]
+        hashes = np.array([prints[n].phash for n in seen], np.uint64)
+        unique, places = np.unique(hashes, return_inverse=True)
+        groups = clusters(len(unique), near_pairs(unique, bits=near))
+        members = _members(places, len(unique), groups)
+        repeats = sum(len(group) - 1 for group in members)
+        rows.append([name, len(have), len(same), repeats, max(map(len, members), default=0)])
+        if name == "image":
+            listed = [
+                {"key": looked.places[seen[n]][0], "shard": looked.places[seen[n]][1], "group": number}
+                for number, group in enumerate(members) for n in group[1:]
+            ]
+    for name, captions in looked.captions.items():
+        given = [text for text in captions if text]
+        largest = Counter(given).most_common(1)
+        rows.append([name, len(given), len(_repeats(given)), None, largest[0][1] if largest else 0])
+    columns = ["looked at", "repeated exactly", f"repeated or near (≤ {near} bits)", "largest group"]
+    note = "A repeat is a further copy of one that was there before; captions are compared without case and marks."
+    return Table("duplicates", columns, rows, note), listed
+
+
+def _repeats(items: Sequence) -> list[int]:
+    seen: set = set()
+    return [n for n, item in enumerate(items) if item in seen or seen.add(item)]
+
+
+def _members(places: np.ndarray, count: int, groups: list[list[int]]) -> list[list[int]]:
+    """Groups of samples, from groups of distinct hashes and each sample's hash; all of at least two."""
+    of_hash: list[list[int]] = [[] for _ in range(count)]
+    for sample, place in enumerate(places.tolist()):
+        of_hash[place].append(sample)
+    grouped = {place for group in groups for place in group}
+    alone = [[place] for place in range(count) if place not in grouped and len(of_hash[place]) > 1]
+    found = [sorted(sample for place in group for sample in of_hash[place]) for group in [*groups, *alone]]
+    return sorted(found, key=lambda group: (-len(group), group))
+
+
+def _own(looked: Looked) -> Table:
+    rows = [[f"same {name}", count] for name, count in looked.own.items()]
+    return Table("negatives that equal their own positive", ["samples"], rows)
+
+
+def _overlap(looked: Looked, sets: Sequence[EvaluationSet], near: int) -> tuple[Table, list[dict]]:
+    rows, listed = [], []
+    for found in sets:
+        why: dict[int, set[str]] = {}
+        for prints in looked.prints.values():
+            for n, p in enumerate(prints):
+                if p and p.digest in found.digests:
+                    why.setdefault(n, set()).add("image")
+            seen = [n for n, p in enumerate(prints) if p and p.phash is not None]
+            hashes = np.array([prints[n].phash for n in seen], np.uint64)
+            for n in found.near(hashes, near):
+                why.setdefault(seen[n], set()).add("near image")
+        for captions in looked.captions.values():
+            for n, text in enumerate(captions):
+                if text and text in found.captions:
+                    why.setdefault(n, set()).add("caption")
+        counts = Counter(reason for reasons in why.values() for reason in reasons)
+        rows.append([found.name, found.images, len(found.captions),
+                     counts["image"], counts["near image"], counts["caption"], len(why)])
+        listed += [
+            {"key": looked.places[n][0], "shard": looked.places[n][1], "set": found.name, "shares": sorted(why[n])}
+            for n in sorted(why)
+        ]
+    columns = ["its images", "its captions", "same image", f"near (≤ {near} bits)", "same caption", "samples in all"]
+    return Table("overlap with", columns, rows), listed
+
+
+def _concepts(looked: Looked) -> Table:
+    sides = {**looked.synsets, "both": looked.synsets["captions"] + looked.synsets["negatives"]}
+    return Table("WordNet synsets", ["total", "unique"], [[n, c.total(), len(c)] for n, c in sides.items()])
+
+
+# --- plots ----------------------------------------------------------------------------------------
+
+
+def _draw_categories(rows: list):
+    def draw(axes) -> None:
+        names, counts, _ = zip(*reversed(rows))
+        axes.barh([name.replace("_", " ") for name in names], counts)
+        axes.set_xlabel("negative captions")
+
+    return draw
+
+
+def _draw_lengths(looked: Looked):
+    def draw(axes) -> None:
+        top = max((max(v) for v in looked.words.values() if v), default=1)
+        for name, values in looked.words.items():
+            if values:
+                bins = np.arange(0, min(top, 80) + 2) - 0.5
+                axes.hist(np.clip(values, 0, 80), bins, density=True, histtype="step", linewidth=1.6, label=name)
+        axes.set_xlabel("words")
+        axes.set_ylabel("share of samples")
+        axes.legend(frameon=False)
+
+    return draw
+
+
+def _draw_resolution(sizes: list):
+    def draw(axes) -> None:
+        width, height = np.array(sizes).T
+        axes.scatter(width, height, s=9, alpha=0.35, linewidths=0)
+        axes.set_xlabel("image width, pixels")
+        axes.set_ylabel("height")
+        axes.set_xlim(0)
+        axes.set_ylim(0)
+
+    return draw
+
+
+# --- command --------------------------------------------------------------------------------------
+
+
+def add_arguments(parser) -> None:
+    add_shard_arguments(parser)
+    parser.add_argument("--against", nargs="+", default=[], metavar="[NAME=]PATH",
+                        help="evaluation sets to look for: folders or files of images, shards, annotations")
+    parser.add_argument("--near", type=int, default=NEAR, metavar="BITS",
+                        help=f"Hamming distance of perceptual hashes that counts as near (default {NEAR} of 64)")
+    parser.add_argument("--text-only", action="store_true", help="leave the images unread")
+    parser.add_argument("--wordnet", default="", metavar="DIR", help="folder of WordNet 3.0's data.noun")
+    add_report_arguments(parser)
+
+
+def run(args) -> int:
+    check_sample(args)
+    shards = find_shards(args.shards)
+    sets = [read_evaluation_set(text) for text in args.against]
+    samples = read_view_samples(shards, sample=args.sample, seed=args.seed, images=not args.text_only)
+    concepts, note = None, ""
+    try:
+        from open_clip_triplet.tripletdata.stages.concepts import Concepts
+
+        concepts = Concepts(args.wordnet).of
+    except PipelineError as error:
+        note = f"WordNet synsets are not counted: {error}"
+    report = make_report(look(samples, concepts), " ".join(args.shards), sets, args.near)
+    report.intro = note
+    status = conclude(report, args)
+    if args.output:
+        for name in ("duplicates", "overlap"):
+            if name in report.values:
+                write_text_durably(join(args.output, f"{name}.csv"), drop_list(report.values[name]))
+    return status
+
+
+def drop_list(listed: Iterable[dict]) -> str:
+    """Samples as the csv that ``triplet-shards filter --drop-list`` takes: key, mark, shard."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["key", "mark", "shard"])
+    writer.writerows(dict.fromkeys((item["key"], "bad", item["shard"]) for item in listed))
+    return text.getvalue()
