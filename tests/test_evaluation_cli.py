@@ -80,7 +80,7 @@ def test_run_and_report(workplace, capsys):
     assert page.read_text().startswith("<!doctype html>") and "<svg" in page.read_text()
     capsys.readouterr()
     assert cli.main(["report", str(workplace / "results")]) == 0
-    assert "## Table 4. SugarCrepe" in capsys.readouterr().out
+    assert "## Tables 4 and 7. SugarCrepe" in capsys.readouterr().out
 
 
 def test_second_run_imports_no_torch(workplace):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from open_clip_triplet.errors import DataError
-from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, get, names
+from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, RETENTION, SUITES, get, names, suite
 
 EXAMPLES = """examples:
   triplet-evaluate data --data-root data
@@ -68,7 +68,11 @@ def _add_run(commands) -> None:
     )
     which = run.add_mutually_exclusive_group(required=True)
     which.add_argument("--benchmarks", metavar="NAMES", help=f"comma-separated, of: {', '.join(names())}")
-    which.add_argument("--suite", choices=["paper", "all"], help=f"paper: {', '.join(PAPER_SUITE)}")
+    which.add_argument(
+        "--suite",
+        choices=SUITES,
+        help=f"paper: {', '.join(PAPER_SUITE)}; composition: all but {', '.join(RETENTION)}",
+    )
     run.add_argument(
         "--data-root", metavar="DIR", default="data", help="folder with the data (default: data)"
     )
@@ -90,6 +94,18 @@ def _add_report(commands) -> None:
     report.add_argument("--format", choices=["md", "csv", "latex", "html"], default="md")
     report.add_argument(
         "--baseline", metavar="NAME", help="checkpoint that gains and tests are against (default: the first)"
+    )
+    report.add_argument(
+        "--reference",
+        nargs="?",
+        const="",
+        metavar="TEXT",
+        help="published values of known CLIPs beside ours: the usual ones, those that contain TEXT, or 'all'",
+    )
+    report.add_argument(
+        "--coverage",
+        metavar="CSV",
+        help="the paper's Figure 3: a file with the columns checkpoint,method,concepts",
     )
     report.add_argument("--output", metavar="FILE", help="default: standard output")
 
@@ -135,7 +151,7 @@ def _specs(args) -> list:
 
 def _chosen(args) -> list:
     if getattr(args, "suite", None):
-        return [get(name) for name in (PAPER_SUITE if args.suite == "paper" else names())]
+        return [get(name) for name in suite(args.suite)]
     return (
         [get(name.strip()) for name in args.benchmarks.split(",")]
         if args.benchmarks
@@ -165,11 +181,18 @@ def _run(args) -> int:
 
 
 def _report(args) -> int:
+    from open_clip_triplet.evaluation.report.coverage import read_coverage
     from open_clip_triplet.evaluation.report.render import render
     from open_clip_triplet.evaluation.results import read_results
     from open_clip_triplet.files import write_text_durably
 
-    text = render(read_results(args.results), args.format, baseline=args.baseline)
+    text = render(
+        read_results(args.results),
+        args.format,
+        baseline=args.baseline,
+        reference=args.reference,
+        coverage=read_coverage(args.coverage) if args.coverage else (),
+    )
     if args.output:
         write_text_durably(args.output, text)
         print(f"wrote {args.output}", file=sys.stderr)

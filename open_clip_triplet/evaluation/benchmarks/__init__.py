@@ -10,13 +10,40 @@ from open_clip_triplet.evaluation.benchmarks.base import Benchmark
 
 PAPER_SUITE = ("sugarcrepe", "winoground", "valse", "cola", "retrieval", "zeroshot", "tripletdata")
 
-__all__ = ["PAPER_SUITE", "Benchmark", "DataError", "MissingData", "get", "names"]
+#: benchmarks of retention; every other one is of composition
+RETENTION = ("retrieval", "zeroshot", "long_retrieval")
+SUITES = ("paper", "composition", "all")
+
+__all__ = [
+    "PAPER_SUITE",
+    "RETENTION",
+    "SUITES",
+    "Benchmark",
+    "DataError",
+    "MissingData",
+    "get",
+    "names",
+    "suite",
+]
 
 
 def names() -> list[str]:
     """All benchmark names: the paper's, then those beyond it by name."""
     found = {m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and m.name[0] != "_"}
     return [*PAPER_SUITE, *sorted(found.difference(PAPER_SUITE))]
+
+
+def suite(which: str) -> list[str]:
+    """Benchmark names of a suite: the paper's seven, all benchmarks of composition, or all.
+
+    Raises:
+        ValueError: no such suite.
+    """
+    if which not in SUITES:
+        raise ValueError(f"unknown suite {which!r}; known: {', '.join(SUITES)}")
+    if which == "paper":
+        return list(PAPER_SUITE)
+    return [name for name in names() if which == "all" or name not in RETENTION]
 
 
 def get(name: str) -> Benchmark:

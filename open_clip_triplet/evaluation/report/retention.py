@@ -40,7 +40,8 @@ RETENTION = {
 }
 SUGARCREPE_NOTE = (
     "SugarCrepe is printed both ways that papers print it: the mean of its 7 subsets (the paper's), and over "
-    "its 7,511 items. In 202 published models the second is 3 points higher in the mean, 5 at most; compare like with like."
+    "its 7,511 items. In 202 published models the second is 3 points higher in the mean, 5 at most; "
+    "compare like with like."
 )
 
 
