@@ -11,7 +11,9 @@ from PIL import Image
 
 from evaluation_fixtures import TINY, picture, tiny_clip, write_config
 from open_clip_triplet.errors import CheckpointError
-from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec, export, identify, load
+from open_clip_triplet.evaluation.checkpoints.export import export
+from open_clip_triplet.evaluation.checkpoints.load import load
+from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec, identify
 from open_clip_triplet.evaluation.images import file_digest
 
 CAPTIONS = ["a dog", "two cats on a red sofa"]
@@ -54,7 +56,8 @@ def test_training_checkpoint_loads_as_the_model_it_was(tmp_path):
 
 def test_export_comes_back_the_same(tmp_path):
     path = save(tmp_path / "epoch_1.pt")
-    folder = export(spec(tmp_path, path), tmp_path / "hub")
+    folder, difference = export(spec(tmp_path, path), tmp_path / "hub")
+    assert difference == 0
     assert sorted(f.name for f in folder.iterdir()) == [
         "open_clip_config.json",
         "open_clip_model.safetensors",
@@ -77,7 +80,7 @@ def test_identity_follows_weights_config_and_precision(tmp_path):
         identify(spec(tmp_path, a, model_config=write_config(tmp_path, quick_gelu=True)), file_digest),
     ]
     assert all(other != facts for other in others)
-    folder = export(spec(tmp_path, a), tmp_path / "hub")
+    folder, _ = export(spec(tmp_path, a), tmp_path / "hub")
     assert identify(CheckpointSpec("x", str(folder)), file_digest)["weights"] != facts["weights"]
     tag = identify(CheckpointSpec("ViT-B-32", "laion2b_s34b_b79k"), file_digest)
     assert tag["weights"] == "tag:laion2b_s34b_b79k" and tag["model_config"]["embed_dim"] == 512

@@ -185,11 +185,11 @@ def test_download_fetches_annotations_once(tmp_path, monkeypatch, capsys):
     assert not list(root.rglob("*.tmp"))
 
 
-def test_export_writes_a_folder(workplace, capsys):
+def test_convert_writes_a_folder(workplace, capsys):
     assert (
         cli.main(
             [
-                "export",
+                "convert",
                 "--model-config",
                 str(workplace / "tiny-eval.json"),
                 "--pretrained",

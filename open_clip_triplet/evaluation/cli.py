@@ -8,6 +8,7 @@ from pathlib import Path
 
 from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, RETENTION, SUITES, get, names, suite
+from open_clip_triplet.evaluation.checkpoints.command import add_arguments as add_convert_arguments
 
 EXAMPLES = """examples:
   triplet-evaluate data --data-root data
@@ -35,10 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--benchmarks", metavar="NAMES", help=f"comma-separated, of: {', '.join(names())}")
     data.add_argument("--download", metavar="NAMES", help="fetch the freely licensed annotations of these")
-    export = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder")
-    _add_model(export)
-    export.add_argument("--pretrained", required=True, metavar="PATH_OR_TAG")
-    export.add_argument("--output", required=True, metavar="DIR")
+    convert = commands.add_parser("convert", help="write a checkpoint in another layout, or to the hub")
+    _add_model(convert)
+    add_convert_arguments(convert)
     return parser
 
 
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     from open_clip_triplet.errors import CheckpointError, ShardError
 
-    command = {"run": _run, "report": _report, "data": _data, "export": _export}[args.command]
+    command = {"run": _run, "report": _report, "data": _data, "convert": _convert}[args.command]
     try:
         return command(args)
     except (DataError, CheckpointError, ShardError, ValueError) as error:
@@ -212,11 +212,10 @@ def _data(args) -> int:
     return 0
 
 
-def _export(args) -> int:
-    from open_clip_triplet.evaluation.checkpoints.load import export
+def _convert(args) -> int:
+    from open_clip_triplet.evaluation.checkpoints.command import run
 
-    print(f"wrote {export(_specs(args)[0], args.output)}", file=sys.stderr)
-    return 0
+    return run(args, _specs(args)[0])
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from open_clip_triplet.errors import CheckpointError
-from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec, model_config, shorten
+from open_clip_triplet.evaluation.checkpoints.params import training_options
+from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec, model_config, shorten
 
 
 def check_tag(spec: CheckpointSpec) -> None:
@@ -45,78 +47,121 @@ def _quick_gelu_message(spec: CheckpointSpec, what: str) -> str:
     )
 
 
-def check_file(spec: CheckpointSpec) -> None:
+@dataclass(frozen=True)
+class FileFacts:
+    """What a weights file says about the model it fills."""
+
+    context_length: int | None
+    has_logit_bias: bool
+    image_size: int | None
+
+
+def check_file(spec: CheckpointSpec, path: Path) -> FileFacts:
     """Check a weights file against the model it is to fill, before OpenCLIP adapts it silently.
+
+    Returns:
+        How it was trained where its model's config does not say: ``--force-context-length`` and
+        ``--siglip`` from its tensors, ``--force-image-size`` from its run's ``params.txt``.
 
     Raises:
         CheckpointError: another model, activation or image size; not weights.
     """
-    path = Path(spec.pretrained)
     config = model_config(spec) or {}
-    quick = spec.force_quick_gelu or bool(config.get("quick_gelu", False))
     trained = training_options(path)
     if trained.get("model") not in (None, spec.model):
         raise CheckpointError(
             f"{path}: trained as --model {trained['model']} (its run's params.txt), not {spec.model}"
         )
-    shapes, from_openai = _shapes(path)
+    shapes, from_openai = weight_shapes(path)
+    _check_activation(spec, path, config, trained, from_openai)
+    size = spec.force_image_size or _trained_size(path, trained)
+    _check_image_size(spec, path, config, shapes, size)
+    text = config.get("text_cfg", {})
+    positions = shapes.get("positional_embedding") or shapes.get("text.positional_embedding")
+    length = positions[0] - bool(text.get("embed_cls")) if positions else None
+    return FileFacts(length, "logit_bias" in shapes, size)
+
+
+def _check_activation(spec: CheckpointSpec, path: Path, config: dict, trained: dict, from_openai: bool) -> None:
+    quick = spec.force_quick_gelu or bool(config.get("quick_gelu", False))
     if (from_openai or trained.get("force_quick_gelu") == "True") and not quick:
         raise CheckpointError(_quick_gelu_message(spec, str(path)))
     if trained.get("force_quick_gelu") == "False" and spec.force_quick_gelu and not config.get("quick_gelu"):
         raise CheckpointError(f"{path}: trained with GELU (its run's params.txt): no --force-quick-gelu")
+
+
+def _trained_size(path: Path, trained: dict[str, str]) -> int | None:
+    given = trained.get("force_image_size", "None").strip("[]()").split(",")[0]
+    if given in ("None", ""):
+        return None
+    if not given.strip().isdigit():
+        raise CheckpointError(f"{path}: its run's params.txt says force_image_size: {given}, which is no size")
+    return int(given)
+
+
+def _check_image_size(spec: CheckpointSpec, path: Path, config: dict, shapes: dict, size: int | None) -> None:
     vision = config.get("vision_cfg", {})
     positions = shapes.get("visual.positional_embedding") or shapes.get("visual.trunk.pos_embed")
     patch = vision.get("patch_size")
-    if positions and isinstance(patch, int) and isinstance(vision.get("layers"), int):
-        side = round((positions[-2] - 1) ** 0.5)
-        size = spec.force_image_size or vision.get("image_size", 224)
-        if side * side + 1 == positions[-2] and side != size // patch:
-            raise CheckpointError(
-                f"{path}: trained on images of {side * patch} pixels, {spec.model} takes {size}: "
-                f"use --force-image-size {side * patch}, or the model it was trained as"
-            )
+    if not (positions and isinstance(patch, int) and isinstance(vision.get("layers"), int)):
+        return
+    side = round((positions[-2] - 1) ** 0.5)
+    size = size or vision.get("image_size", 224)
+    if side * side + 1 == positions[-2] and side != size // patch:
+        raise CheckpointError(
+            f"{path}: trained on images of {side * patch} pixels, {spec.model} takes {size}: "
+            f"use --force-image-size {side * patch}, or the model it was trained as"
+        )
 
 
-#: how images were prepared in training, under OpenCLIP's names of both options and arguments
-PREPROCESSING = ("image_mean", "image_std", "image_interpolation", "image_resize_mode")
+#: captions that any working tokenizer tells apart
+PROBES = (
+    "a photo of a dog!",
+    "a photo of a cat!",
+    "a red cube to the left of a blue sphere",
+    "a blue sphere to the left of a red cube",
+    "two men and three women",
+)
 
 
-def training_preprocessing(path: Path) -> dict:
-    """``PREPROCESSING`` options that the checkpoint's run was given, from its ``params.txt``.
+def check_tokenizer(name: str, tokenizer: Callable, vocabulary: int | None) -> None:
+    """Try a tokenizer on a few captions before anything is scored.
+
+    Args:
+        vocabulary: tokens that the text tower has embeddings for, or None where it does not say.
 
     Raises:
-        CheckpointError: a mean or standard deviation is not a list of numbers.
+        CheckpointError: captions become the same tokens, or tokens that the model does not have.
     """
-    given = {name: value for name, value in training_options(path).items() if name in PREPROCESSING}
-    found: dict = {name: value for name, value in given.items() if value not in ("None", "")}
-    for name in found.keys() & {"image_mean", "image_std"}:
-        try:
-            found[name] = [float(x) for x in json.loads(found[name])]
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"{path}: its run's params.txt says {name}: {found[name]}, which is no list of numbers"
-            ) from error
-    return found
+    tokens = tokenizer(list(PROBES))
+    highest = int(tokens.max())
+    if vocabulary is not None and highest >= vocabulary:
+        raise CheckpointError(
+            f"{name}: its tokenizer gives token {highest}, the model knows {vocabulary}: "
+            "the config names another tokenizer than it was trained with"
+        )
+    rows = [tuple(row) for row in tokens.tolist()]
+    if len(set(rows)) < len(rows):
+        same = next(i for i in range(len(rows)) if rows[i] in rows[:i])
+        raise CheckpointError(
+            f"{name}: its tokenizer does not tell captions apart: {PROBES[rows.index(rows[same])]!r} and "
+            f"{PROBES[same]!r} become the same tokens. Are its vocabulary files (tokenizer.json, or vocab.json "
+            "and merges.txt) beside the weights?"
+        )
 
 
-def training_options(path: Path) -> dict[str, str]:
-    """``name: value`` lines of the ``params.txt`` that OpenCLIP writes beside ``checkpoints/``."""
-    params = path.parent.parent / "params.txt"
-    if path.parent.name != "checkpoints" or path.is_dir() or not params.is_file():
-        return {}
-    lines = params.read_text(encoding="utf-8", errors="replace").splitlines()
-    return {name: value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
-
-
-def _shapes(path: Path) -> tuple[dict[str, tuple], bool]:
+def weight_shapes(path: Path) -> tuple[dict[str, tuple], bool]:
     """(parameter -> shape, whether OpenAI published it), reading no more of the file than needed."""
     import torch
 
     if path.suffix == ".safetensors":
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, False  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, False  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read as safetensors ({shorten(error, 1)})") from error
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("constants.pkl") for name in archive.namelist()):

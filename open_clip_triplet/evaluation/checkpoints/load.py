@@ -1,195 +1,127 @@
-"""Checkpoints in and out: OpenCLIP training checkpoints, pretrained tags, Hugging Face folders.
+"""A checkpoint in memory, ready to encode, with what OpenCLIP skips in silence checked.
 
-A checkpoint is identified without importing torch, so that results whose embeddings are all stored
-need no model at all. Loading checks what OpenCLIP passes over in silence: QuickGELU weights on a GELU
-model, an image size other than the trained one, a tokenizer that does not belong to the model. Images
-are prepared as the checkpoint's run did (``--image-mean`` and its like, from its ``params.txt``).
+QuickGELU weights on a GELU model, an image size other than the trained one, a tokenizer that does not
+belong to the model are refused. What the run was given is honoured: ``--siglip`` and
+``--force-context-length`` from the tensors, ``--image-mean`` and its like from ``params.txt``. No code
+that lies in a checkpoint is run, whatever its config asks for.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from open_clip_triplet.errors import CheckpointError
+from open_clip_triplet.evaluation.checkpoints.checks import FileFacts, check_file, check_tag, check_tokenizer
+from open_clip_triplet.evaluation.checkpoints.params import training_preprocessing
+from open_clip_triplet.evaluation.checkpoints.spec import (
+    OPEN_CLIP,
+    CheckpointSpec,
+    identify,
+    layout,
+    locate,
+    model_config,
+    read_json,
+    shorten,
+)
 
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-
-
-@dataclass(frozen=True)
-class CheckpointSpec:
-    """What the user named: a model (of OpenCLIP's, or a config file), weights, and how to run them.
-
-    ``pretrained`` is a file, a Hugging Face folder or one of OpenCLIP's tags. ``model_config`` is a
-    JSON file as OpenCLIP's ``model_configs``; its stem is the model's name.
-    """
-
-    model: str
-    pretrained: str
-    name: str = ""
-    precision: str = "fp32"
-    model_config: str | None = None
-    force_quick_gelu: bool = False
-    force_image_size: int | None = None
-
-    @classmethod
-    def parse(cls, text: str, **options) -> CheckpointSpec:
-        """``PATH_OR_TAG`` or ``NAME=PATH_OR_TAG``.
-
-        >>> CheckpointSpec.parse("ours=logs/triplet/checkpoints/epoch_9.pt", model="ViT-B-32").label
-        'ours'
-        >>> CheckpointSpec.parse("logs/triplet/checkpoints/epoch_9.pt", model="ViT-B-32").label
-        'triplet-epoch_9'
-        """
-        name, equals, pretrained = text.partition("=")
-        if not equals or "/" in name:
-            name, pretrained = "", text
-        return cls(pretrained=pretrained, name=name, **options)
-
-    @property
-    def label(self) -> str:
-        """What results are called: the given name, else run and epoch of a path, else model and tag."""
-        path = Path(self.pretrained)
-        if self.name:
-            return self.name
-        if not path.exists() and path.suffix == "":
-            return f"{self.model}-{self.pretrained}"
-        parent = path.parent.parent.name if path.parent.name == "checkpoints" else ""
-        return f"{parent}-{path.stem}" if parent else path.stem
-
-    @property
-    def is_path(self) -> bool:
-        return Path(self.pretrained).exists()
+__all__ = ["CheckpointSpec", "LoadedCheckpoint", "identify", "load", "load_open_clip"]
 
 
 @dataclass
 class LoadedCheckpoint:
-    """A model in eval mode with ``encode_image`` and ``encode_text``, and what to feed it."""
+    """A model in eval mode with ``encode_image`` and ``encode_text``, and what to feed it.
+
+    ``config`` is OpenCLIP's model config where it is OpenCLIP's model, else None.
+    """
 
     model: Any
     preprocess: Callable
     tokenizer: Callable
     autocast: Callable | None
     input_dtype: Any
-
-
-def identify(spec: CheckpointSpec, digest: Callable[[Path], str]) -> dict:
-    """The facts that decide an embedding, without loading anything.
-
-    Args:
-        digest: path -> SHA-256 of the file (a caller may remember it between runs).
-
-    Raises:
-        CheckpointError: neither a path nor something that could be a tag.
-    """
-    from open_clip_triplet.evaluation.checkpoints.checks import training_preprocessing
-
-    facts: dict[str, Any] = {
-        "model": spec.model,
-        "model_config": model_config(spec),
-        "precision": spec.precision,
-        "force_quick_gelu": spec.force_quick_gelu,
-        "force_image_size": spec.force_image_size,
-        # beyond these it follows from the model, the weights and OpenCLIP's version
-        "preprocessing": training_preprocessing(Path(spec.pretrained)),
-        "open_clip": _open_clip_version(),
-    }
-    path = Path(spec.pretrained)
-    if path.is_dir():
-        files = sorted(f for pattern in (*WEIGHT_FILES, "*.json") for f in path.glob(pattern))
-        if not files:
-            raise CheckpointError(f"{path}: a folder without weights; expected a Hugging Face model folder")
-        joined = "".join(f"{f.name}:{digest(f)}\n" for f in files)
-        return {**facts, "weights": hashlib.sha256(joined.encode()).hexdigest()}
-    if path.is_file():
-        return {**facts, "weights": digest(path)}
-    if "/" in spec.pretrained or path.suffix:
-        raise CheckpointError(f"{spec.pretrained}: no such file or folder (and not a pretrained tag)")
-    return {**facts, "weights": f"tag:{spec.pretrained}"}
-
-
-def _open_clip_version() -> str:
-    from importlib.metadata import version
-
-    return version("open_clip_torch")
-
-
-def model_config(spec: CheckpointSpec) -> dict | None:
-    """The config the model is built from, read without importing open_clip; None for a folder's own."""
-    import importlib.util
-
-    if Path(spec.pretrained).is_dir():
-        return None
-    if spec.model_config:
-        file = Path(spec.model_config)
-    else:
-        package = Path(importlib.util.find_spec("open_clip").submodule_search_locations[0])
-        file = package / "model_configs" / f"{spec.model}.json"
-        if not file.is_file():
-            known = [f.stem for f in (package / "model_configs").glob("*.json")]
-            near = ", ".join(difflib.get_close_matches(spec.model, known, 3)) or "see open_clip.list_models()"
-            raise CheckpointError(
-                f"unknown model {spec.model!r}; near it: {near}. "
-                "A config of your own goes in with --model-config FILE.json"
-            )
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as a model config ({error})") from error
+    config: dict | None = None
 
 
 def load(spec: CheckpointSpec, device: str = "cpu") -> LoadedCheckpoint:
-    """Load a checkpoint for evaluation.
+    """Load a checkpoint for evaluation, of any layout that ``spec`` describes.
 
     Raises:
         CheckpointError: unknown model or tag; QuickGELU, image size, shapes or tokenizer do not fit.
     """
-    folder = Path(spec.pretrained)
-    if folder.is_dir() and not (folder / "open_clip_config.json").is_file():
+    path = locate(spec.pretrained)
+    if path and path.is_dir() and layout(path) != OPEN_CLIP:
         from open_clip_triplet.evaluation.checkpoints.transformers_clip import load_transformers
 
-        return load_transformers(spec, device)
-    import open_clip
+        return load_transformers(path, spec.precision, device)
+    return load_open_clip(spec, path, device)
 
-    from open_clip_triplet.evaluation.checkpoints.checks import check_file, check_tag
+
+def load_open_clip(spec: CheckpointSpec, path: Path | None, device: str = "cpu") -> LoadedCheckpoint:
+    """Load one of OpenCLIP's own: a weights file, a folder with ``open_clip_config.json``, or a tag (None)."""
+    import open_clip
 
     if spec.model_config:
         open_clip.add_model_config(spec.model_config)
+    facts = FileFacts(None, False, spec.force_image_size)
     name = spec.model
-    if folder.is_dir():
-        name = f"local-dir:{folder}"
-    elif spec.is_path:
-        check_file(spec)
-    else:
+    if path is None:
         check_tag(spec)
-    model, preprocess = _create(spec, name, device)
-    tokenizer = _tokenizer(name, model)
+    elif path.is_dir():
+        name = f"local-dir:{path}"
+    else:
+        facts = check_file(spec, path)
+    config = _final_config(spec, path, facts)
+    model, preprocess = _create(spec, name, path, facts, config, device)
+    tokenizer = _tokenizer(name, model, config, facts.context_length)
     autocast, input_dtype = autocast_and_dtype(spec.precision, device)
-    return LoadedCheckpoint(model.eval(), preprocess, tokenizer, autocast, input_dtype)
+    return LoadedCheckpoint(model.eval(), preprocess, tokenizer, autocast, input_dtype, config)
 
 
-def _create(spec: CheckpointSpec, name: str, device: str):
+def _final_config(spec: CheckpointSpec, path: Path | None, facts: FileFacts) -> dict:
+    """OpenCLIP's model config with what this checkpoint was trained with, other than its model's."""
+    config = model_config(spec) if path is None or path.is_file() else None
+    if config is None:
+        assert path is not None
+        config = read_json(path / "open_clip_config.json").get("model_cfg", {})
+    config = {**config}
+    if spec.force_quick_gelu:
+        config["quick_gelu"] = True
+    if facts.image_size:
+        config["vision_cfg"] = {**config["vision_cfg"], "image_size": facts.image_size}
+    if facts.context_length:
+        config["text_cfg"] = {**config["text_cfg"], "context_length": facts.context_length}
+    if facts.has_logit_bias:
+        config.setdefault("init_logit_bias", -10)
+    return config
+
+
+def _create(spec: CheckpointSpec, name: str, path: Path | None, facts: FileFacts, config: dict, device: str):
     import open_clip
 
-    from open_clip_triplet.evaluation.checkpoints.checks import training_preprocessing
-
-    is_folder = name.startswith("local-dir:")
+    schema = name.startswith(("local-dir:", "hf-hub:"))
+    own_weights = path is not None and path.is_file() and schema  # --model local-dir:..., weights of a run
+    bias = {"init_logit_bias": config["init_logit_bias"]} if facts.has_logit_bias else {}
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            name,
-            pretrained=None if is_folder else spec.pretrained,
-            precision=spec.precision,
-            device=device,
-            force_quick_gelu=spec.force_quick_gelu,
-            force_image_size=spec.force_image_size,
-            **training_preprocessing(Path(spec.pretrained)),
-        )
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        with no_code_from_checkpoints():
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name,
+                pretrained=None if schema else str(path or spec.pretrained),
+                load_weights=not own_weights,
+                precision=spec.precision,
+                device=device,
+                force_quick_gelu=spec.force_quick_gelu,
+                force_image_size=facts.image_size,
+                force_context_length=facts.context_length,
+                **(training_preprocessing(path) if path else {}),
+                **bias,
+            )
+            if own_weights:
+                open_clip.load_checkpoint(model, str(path))
+    except (RuntimeError, KeyError, ValueError, OSError, TypeError) as error:
         if "weights_only" in str(error) or "Unpickling" in type(error).__name__:
             raise CheckpointError(
                 f"{spec.pretrained}: holds more than tensors, so it is not loaded. "
@@ -199,18 +131,35 @@ def _create(spec: CheckpointSpec, name: str, device: str):
     return model, preprocess
 
 
-def shorten(error: Exception, lines: int = 6) -> str:
-    """The first lines of an error's text; OpenCLIP's list every key of a model."""
-    found = str(error).strip().splitlines()
-    return "\n".join(found[:lines] + ([f"... and {len(found) - lines} more"] if len(found) > lines else []))
+@contextlib.contextmanager
+def no_code_from_checkpoints() -> Iterator[None]:
+    """transformers neither runs Python that lies beside weights nor asks whether it may; no bars of its own."""
+    try:
+        from transformers import dynamic_module_utils as remote
+        from transformers.utils import logging as bars
+    except ImportError:
+        yield
+        return
+    before, remote.TIME_OUT_REMOTE_CODE = remote.TIME_OUT_REMOTE_CODE, 0
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        remote.TIME_OUT_REMOTE_CODE = before
+        if shown:
+            bars.enable_progress_bar()
 
 
-def _tokenizer(name: str, model) -> Callable:
+def _tokenizer(name: str, model, config: dict, context_length: int | None) -> Callable:
     import open_clip
 
+    # overrides what the config's tokenizer_kwargs ask for; OpenCLIP's own tokenizers take no such argument
+    safe = {"trust_remote_code": False} if config.get("text_cfg", {}).get("hf_tokenizer_name") else {}
     try:
-        tokenizer = open_clip.get_tokenizer(name)
-        highest = int(tokenizer(["a photo of a dog!"]).max())
+        with no_code_from_checkpoints():
+            tokenizer = open_clip.get_tokenizer(name, context_length=context_length, **safe)
+            tokenizer(["a photo of a dog!"])
     except Exception as error:  # transformers and huggingface_hub raise many kinds
         raise CheckpointError(
             f"{name}: its tokenizer cannot be loaded ({shorten(error, 2)}). Put the tokenizer's "
@@ -219,11 +168,7 @@ def _tokenizer(name: str, model) -> Callable:
     embedding = getattr(model, "token_embedding", None) or getattr(
         getattr(model, "text", None), "token_embedding", None
     )
-    if embedding is not None and highest >= embedding.num_embeddings:
-        raise CheckpointError(
-            f"{name}: its tokenizer gives token {highest}, the model knows "
-            f"{embedding.num_embeddings}: the config names another tokenizer than it was trained with"
-        )
+    check_tokenizer(name, tokenizer, embedding.num_embeddings if embedding is not None else None)
     return tokenizer
 
 
@@ -236,35 +181,3 @@ def autocast_and_dtype(precision: str, device: str) -> tuple[Callable | None, An
         return None, get_input_dtype(precision)
     kind = torch.float16 if precision == "amp" else torch.bfloat16
     return (lambda: torch.autocast(torch.device(device).type, dtype=kind)), None
-
-
-def export(spec: CheckpointSpec, folder: str | Path) -> Path:
-    """Write a checkpoint as a Hugging Face folder that OpenCLIP loads as ``local-dir:FOLDER``.
-
-    Holds ``open_clip_config.json`` and ``open_clip_model.safetensors``, the config last.
-
-    Raises:
-        CheckpointError: the folder already holds a model, or the checkpoint does not load.
-    """
-    from open_clip.push_to_hf_hub import save_config_for_hf
-    from safetensors.torch import save_file
-
-    folder = Path(folder)
-    if (folder / "open_clip_config.json").exists():
-        raise CheckpointError(f"{folder}: already holds a model; choose another folder")
-    loaded = load(spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".open_clip_model.tmp"
-    save_file({name: x.contiguous() for name, x in loaded.model.state_dict().items()}, temporary)
-    temporary.replace(folder / "open_clip_model.safetensors")
-    if hasattr(getattr(loaded.tokenizer, "tokenizer", None), "save_pretrained"):
-        loaded.tokenizer.tokenizer.save_pretrained(folder)
-    config = dict(model_config(spec) or {})
-    if spec.force_quick_gelu:
-        config["quick_gelu"] = True
-    if spec.force_image_size:
-        config["vision_cfg"] = {**config["vision_cfg"], "image_size": spec.force_image_size}
-    temporary = folder / ".open_clip_config.tmp"
-    save_config_for_hf(loaded.model, temporary, model_config=config)
-    temporary.replace(folder / "open_clip_config.json")
-    return folder
