@@ -23,9 +23,25 @@ def negclip(x, y, extra, scale):
     return (classified(y, x, scale) + classified(x, torch.cat([y, extra]), scale)) / 2
 
 
-def triplet(x, y, x2, y2, scale, neg_weight=1.0, all_images=False):
+def own_classified(anchors, candidates, own, scale):
+    """CL whose denominator also holds the anchor's own rows of ``own`` [N, K, D], and nobody else's."""
+    total = 0
+    for i, anchor in enumerate(anchors):
+        logits = torch.stack([scale * (anchor @ candidate) for candidate in [*candidates, *own[i]]])
+        total = total + torch.logsumexp(logits, 0) - logits[i]
+    return total / len(anchors)
+
+
+def own_negclip(x, y, own, scale):
+    return (classified(y, x, scale) + own_classified(x, y, own, scale)) / 2
+
+
+def triplet(x, y, x2, y2, scale, neg_weight=1.0, all_images=False, own=False):
     """``y2`` is [N, K, D]; the first of each sample belongs with ``x2``, the others fill denominators."""
     first, others = y2[:, 0], y2[:, 1:].flatten(0, 1)
+    if own:
+        negative = own_negclip(x2, first, torch.cat([y[:, None], y2[:, 1:]], 1), scale)
+        return own_negclip(x, y, y2, scale) + neg_weight * negative
     if not all_images:
         positive = negclip(x, y, torch.cat([first, others]), scale)
         return positive + neg_weight * negclip(x2, first, torch.cat([y, others]), scale)
@@ -53,10 +69,10 @@ def siglip(x, candidates, scale, bias):
     return total / len(x)
 
 
-def method(name, images, captions, scale, bias=None):
+def method(name, images, captions, scale, bias=None, own=False):
     """The loss of a method from images [N, image_group, D] and captions [N, text_group, D].
 
-    With ``bias``, its sigmoid variant.
+    With ``bias``, its sigmoid variant; with ``own``, a row meets only its own sample's hard negatives.
     """
     x, y = images[:, 0], captions[:, 0]
     x2, y2 = images[:, 1:], captions[:, 1:]
@@ -67,12 +83,12 @@ def method(name, images, captions, scale, bias=None):
         extra = y2.flatten(0, 1)
         if bias is not None:
             return siglip(x, torch.cat([y, extra]), scale, bias)
-        return negclip(x, y, extra, scale)
+        return own_negclip(x, y, y2, scale) if own else negclip(x, y, extra, scale)
     if name == "negimage":
         extra = x2.flatten(0, 1)
         if bias is not None:
             return siglip(y, torch.cat([x, extra]), scale, bias)
-        return negclip(y, x, extra, scale)
+        return own_negclip(y, x, x2, scale) if own else negclip(y, x, extra, scale)
     if name == "cyclip":
         return clip(x, y, scale) + cyclic(x, y)
     x2 = x2[:, 0]
@@ -80,7 +96,7 @@ def method(name, images, captions, scale, bias=None):
         others = y2[:, 1:].flatten(0, 1)
         positive = siglip(x, torch.cat([y, y2[:, 0], others]), scale, bias)
         return positive + siglip(x2, torch.cat([y2[:, 0], y, others]), scale, bias)
-    value = triplet(x, y, x2, y2, scale)
+    value = triplet(x, y, x2, y2, scale, own=own)
     if name == "cyclip-triplet":
         value = value + cyclic(x, y) + cyclic(x2, y2[:, 0])
     return value

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import loss_reference as reference
 from open_clip_triplet import losses
-from open_clip_triplet.losses import METHODS, contrast
+from open_clip_triplet.losses import METHODS
 from open_clip_triplet.losses.functional import triplet_clip_loss
 
 GROUPED = [name for name in METHODS if name != "clip"]
@@ -49,13 +52,14 @@ def assert_same(ours, theirs, **tolerance):
         torch.testing.assert_close(mine, other, **tolerance)
 
 
-def module_case(name, *, k=1, chunk_size=None, bias=None, n=5):
+def module_case(name, *, k=1, chunk_size=None, bias=None, n=5, neg_scope="batch"):
     images, captions = grouped_inputs(name, k=k, n=n)
     scale = scalar(7.0)
     inputs = [images, captions, scale] + ([] if bias is None else [bias])
-    module = METHODS[name].loss(neg_captions=k, chunk_size=chunk_size, sigmoid=bias is not None)
+    options = {"chunk_size": chunk_size, "sigmoid": bias is not None, "neg_scope": neg_scope}
+    module = METHODS[name].loss(neg_captions=k, **options)
     ours = module(images.flatten(0, 1), captions.flatten(0, 1), scale, bias)
-    theirs = reference.method(name, images, captions, scale, bias)
+    theirs = reference.method(name, images, captions, scale, bias, own=neg_scope == "own")
     return value_and_gradients(ours, *inputs), value_and_gradients(theirs, *inputs)
 
 
@@ -68,6 +72,11 @@ def test_module_equals_loops(name, chunk_size):
 @pytest.mark.parametrize("name", SEVERAL)
 def test_several_negative_captions_equal_loops(name):
     assert_same(*module_case(name, k=3, chunk_size=2))
+
+
+@pytest.mark.parametrize(("name", "k"), [("negimage", 1)] + [(name, k) for name in SEVERAL for k in (1, 3)])
+def test_own_negatives_equal_loops(name, k):
+    assert_same(*module_case(name, k=k, neg_scope="own", chunk_size=2))
 
 
 @pytest.mark.parametrize(("name", "k"), [(name, 1) for name in SIGMOID] + [("negclip", 3), ("triplet", 3)])
@@ -94,16 +103,6 @@ def test_triplet_equals_the_papers_pseudo_code_in_float32(scale):
     ours = value_and_gradients(triplet_clip_loss(*four, scale, chunk_size=10), *four, scale)
     theirs = value_and_gradients(pseudo_code(*four, scale), *four, scale)
     assert_same(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-def test_blocks_beyond_what_is_kept():
-    """At width 2 a batch of 64 outgrows the blocks kept from the pass over columns."""
-    four = [features(64, 2, seed=seed) for seed in range(4)]
-    scale = scalar(10.0)
-    for chunk_size in (64, 16, 3):
-        ours = triplet_clip_loss(*four, scale, chunk_size=chunk_size)
-        theirs = pseudo_code(*four, scale)
-        assert_same(value_and_gradients(ours, *four, scale), value_and_gradients(theirs, *four, scale))
 
 
 def test_closed_forms_at_equal_features():
@@ -157,6 +156,8 @@ def test_gradcheck():
     scale = scalar(3.0)
     assert torch.autograd.gradcheck(triplet_clip_loss, (x, y, x2, y2, scale))
     assert torch.autograd.gradcheck(losses.negclip_loss, (x, y, torch.cat([x2, y2]), scale))
+    own = functools.partial(triplet_clip_loss, neg_scope="own", neg_weight=0.5)
+    assert torch.autograd.gradcheck(own, (x, y, x2, features(6, 4, seed=4), scale))
     assert torch.autograd.gradcheck(losses.negimage_loss, (x, y, x2, scale))
     assert torch.autograd.gradcheck(losses.cyclip_loss, (x, y, scale))
 
@@ -224,8 +225,7 @@ def test_columns_that_every_image_rejects_are_exact():
     seed=st.integers(0, 1000),
     chunk=st.integers(1, 9),
 )
-def test_any_reach_of_the_logits_equals_float64(scale, norm, seed, chunk):
-    """With and without a shift of the exponentials, and where one for both softmaxes does not do."""
+def test_logits_of_any_size_equal_float64(scale, norm, seed, chunk):
     four = [features(8, 4, seed=seed + i, dtype=torch.float32) for i in range(4)]
     with torch.no_grad():
         four[0][0] *= norm  # one row that is not of unit length
@@ -234,20 +234,29 @@ def test_any_reach_of_the_logits_equals_float64(scale, norm, seed, chunk):
     wide = [tensor.detach().double().requires_grad_() for tensor in (*four, scale)]
     exact = value_and_gradients(pseudo_code(*wide), *wide)
     exact = exact[0].float(), [gradient.float() for gradient in exact[1]]
-    assert_same(ours, exact, rtol=1e-2, atol=2e-5 * max(1.0, scale.item()) * max(1.0, norm))
+    assert_same(ours, exact, rtol=1e-3, atol=2e-6 * max(1.0, scale.item()) * max(1.0, norm))
 
 
-@pytest.mark.parametrize("own_side", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_separate_exponentials_equal_shared_ones(own_side, dtype, monkeypatch):
-    queries, keys = features(2, 9, 5, seed=1, dtype=dtype), features(3, 9, 5, seed=2, dtype=dtype)
-    inputs = queries, keys, scalar(8.0, dtype)
-    options = {"weights": (1.0, 0.3), "own_side": own_side, "chunk_size": 4}
-    shared = value_and_gradients(contrast.softmax_contrast(*inputs, **options), *inputs)
-    monkeypatch.setattr(contrast, "LOG_LEAST_SUM", {dtype: 100.0})
-    separate = value_and_gradients(contrast.softmax_contrast(*inputs, **options), *inputs)
-    assert_same(separate, shared, rtol=1e-5, atol=1e-6)
-    assert not torch.equal(separate[1][0], shared[1][0])  # it was another sweep
+def errors(loss, inputs, scale):
+    """Largest errors of a float32 loss's gradients against the pseudo-code's in float64."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    gradients = torch.autograd.grad(loss(*leaves, scale), leaves)
+    exact = torch.autograd.grad(pseudo_code(*wide, scale), wide)
+    return [(ours.double() - theirs).abs().max().item() for ours, theirs in zip(gradients, exact)]
+
+
+@pytest.mark.parametrize("case", ["aligned", "unnormalised", "both", "misaligned"])
+def test_gradients_are_no_coarser_than_the_plain_forms(case):
+    x, y, x2, y2 = (features(64, 16, seed=seed, dtype=torch.float32).detach() for seed in range(4))
+    if case in ("aligned", "both"):
+        y, y2 = x.clone(), x2.clone()
+    if case == "misaligned":
+        y, y2 = -x, -x2
+    if case in ("unnormalised", "both"):
+        x, y = 7 * x, 5 * y
+    ours, plain = (errors(loss, (x, y, x2, y2), 100.0) for loss in (triplet_clip_loss, pseudo_code))
+    assert all(mine <= 2 * theirs + 1e-9 for mine, theirs in zip(ours, plain)), (ours, plain)
 
 
 @settings(max_examples=25, deadline=None)
@@ -290,7 +299,7 @@ def test_no_tensor_is_larger_than_a_block(sigmoid):
     module = losses.TripletClipLoss(chunk_size=chunk, sigmoid=sigmoid)
     with LargestTensor() as largest:
         module(images, captions, torch.tensor(10.0), torch.tensor(-1.0)).backward()
-    assert largest.numel <= 2 * chunk * 2 * n  # the two scratch blocks, allocated together
+    assert largest.numel <= chunk * 2 * n
 
 
 def test_frozen_towers():
@@ -346,7 +355,7 @@ def test_mismatched_shapes_are_named():
     x, y = features(4, 3), features(5, 3)
     with pytest.raises(ValueError, match=r"image_features \(4, 3\), text_features \(5, 3\)"):
         losses.clip_loss(x, y, 1.0)
-    with pytest.raises(ValueError, match=r"neg_text_features must be \[N \* K, D\].*\(5, 3\)"):
+    with pytest.raises(ValueError, match=r"hard negatives must be \[N \* K, D\].*\(5, 3\)"):
         losses.negclip_loss(x, x, y, 1.0)
     with pytest.raises(ValueError, match="do not divide into samples of 2 rows"):
         losses.TripletClipLoss()(y, y, 1.0)
@@ -354,5 +363,20 @@ def test_mismatched_shapes_are_named():
         losses.TripletClipLoss(neg_captions=2)(x, features(9, 3), 1.0)
     with pytest.raises(ValueError, match="neg_weight must be above 0"):
         losses.triplet_clip_loss(x, x, x, x, 1.0, neg_weight=0)
+    with pytest.raises(ValueError, match="neg_scope must be one of batch, own, not 'mine'"):
+        losses.triplet_clip_loss(x, x, x, x, 1.0, neg_scope="mine")
     with pytest.raises(ValueError, match="logit_bias"):
         losses.TripletClipLoss(sigmoid=True)(x, x, scalar(1.0))
+
+
+def test_functions_cost_torch_alone():
+    code = """
+import sys
+from open_clip_triplet.losses import METHODS, triplet_clip_loss
+heavy = {"open_clip", "open_clip_train", "transformers", "timm", "torchvision", "webdataset", "PIL"}
+print(sorted(heavy & set(sys.modules)))
+from open_clip_triplet.losses import TripletClipLoss
+print("open_clip" in sys.modules, TripletClipLoss is METHODS["triplet"].loss)
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines() == ["[]", "True True"]

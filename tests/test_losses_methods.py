@@ -46,6 +46,7 @@ def test_the_flags_are_these():
     assert flags - {"-h", "--help"} == {
         "--loss-chunk-size",
         "--neg-weight",
+        "--neg-scope",
         "--neg-images-in-text-denominator",
         "--cyclip-in-modal",
         "--cyclip-cross-modal",
@@ -84,7 +85,7 @@ def test_options_reach_the_loss():
         parsed(*flags.split(), loss="cyclip-triplet", neg_captions=3, accum_freq=4, world_size=2)
     )
     assert isinstance(loss, ClipLoss)
-    assert (loss.chunk_size, loss.weights, loss.own_side) == (64, (1.0, 0.5), False)
+    assert (loss.chunk_size, loss.neg_weight, loss.same_polarity) == (64, 0.5, False)
     assert (loss.cyclip_weights, loss.text_group) == ((0.1, 0.25), 4)
     assert (loss.accum_freq, loss.world_size) == (4, 2)
 
@@ -102,6 +103,9 @@ def test_options_reach_the_loss():
         ({"loss": "clip", "cyclip_in_modal": 1.0}, "--cyclip-in-modal means nothing to --loss clip"),
         ({"loss": "clip", "loss_chunk_size": 8}, "--loss clip is OpenCLIP's own"),
         ({"siglip": True, "neg_images_in_text_denominator": True}, "has no denominators"),
+        ({"siglip": True, "neg_scope": "own"}, "drop --neg-scope own"),
+        ({"neg_scope": "own", "neg_images_in_text_denominator": True}, "is for --neg-scope batch"),
+        ({"loss": "clip-hn", "neg_scope": "own"}, "--neg-scope means nothing to --loss clip-hn"),
         ({"distill": True}, "CoCa and distillation"),
         ({"model": "coca_ViT-B-32"}, "CoCa and distillation"),
     ],

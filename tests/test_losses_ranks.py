@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import loss_reference as reference
-from open_clip_triplet.losses import METHODS, create_loss
+from open_clip_triplet.losses import METHODS, Ranks, TripletClipLoss, create_loss, triplet_clip_loss
 
 SAMPLES, WIDTH = 8, 6
 FLAGS = {"neither": (False, False), "gather": (False, True), "local+gather": (True, True)}
@@ -44,10 +44,12 @@ class Case:
     stock: bool = False
     fsdp: bool = False
     log_scale: float = 2.0
+    neg_scope: str = "batch"
 
     def __str__(self) -> str:
         parts = [self.loss, self.flags, f"accum{self.accum_freq}", f"K{self.neg_captions}", self.precision]
         parts += [f"scale{self.log_scale:g}"] * (self.log_scale != 2)
+        parts += [self.neg_scope] * (self.neg_scope != "batch")
         return "-".join(parts + ["siglip"] * self.siglip + ["stock"] * self.stock + ["fsdp"] * self.fsdp)
 
 
@@ -57,6 +59,8 @@ EXACT = [
     *(Case("triplet", flags, accum, siglip=True) for flags in FLAGS for accum in (1, 2)),
     Case("negclip", siglip=True, neg_captions=3),
     Case("triplet", neg_captions=3, accum_freq=2),
+    Case("negclip", neg_captions=3, neg_scope="own"),
+    Case("triplet", accum_freq=2, neg_scope="own"),
 ]
 BF16 = [replace(case, precision="amp_bf16") for case in EXACT]
 FSDP = [Case("triplet", "local+gather", fsdp=True), Case("triplet", siglip=True, fsdp=True)]
@@ -102,7 +106,7 @@ def expected_gradients(case: Case) -> dict[str, torch.Tensor]:
     if case.loss == "clip":
         loss = reference.clip(rows[0].flatten(0, 1), rows[1].flatten(0, 1), rows[2])
     else:
-        loss = reference.method(case.loss, *rows, out.get("logit_bias"))
+        loss = reference.method(case.loss, *rows, out.get("logit_bias"), own=case.neg_scope == "own")
     loss.backward()
     return {name: parameter.grad.float() for name, parameter in model.named_parameters()}
 
@@ -172,6 +176,31 @@ def fsdp_gradients(case: Case, rank: int, world_size: int) -> dict[str, torch.Te
     return {name: parameter.grad.full_tensor().squeeze() for name, parameter in model.named_parameters()}
 
 
+def gradients_without_arguments(rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """Of ``TripletClipLoss()`` in a distributed loop, and of the function with the group's ranks."""
+    case = Case("triplet")
+    model = Towers(case.siglip, case.log_scale)
+    trained = DistributedDataParallel(model)
+    images, captions = (rows.chunk(world_size)[rank] for rows in joined_batch(case))
+    out = trained(images.flatten(0, 1), captions.flatten(0, 1))
+    loss = TripletClipLoss()(**out)
+    rows = (out["image_features"][0::2], out["text_features"][0::2])
+    negatives = (out["image_features"][1::2], out["text_features"][1::2])
+    ranks = Ranks.from_process_group()
+    torch.testing.assert_close(triplet_clip_loss(*rows, *negatives, out["logit_scale"], ranks=ranks), loss)
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def uneven_rows_message(rank: int) -> str:
+    rows = torch.ones(2 * (1 + (rank == 0)), 4)
+    try:
+        TripletClipLoss()(rows, rows, torch.tensor(1.0))
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
 def run_rank(rank: int, world_size: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -179,6 +208,7 @@ def run_rank(rank: int, world_size: int, port: int, folder: str) -> None:
     cases = [case for case in EXACT + BF16 + FAR + OPENCLIPS if case.accum_freq * world_size <= SAMPLES]
     results = {str(case): measured_gradients(case, rank, world_size) for case in cases}
     results |= {str(case): fsdp_gradients(case, rank, world_size) for case in FSDP}
+    results |= {"alone": gradients_without_arguments(rank, world_size), "uneven": uneven_rows_message(rank)}
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -251,6 +281,17 @@ def test_ranks_equal_one_process_in_bfloat16(case, world_size, gradients):
 @pytest.mark.parametrize("case", [case for case in EXACT if case.flags == "neither"], ids=str)
 def test_accumulation_equals_one_batch(case):
     assert_gradients(measured_gradients(case), expected_gradients(case), 1e-5)
+
+
+def test_rank_and_world_size_come_from_torch_distributed(gradients):
+    for rank in gradients(2):
+        assert_gradients(rank["alone"], expected_gradients(Case("triplet")), 1e-5)
+
+
+def test_uneven_rows_are_one_clear_error_on_every_rank(gradients):
+    for number, rank in enumerate(gradients(2)):
+        rows = 4 - 2 * number
+        assert f"different numbers of rows to the loss: 2 to 4, rank {number} has {rows}" in rank["uneven"]
 
 
 def cosine(one: dict, other: dict) -> float:

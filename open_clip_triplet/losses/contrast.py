@@ -1,35 +1,30 @@
-"""Softmax and sigmoid contrast between queries and keys: the engine of every loss.
+"""The engine of every loss: cross-entropies over a matrix of logits that is never held whole.
 
-Both form the similarity matrix block by block and return the gradients with the value. The softmax
-over keys is known as soon as a block of queries has met all keys; the softmax over queries needs
-the sums of whole columns, so a product over those columns precedes the sweep. In N x N products, for
-TripletCLIP: 2 for the columns, 4 for the logits, 8 for the gradients, and up to 2 are saved by keeping
-blocks of the first. The plain form takes 18.
+Legend: A polarities of queries (positive, negative), B >= A of keys, n samples on this rank, N over
+all ranks, D width. Query (a, i) belongs with key (a, i); keys of polarity A and up only fill
+denominators. Key (b, j) is column b * N + j of the logits.
 
-Both softmaxes share one exponential of each logit, less a shift that is the same for all. A
-Cauchy-Schwarz bound on the logits says what shift rules out overflow. Where a sum comes out so small
-that underflow may have taken part of it, which takes logits far beyond those of unit features, the
-sweep is repeated with an exponential for each softmax. Legend: see ``sweep``.
+A block of rows is formed, reduced to a log-sum-exp per row and a maximum and sum per column, and
+dropped; the backward pass forms it again. Results are per sample, so ``functional`` combines them by
+ordinary autograd. Gradients are exact; second derivatives are not available.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
-from open_clip_triplet.losses.ranks import Ranks
-from open_clip_triplet.losses.sweep import Block, Sweep, WithGradients
+from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
 
-#: numbers kept from the pass over columns, as a multiple of those in the keys: memory stays linear in N
-KEPT_PER_KEY = 4
-#: logarithm of the largest exponential formed: sums of 10^6 of them stay finite
-LOG_LARGEST = {torch.float32: 70.0, torch.float64: 600.0}
-#: logarithm of the least sum to which 10^6 exponentials lost to underflow add less than a rounding error
-LOG_LEAST_SUM = {torch.float32: -57.0, torch.float64: -650.0}
-
-ALONE = Ranks()
+#: logits in a block where the caller does not say how many rows. On a CPU blocks of 16 MB measured best
+#: (larger ones are mapped anew by the allocator each time); a GPU wants larger products.
+LOGITS_PER_BLOCK = {"cpu": 2**22}
+DEFAULT_LOGITS_PER_BLOCK = 2**26
 
 
 def softmax_contrast(
@@ -37,144 +32,66 @@ def softmax_contrast(
     keys: torch.Tensor,
     scale: torch.Tensor,
     *,
-    weights: tuple[float, ...] = (1.0,),
-    own_side: bool = True,
+    same_polarity: bool = True,
     chunk_size: int | None = None,
-    ranks: Ranks = ALONE,
-) -> torch.Tensor:
-    """Cross-entropy of each query over all keys, and of each paired key over the queries.
-
-    The sum over sides a of ``weights[a] / 2 * (CE of query (a, i) over the B * N keys + CE of key
-    (a, i) over queries)``, each a mean over i. Keys of sides A and up only fill denominators.
+    ranks: Ranks = SINGLE_PROCESS,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each query over all B * N keys, and of each paired key over the queries.
 
     Args:
         queries: [A, n, D], this rank's.
         keys: [B, n, D], this rank's, B >= A.
         scale: scalar that multiplies the similarities.
-        weights: one per side of queries, above 0.
-        own_side: key (a, i) is classified over the N queries of side a, else over all A * N.
+        same_polarity: key (a, i) is classified over the N queries of polarity a, else over all A * N.
         chunk_size: rows of queries per block; None is automatic.
-        ranks: where the other samples are. Gradients come multiplied by ``world_size``, so that
-            the average over ranks taken by DDP and FSDP is the gradient of the whole batch.
+        ranks: where the other samples are.
 
     Returns:
-        Scalar in nats, the same on every rank.
+        by_query, by_key: [A, n] each, in nats, for this rank's queries and keys. ``ranks.mean`` reduces
+        them with the gradient that all ranks' losses have for this rank's rows.
     """
-    needed = _gradients_needed(queries, keys, scale)
-
-    def compute(queries, keys, scale):
-        sweep = Sweep(queries, keys, scale, chunk_size, ranks, needed)
-        sides = range(sweep.sides)
-        groups = [(side,) for side in sides] if own_side else [tuple(sides)]
-        if not _shared_exponentials(sweep, groups, weights):
-            sweep.restart()
-            _separate_exponentials(sweep, groups, weights)
-        return sweep.result(per_sample=0.5 / sweep.samples)
-
-    return WithGradients.apply(compute, queries, keys, scale)
+    by_query, by_key = _SoftmaxContrast.apply(queries, keys, scale, same_polarity, chunk_size, ranks)
+    return by_query, by_key
 
 
-def _shared_exponentials(sweep: Sweep, groups: list[tuple[int, ...]], weights: tuple[float, ...]) -> bool:
-    """Losses and gradients of all blocks; False if some sum was too small for them to be right.
+class _SoftmaxContrast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries, keys, scale, same_polarity, chunk_size, ranks):  # type: ignore[no-untyped-def]
+        logits = BlockwiseLogits(queries, gather_keys(keys, ranks), scale, chunk_size, ranks)
+        by_query, pair_logits = logits.empty(*queries.shape[:2]), logits.empty(*queries.shape[:2])
+        column_max = logits.empty(len(queries) * logits.samples).fill_(-math.inf)
+        column_sum = torch.zeros_like(column_max)
+        for block in logits.blocks():
+            block_logits, columns = logits(block), logits.columns(block, same_polarity)
+            own = block_logits[:, columns]
+            largest = torch.maximum(column_max[columns], own.amax(0))
+            column_sum[columns] *= (column_max[columns] - largest).exp_()
+            column_sum[columns] += (own - largest).exp_().sum(0)
+            column_max[columns] = largest
+            pair_logits[block.rows] = pairs = logits.pairs(block, block_logits).clone()
+            by_query[block.rows] = block_logits.sub_(pairs[:, None]).logsumexp(1)
+        largest = ranks.all_reduce_max(column_max.clone())
+        column_sum = ranks.all_reduce_sum(column_sum.mul_((column_max - largest).exp_()))
+        by_key = logits.own_columns(column_sum).log() + (logits.own_columns(largest) - pair_logits)
+        ctx.save_for_backward(queries, logits.keys, scale, largest, column_sum)
+        ctx.options = same_polarity, chunk_size, ranks
+        return by_query, by_key
 
-    groups: sides whose queries the keys of the same sides are classified over.
-    """
-    reach = sweep.reach()
-    shift = max(0.0, reach - LOG_LARGEST[sweep.sums]) if math.isfinite(reach) else 0.0
-    least = []
-    width = len(groups[0]) * sweep.samples
-    room = sweep.room(len(groups[0]), width, KEPT_PER_KEY * sweep.keys.numel())
-    factors = sweep.empty(sweep.chunk, width)
-    for sides in groups:
-        columns = sweep.columns(sides)
-        pairs, sums = _meet_columns(sweep, sides, columns, shift, room)
-        over_queries, by_column = sums.log(), _per_column(sweep, sides, weights) / sums
-        least.append(sums.amin())
-        for number, block in enumerate(sweep.blocks(sides)):
-            kept = room[number] if number < len(room) else None
-            own, others = _exponentials(sweep, block, columns, shift, kept)
-            row_sums = own.sum(1)
-            for part in others:
-                row_sums += part.sum(1)
-            least.append(row_sums.amin())
-            weight = weights[block.side]
-            own_keys = sweep.own_keys(block, over_queries, columns.start)
-            sweep.set_losses(block, weight * (row_sums.log() + own_keys + 2 * (shift - pairs[number])))
-            if sweep.needs_gradients:
-                gradient, by_row = sweep.buffer(block), (weight / row_sums)[:, None]
-                for part in others:
-                    part.mul_(by_row)
-                torch.add(by_row, by_column, out=factors[: len(by_row)])
-                torch.mul(own, factors[: len(by_row)], out=gradient[:, columns])
-                sweep.pairs(block, gradient).sub_(2 * weight)
-                sweep.add_gradient(block, gradient)
-    if reach + shift <= -LOG_LEAST_SUM[sweep.sums]:
-        return True  # no exponential is that small; a device need not be waited for
-    too_small = sweep.ranks.least(torch.stack(least).amin()) < math.exp(LOG_LEAST_SUM[sweep.sums])
-    return not too_small.item()  # NaN is not: separate exponentials would not mend it
-
-
-def _meet_columns(
-    sweep: Sweep, sides: tuple[int, ...], columns: slice, shift: float, room: torch.Tensor
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The pass over the columns that are classified over the queries of ``sides``.
-
-    Returns the logits of each block's pairs, and the sums [columns] of the exponentials of every rank's
-    queries. The exponentials of the first blocks stay in ``room`` [count, rows, columns].
-    """
-    pairs, sums = [], sweep.empty(columns.stop - columns.start).zero_()
-    for number, block in enumerate(sweep.blocks(sides)):
-        out = room[number, : block.stop - block.start] if number < len(room) else None
-        logits = sweep.logits(block, columns, out=out)
-        pairs.append(sweep.pairs(block, logits, columns.start).clone())
-        sums += _exponential(logits, shift).sum(0)
-    return pairs, sweep.ranks.sum_(sums)
-
-
-def _exponentials(
-    sweep: Sweep, block: Block, columns: slice, shift: float, kept: torch.Tensor | None
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Those of a block's logits in ``columns``, formed unless ``kept``, and of the parts before and after."""
-    buffer = sweep.buffer(block)
-
-    def form(part: slice) -> torch.Tensor:
-        return _exponential(sweep.logits(block, part, out=buffer[:, part]), shift)
-
-    parts = slice(0, columns.start), slice(columns.stop, len(sweep.keys))
-    others = [form(part) for part in parts if part.start < part.stop]
-    return form(columns) if kept is None else kept[: len(buffer)], others
-
-
-def _exponential(logits: torch.Tensor, shift: float) -> torch.Tensor:
-    """exp(logits - shift), in place."""
-    return (logits.sub_(shift) if shift else logits).exp_()
-
-
-def _separate_exponentials(sweep: Sweep, groups: list[tuple[int, ...]], weights: tuple[float, ...]) -> None:
-    """``_shared_exponentials`` for logits of any size, at more time: each softmax has its own maximum."""
-    for sides in groups:
-        columns = sweep.columns(sides)
-        over_queries = sweep.empty(columns.stop - columns.start).fill_(-math.inf)
-        for block in sweep.blocks(sides):
-            torch.logaddexp(over_queries, sweep.logits(block, columns).logsumexp(0), out=over_queries)
-        sweep.ranks.logsumexp_(over_queries)
-        per_column = _per_column(sweep, sides, weights)
-        for block in sweep.blocks(sides):
-            weight, logits = weights[block.side], sweep.logits(block)
-            over_keys, pairs = logits.logsumexp(1), sweep.pairs(block, logits)
-            own_keys = sweep.own_keys(block, over_queries, columns.start)
-            sweep.set_losses(block, weight * (over_keys + own_keys - 2 * pairs))
-            if sweep.needs_gradients:
-                by_queries = (logits[:, columns] - over_queries).exp_().mul_(per_column)
-                gradient = logits.softmax(1).mul_(weight)
-                gradient[:, columns] += by_queries
-                sweep.pairs(block, gradient).sub_(2 * weight)
-                sweep.add_gradient(block, gradient)
-
-
-def _per_column(sweep: Sweep, sides: tuple[int, ...], weights: tuple[float, ...]) -> torch.Tensor:
-    """The weight of each key of ``sides``."""
-    return sweep.losses.new_tensor([weights[side] for side in sides]).repeat_interleave(sweep.samples)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_query, by_key):  # type: ignore[no-untyped-def]
+        queries, keys, scale, column_max, column_sum = ctx.saved_tensors
+        same_polarity, chunk_size, ranks = ctx.options
+        logits = BlockwiseLogits(queries, keys, scale, chunk_size, ranks, ctx.needs_input_grad)
+        by_column = ranks.all_gather(by_key).flatten() / column_sum
+        for block in logits.blocks():
+            block_logits, columns = logits(block), logits.columns(block, same_polarity)
+            over_queries = (block_logits[:, columns] - column_max[columns]).exp_().mul_(by_column[columns])
+            gradient = block_logits.softmax(1).mul_(by_query[block.rows][:, None])
+            gradient[:, columns] += over_queries
+            logits.pairs(block, gradient).sub_(by_query[block.rows] + by_key[block.rows])
+            logits.add_gradient(block, gradient)
+        return *logits.gradients(), None, None, None
 
 
 def sigmoid_contrast(
@@ -183,37 +100,172 @@ def sigmoid_contrast(
     scale: torch.Tensor,
     bias: torch.Tensor,
     *,
-    weights: tuple[float, ...] = (1.0,),
     chunk_size: int | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """SigLIP over the same matrix: every query meets every key, and its own key is the one match.
 
-    The sum over sides a of ``weights[a] / N * sum -log sigmoid(z * (scale * similarity + bias))``
-    over the queries of side a and all B * N keys, z = 1 for a pair and -1 otherwise. Arguments as
-    ``softmax_contrast``; ``bias`` is a scalar.
+    Args: as ``softmax_contrast``; ``bias`` is a scalar added to the logits.
+
+    Returns:
+        [A, n]: for each of this rank's queries, the sum over all keys of
+        -log sigmoid(z * (scale * similarity + bias)), z = 1 for its own key and -1 otherwise.
     """
-    needed = _gradients_needed(queries, keys, scale, bias)
-
-    def compute(queries, keys, scale, bias):
-        sweep = Sweep(queries, keys, scale, chunk_size, ranks, needed)
-        bias_gradient = sweep.empty(1).zero_()
-        for block in sweep.blocks():
-            weight = weights[block.side]
-            logits = sweep.logits(block).add_(bias)
-            # softplus(-x) = softplus(x) - x: all pairs as mismatches, then the matches corrected.
-            losses = F.softplus(logits).sum(1) - sweep.pairs(block, logits)
-            sweep.set_losses(block, weight * losses)
-            if sweep.needs_gradients:
-                gradient = logits.sigmoid_()
-                sweep.pairs(block, gradient).sub_(1)
-                bias_gradient += weight * gradient.sum()
-                sweep.add_gradient(block, gradient if weight == 1 else gradient.mul_(weight))
-        loss, *gradients = sweep.result(per_sample=1 / sweep.samples)
-        return loss, *gradients, bias_gradient.squeeze() * (ranks.world_size / sweep.samples)
-
-    return WithGradients.apply(compute, queries, keys, scale, bias)
+    by_query: torch.Tensor = _SigmoidContrast.apply(queries, keys, scale, bias, chunk_size, ranks)
+    return by_query
 
 
-def _gradients_needed(*tensors: torch.Tensor) -> tuple[bool, ...]:
-    return tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors)
+class _SigmoidContrast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries, keys, scale, bias, chunk_size, ranks):  # type: ignore[no-untyped-def]
+        logits = BlockwiseLogits(queries, gather_keys(keys, ranks), scale, chunk_size, ranks)
+        by_query = logits.empty(*queries.shape[:2])
+        for block in logits.blocks():
+            block_logits = logits(block).add_(bias)
+            # softplus(-z) = softplus(z) - z: all pairs as mismatches, then the matches corrected
+            by_query[block.rows] = F.softplus(block_logits).sum(1) - logits.pairs(block, block_logits)
+        ctx.save_for_backward(queries, logits.keys, scale, bias)
+        ctx.options = chunk_size, ranks
+        return by_query
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_query):  # type: ignore[no-untyped-def]
+        queries, keys, scale, bias = ctx.saved_tensors
+        chunk_size, ranks = ctx.options
+        logits = BlockwiseLogits(queries, keys, scale, chunk_size, ranks, ctx.needs_input_grad)
+        bias_gradient = torch.zeros_like(logits.scale)
+        for block in logits.blocks():
+            gradient = logits(block).add_(bias).sigmoid_()
+            logits.pairs(block, gradient).sub_(1)
+            gradient.mul_(by_query[block.rows][:, None])
+            bias_gradient += gradient.sum()
+            logits.add_gradient(block, gradient)
+        return *logits.gradients(), bias_gradient.to(bias.dtype), None, None
+
+
+class Block(NamedTuple):
+    """Queries ``start:stop`` of one polarity."""
+
+    polarity: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> tuple[int, slice]:
+        """Index of these queries in a tensor [A, n, ...]."""
+        return self.polarity, slice(self.start, self.stop)
+
+
+class BlockwiseLogits:
+    """Scaled similarities of this rank's queries [A, n, D] and everybody's keys [B * N, D], in blocks.
+
+    ``needs_grad`` says which gradients are summed up: of queries, of keys, of the scale.
+    """
+
+    def __init__(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        scale: torch.Tensor,
+        chunk_size: int | None,
+        ranks: Ranks,
+        needs_grad: tuple[bool, ...] = (False, False, False),
+    ):
+        self.inputs, self.ranks, self.needs_grad = (queries, keys, scale), ranks, needs_grad
+        self.rows = queries.shape[1]
+        self.samples = self.rows * ranks.world_size
+        per_block = LOGITS_PER_BLOCK.get(queries.device.type, DEFAULT_LOGITS_PER_BLOCK)
+        self.chunk = min(chunk_size or max(1, per_block // len(keys)), self.rows)
+        #: statistics and gradients are summed in at least float32
+        self.sums = torch.promote_types(keys.dtype, torch.float32)
+        self.scale, self.keys = scale.to(self.sums), keys
+        self.queries = queries.to(keys.dtype)
+        self.scaled = (queries.to(self.sums) * self.scale).to(keys.dtype)
+        if needs_grad[0] or needs_grad[2]:
+            self.query_gradient = self.empty(*queries.shape)
+        if needs_grad[1]:
+            self.key_gradient = self.empty(*keys.shape).zero_()
+
+    def empty(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=self.sums, device=self.keys.device)
+
+    def blocks(self) -> Iterator[Block]:
+        for polarity in range(len(self.queries)):
+            for start in range(0, self.rows, self.chunk):
+                yield Block(polarity, start, min(start + self.chunk, self.rows))
+
+    def __call__(self, block: Block) -> torch.Tensor:
+        """Logits [stop - start, B * N] of a block's queries."""
+        queries = self.scaled[block.rows]
+        return product(queries, self.keys.t(), self.empty(len(queries), len(self.keys)))
+
+    def columns(self, block: Block, same_polarity: bool) -> slice:
+        """The keys that are classified over a block's queries: those of its polarity, or all paired ones."""
+        if same_polarity:
+            return slice(block.polarity * self.samples, (block.polarity + 1) * self.samples)
+        return slice(0, len(self.queries) * self.samples)
+
+    def pairs(self, block: Block, matrix: torch.Tensor) -> torch.Tensor:
+        """View [stop - start] of a block's entries at each query's own key."""
+        first = block.polarity * self.samples + self.ranks.rank * self.rows + block.start
+        return matrix[:, first : first + len(matrix)].diagonal()
+
+    def own_columns(self, values: torch.Tensor) -> torch.Tensor:
+        """[A * N] of all paired keys -> [A, n] of this rank's."""
+        first = self.ranks.rank * self.rows
+        return values.view(-1, self.samples)[:, first : first + self.rows]
+
+    def add_gradient(self, block: Block, gradient: torch.Tensor) -> None:
+        """Take the gradient [stop - start, B * N] of a block's logits."""
+        gradient = gradient.to(self.keys.dtype)
+        if self.needs_grad[0] or self.needs_grad[2]:
+            product(gradient, self.keys, self.query_gradient[block.rows])
+        if self.needs_grad[1]:
+            add_product(self.key_gradient, gradient.t(), self.queries[block.rows])
+
+    def gradients(self) -> tuple[torch.Tensor | None, ...]:
+        """Those of this rank's queries, keys and the scale, in the types of the inputs; None if not needed."""
+        queries = keys = scale = None
+        if self.needs_grad[2]:
+            scale = (self.query_gradient * self.queries).sum().to(self.inputs[2].dtype)
+        if self.needs_grad[0]:
+            queries = self.query_gradient.mul_(self.scale).to(self.inputs[0].dtype)
+        if self.needs_grad[1]:
+            everybodys = self.key_gradient.mul_(self.scale).view(-1, self.samples, self.keys.shape[1])
+            keys = self.ranks.reduce_scatter(everybodys)
+        return queries, keys, scale
+
+
+def gather_keys(keys: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """[B, n, D] of every rank -> [B * N, D], in the type that products are formed in.
+
+    bfloat16, by features or autocast, on an accelerator; else at least float32. A bfloat16 product on a
+    CPU would round logits near 100 to steps of 0.5, and float16 gradients of a large batch underflow.
+    """
+    device = keys.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else keys.dtype
+    if device == "cpu" or dtype != torch.bfloat16 or keys.dtype == torch.float64:
+        dtype = torch.promote_types(keys.dtype, torch.float32)
+    return ranks.all_gather(keys.to(dtype)).flatten(0, 1)
+
+
+def product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """``out[:] = left @ right``. Half-precision operands give float32 where torch can (CUDA, 2.8)."""
+    if left.dtype == out.dtype:
+        return torch.mm(left, right, out=out)  # an operation with ``out`` is not touched by autocast
+    return out.copy_(_widened(left, right))
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """``total += left @ right``, summed in the type of ``total``."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += _widened(left, right)
+
+
+def _widened(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    if left.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left @ right

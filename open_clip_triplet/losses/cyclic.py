@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from open_clip_triplet.losses.contrast import ALONE
-from open_clip_triplet.losses.ranks import Ranks
-from open_clip_triplet.losses.sweep import WithGradients
+from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
 
 
 def cyclic_consistency(
@@ -15,7 +13,7 @@ def cyclic_consistency(
     in_modal_weight: float = 0.25,
     cross_modal_weight: float = 0.25,
     *,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """Weighted sum of CyCLIP's in-modal and cross-modal term, of unscaled similarities.
 
@@ -28,23 +26,15 @@ def cyclic_consistency(
         left, right: [n, D] of this rank; row i of one belongs with row i of the other.
 
     Returns:
-        Scalar, the same on every rank; gradients multiplied by ``world_size`` as in ``contrast``.
+        Scalar, the same on every rank; gradients as in ``Ranks.sum``.
 
     Reference: Goel et al., NeurIPS 2022, arXiv:2205.14459.
     """
     straight = (in_modal_weight + cross_modal_weight) / 2
     crossed = (in_modal_weight - cross_modal_weight) / 2
-
-    def compute(left, right):
-        sums = torch.promote_types(left.dtype, torch.float32)
-        with torch.autocast(left.device.type, enabled=False):
-            a, b = (left - right).to(sums), (left + right).to(sums)
-            aa, bb, ab = ranks.sum_(torch.stack([a.T @ a, b.T @ b, a.T @ b]))
-            per_sample = 1 / (len(left) * ranks.world_size)
-            value = (straight * (aa * bb).sum() + crossed * (ab * ab.T).sum()) * per_sample
-            factor = 2 * ranks.world_size * per_sample
-            by_a = (a @ bb * straight + b @ ab * crossed) * factor
-            by_b = (b @ aa * straight + a @ ab.T * crossed) * factor
-        return value, by_a + by_b, by_b - by_a
-
-    return WithGradients.apply(compute, left, right)
+    sums = torch.promote_types(left.dtype, torch.float32)
+    with torch.autocast(left.device.type, enabled=False):
+        a, b = (left - right).to(sums), (left + right).to(sums)
+        aa, bb, ab = ranks.sum(torch.stack([a.T @ a, b.T @ b, a.T @ b]))
+        norms: torch.Tensor = straight * (aa * bb).sum() + crossed * (ab * ab.T).sum()
+    return norms / (len(left) * ranks.world_size)

@@ -1,7 +1,12 @@
 """The paper's losses as functions of features. N samples, D width, unit rows, results in nats.
 
-``logit_scale`` is a scalar, already exponentiated. ``chunk_size`` bounds the rows of the similarity
-matrix that exist at a time (None: automatic); it changes memory and time, not the result.
+``logit_scale`` is a scalar, already exponentiated. Every function also takes, by keyword:
+
+* ``chunk_size``: rows of the similarity matrix that exist at a time (None: automatic); it changes
+  memory and time, not the result.
+* ``ranks``: ``Ranks.from_process_group()`` makes the loss that of all ranks' samples, each rank giving
+  its own n rows. The default is the rows given, alone.
+
 Gradients are exact; second derivatives are not available.
 
 Reference: Patel et al., NeurIPS 2024, arXiv:2411.02545, Eqs. 1-4.
@@ -11,11 +16,64 @@ from __future__ import annotations
 
 import torch
 
-from open_clip_triplet.losses.contrast import softmax_contrast
+from open_clip_triplet.losses.contrast import sigmoid_contrast, softmax_contrast
 from open_clip_triplet.losses.cyclic import cyclic_consistency
+from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
+
+NEG_SCOPES = ("batch", "own")
 
 
-def clip_loss(image_features, text_features, logit_scale, *, chunk_size: int | None = None) -> torch.Tensor:
+def negclip_terms(
+    images: torch.Tensor,
+    captions: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    *,
+    neg_scope: str = "batch",
+    same_polarity: bool = True,
+    chunk_size: int | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> torch.Tensor:
+    """NegCLIP of the positive and of the negative pairs, the terms that every loss here is made of.
+
+    Each image is classified over the captions of *all* polarities, each caption over the images of its
+    *own* polarity only (Eq. 3, halved): with A = B = 2, the sum of the two terms is Eq. 4.
+
+    Args:
+        images: [A, n, D], the pairs' images: positives, then negatives.
+        captions: [B, n, D], B >= A; polarities A and up belong with no image and only fill denominators.
+        neg_scope: "batch": images meet the captions of other polarities of every sample. "own": of
+            their own sample only, beside the N captions of their own polarity (CS-CLIP's
+            ``negclip_hard``, github.com/kargibora/CS-CLIP).
+        same_polarity: False is an ablation; captions are classified over the images of all polarities.
+
+    Returns:
+        [A], one term for each polarity of pairs.
+    """
+    scale = _scalar(logit_scale, images)
+    if neg_scope == "batch":
+        by_image, by_caption = softmax_contrast(
+            images, captions, scale, same_polarity=same_polarity, chunk_size=chunk_size, ranks=ranks
+        )
+        return ranks.mean(by_image + by_caption) / 2
+    terms = []
+    for polarity, (image, caption) in enumerate(zip(images, captions)):
+        by_image, by_caption = softmax_contrast(
+            image[None], caption[None], scale, chunk_size=chunk_size, ranks=ranks
+        )
+        others = [captions[other] for other in range(len(captions)) if other != polarity]
+        own = scale * torch.stack([similarity_gain(image, other, caption) for other in others])
+        terms.append(torch.logaddexp(by_image[0], own.logsumexp(0)) + by_caption[0])
+    return ranks.mean(torch.stack(terms)) / 2
+
+
+def clip_loss(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    *,
+    chunk_size: int | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> torch.Tensor:
     """CLIP: each image classified over the captions and each caption over the images, halved (Eq. 1).
 
     Equal features give ln N.
@@ -28,13 +86,19 @@ def clip_loss(image_features, text_features, logit_scale, *, chunk_size: int | N
         ValueError: the two shapes differ.
     """
     _require_same_shape(image_features=image_features, text_features=text_features)
-    return softmax_contrast(
-        image_features[None], text_features[None], _scalar(logit_scale, image_features), chunk_size=chunk_size
-    )
+    images, captions = image_features[None], text_features[None]
+    return negclip_terms(images, captions, logit_scale, chunk_size=chunk_size, ranks=ranks).sum()
 
 
 def negclip_loss(
-    image_features, text_features, neg_text_features, logit_scale, *, chunk_size: int | None = None
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    neg_text_features: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    *,
+    neg_scope: str = "batch",
+    chunk_size: int | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """NegCLIP: CLIP whose images are also classified over every hard negative caption (Eq. 3, halved).
 
@@ -44,18 +108,33 @@ def negclip_loss(
         image_features: [N, D].
         text_features: [N, D]; row i belongs with image i.
         neg_text_features: [N * K, D]; rows i * K to i * K + K - 1 belong to sample i.
+        neg_scope: "batch", or "own" as in ``negclip_terms``.
 
     Raises:
         ValueError: the shapes do not fit; they are printed.
     """
     _require_same_shape(image_features=image_features, text_features=text_features)
-    captions = torch.cat([text_features[None], _sides(neg_text_features, text_features, "neg_text_features")])
-    scale = _scalar(logit_scale, image_features)
-    return softmax_contrast(image_features[None], captions, scale, chunk_size=chunk_size)
+    captions = torch.cat([text_features[None], _polarities(neg_text_features, text_features)])
+    terms = negclip_terms(
+        image_features[None],
+        captions,
+        logit_scale,
+        neg_scope=check_neg_scope(neg_scope),
+        chunk_size=chunk_size,
+        ranks=ranks,
+    )
+    return terms.sum()
 
 
 def negimage_loss(
-    image_features, text_features, neg_image_features, logit_scale, *, chunk_size: int | None = None
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    neg_image_features: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    *,
+    neg_scope: str = "batch",
+    chunk_size: int | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """NegImage: NegCLIP with the modalities exchanged, each caption classified over 2N images.
 
@@ -67,24 +146,34 @@ def negimage_loss(
     Raises:
         ValueError: the shapes do not fit; they are printed.
     """
-    return negclip_loss(text_features, image_features, neg_image_features, logit_scale, chunk_size=chunk_size)
+    return negclip_loss(
+        text_features,
+        image_features,
+        neg_image_features,
+        logit_scale,
+        neg_scope=neg_scope,
+        chunk_size=chunk_size,
+        ranks=ranks,
+    )
 
 
 def triplet_clip_loss(
-    image_features,
-    text_features,
-    neg_image_features,
-    neg_text_features,
-    logit_scale,
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    neg_image_features: torch.Tensor,
+    neg_text_features: torch.Tensor,
+    logit_scale: torch.Tensor | float,
     *,
     neg_weight: float = 1.0,
+    neg_scope: str = "batch",
     neg_images_in_text_denominator: bool = False,
     chunk_size: int | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """TripletCLIP: NegCLIP on the positive pairs plus NegCLIP on the negative pairs (Eq. 4).
 
     Each of the 2N images is classified over all captions, each caption over the N images of its own
-    side. Each NegCLIP term is halved, as in the released code, so equal features give
+    polarity. Each NegCLIP term is halved, as in the released code, so equal features give
     ln 2 + 2 ln N. With K > 1 negative captions the first belongs with the negative image; the
     others only fill the images' denominators.
 
@@ -93,6 +182,7 @@ def triplet_clip_loss(
         neg_image_features: [N, D].
         neg_text_features: [N * K, D]; rows i * K to i * K + K - 1 belong to sample i.
         neg_weight: weight of the second term, above 0.
+        neg_scope: "batch", or "own" as in ``negclip_terms``.
         neg_images_in_text_denominator: ablation; captions are classified over all 2N images.
 
     Raises:
@@ -102,25 +192,28 @@ def triplet_clip_loss(
         image_features=image_features, text_features=text_features, neg_image_features=neg_image_features
     )
     images = torch.stack([image_features, neg_image_features])
-    captions = torch.cat([text_features[None], _sides(neg_text_features, text_features, "neg_text_features")])
-    return softmax_contrast(
+    captions = torch.cat([text_features[None], _polarities(neg_text_features, text_features)])
+    terms = negclip_terms(
         images,
         captions,
-        _scalar(logit_scale, image_features),
-        weights=(1.0, check_neg_weight(neg_weight)),
-        own_side=not neg_images_in_text_denominator,
+        logit_scale,
+        neg_scope=check_neg_scope(neg_scope),
+        same_polarity=not neg_images_in_text_denominator,
         chunk_size=chunk_size,
+        ranks=ranks,
     )
+    return terms[0] + check_neg_weight(neg_weight) * terms[1]
 
 
 def cyclip_loss(
-    image_features,
-    text_features,
-    logit_scale,
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    logit_scale: torch.Tensor | float,
     *,
     in_modal_weight: float = 0.25,
     cross_modal_weight: float = 0.25,
     chunk_size: int | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """CyCLIP: CLIP plus its two consistency terms, see ``cyclic_consistency``.
 
@@ -131,8 +224,36 @@ def cyclip_loss(
     Raises:
         ValueError: the two shapes differ.
     """
-    contrast = clip_loss(image_features, text_features, logit_scale, chunk_size=chunk_size)
-    return contrast + cyclic_consistency(image_features, text_features, in_modal_weight, cross_modal_weight)
+    contrast = clip_loss(image_features, text_features, logit_scale, chunk_size=chunk_size, ranks=ranks)
+    weights = in_modal_weight, cross_modal_weight
+    return contrast + cyclic_consistency(image_features, text_features, *weights, ranks=ranks)
+
+
+def sigmoid_terms(
+    images: torch.Tensor,
+    captions: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    logit_bias: torch.Tensor,
+    *,
+    chunk_size: int | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> torch.Tensor:
+    """``negclip_terms`` with SigLIP's loss: every image meets all captions, one of which is its own.
+
+    Reference: Zhai et al., ICCV 2023, arXiv:2303.15343.
+    """
+    scale = _scalar(logit_scale, images)
+    return ranks.mean(sigmoid_contrast(images, captions, scale, logit_bias, chunk_size=chunk_size, ranks=ranks))
+
+
+def similarity_gain(anchor: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """How much more similar each anchor is to ``left`` than to ``right``; [..., n, D] -> [..., n].
+
+    The difference is taken before the product, so that near rows do not cancel.
+    """
+    sums = torch.promote_types(anchor.dtype, torch.float32)
+    with torch.autocast(anchor.device.type, enabled=False):
+        return (anchor.to(sums) * (left.to(sums) - right.to(sums))).sum(-1)
 
 
 def check_neg_weight(weight: float) -> float:
@@ -142,17 +263,24 @@ def check_neg_weight(weight: float) -> float:
     return float(weight)
 
 
-def _scalar(logit_scale, like: torch.Tensor) -> torch.Tensor:
+def check_neg_scope(scope: str) -> str:
+    """The scope of hard negatives, if there is such a one."""
+    if scope not in NEG_SCOPES:
+        raise ValueError(f"neg_scope must be one of {', '.join(NEG_SCOPES)}, not {scope!r}")
+    return scope
+
+
+def _scalar(logit_scale: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(logit_scale, device=like.device).reshape(())
 
 
-def _sides(negatives: torch.Tensor, positives: torch.Tensor, name: str) -> torch.Tensor:
+def _polarities(negatives: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
     """[N * K, D] -> [K, N, D]."""
     n, width = positives.shape
     if negatives.ndim != 2 or negatives.shape[1] != width or not len(negatives) or len(negatives) % n:
         raise ValueError(
-            f"{name} must be [N * K, D] with N, D = {n}, {width} as the positives; "
-            f"it is {tuple(negatives.shape)}"
+            f"hard negatives must be [N * K, D] with N, D = {n}, {width} as the positives; "
+            f"they are {tuple(negatives.shape)}"
         )
     return negatives.view(n, -1, width).transpose(0, 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Any
 
 import torch
 
@@ -17,18 +18,25 @@ class FiniteGuard:
     the four numbers travel to the host while the step goes on, and are judged at a later call.
     """
 
-    def __init__(self):
-        self._pending: deque = deque()
+    def __init__(self) -> None:
+        self._pending: deque[tuple[int, torch.Tensor, Any]] = deque()
 
     @torch.no_grad()
-    def watch(self, step: int, loss, logit_scale, image_features, text_features) -> None:
+    def watch(
+        self,
+        step: int,
+        loss: torch.Tensor,
+        logit_scale: torch.Tensor,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+    ) -> None:
         """Judge what has arrived, and take note of this step's loss (scalars; features [rows, D])."""
         norms = [features.float().norm(dim=1).amax() for features in (image_features, text_features)]
         facts = torch.stack([loss.float(), torch.as_tensor(logit_scale).to(loss).float().squeeze(), *norms])
         arrived = None
         if facts.is_cuda:
             facts = torch.empty_like(facts, device="cpu", pin_memory=True).copy_(facts, non_blocking=True)
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
         self._pending.append((step, facts, arrived))
         self.check(wait=False)

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import open_clip
-from open_clip.loss import ClipLoss
-
-from open_clip_triplet.losses import modules
+from open_clip_triplet.losses.functional import NEG_SCOPES
 
 
 @dataclass(frozen=True)
 class Method:
     """A row of the paper: a loss and the members of a sample that it reads.
 
-    ``options`` are the arguments, beside the common ones, that its loss takes.
+    ``loss_class`` is "module:Class", imported when the loss is built, so that the table costs no
+    OpenCLIP. ``options`` are the arguments, beside the common ones, that the loss takes.
     """
 
     name: str
-    loss: type[ClipLoss]
+    loss_class: str
     summary: str
+    reads_neg_images: bool = False
+    reads_neg_captions: bool = False
     several_neg_captions: bool = False
     supports_sigmoid: bool = True
     options: tuple[str, ...] = ()
 
     @property
-    def reads_neg_images(self) -> bool:
-        return getattr(self.loss, "reads_neg_images", False)
-
-    @property
-    def reads_neg_captions(self) -> bool:
-        return getattr(self.loss, "reads_neg_captions", False)
+    def loss(self) -> Any:
+        """The class of the loss, a subclass of OpenCLIP's ``ClipLoss``."""
+        module, name = self.loss_class.split(":")
+        return getattr(importlib.import_module(module), name)
 
     @property
     def paired(self) -> bool:
@@ -53,40 +54,68 @@ class Method:
         return 1 + neg_captions * self.reads_neg_captions
 
 
-_TRIPLET = ("neg_weight", "neg_images_in_text_denominator")
+_TRIPLET = ("neg_weight", "neg_scope", "neg_images_in_text_denominator")
 _CYCLIP = ("cyclip_in_modal", "cyclip_cross_modal")
 _DEFAULTS = {
     "neg_weight": 1.0,
+    "neg_scope": "batch",
     "neg_images_in_text_denominator": False,
     "cyclip_in_modal": 0.25,
     "cyclip_cross_modal": 0.25,
 }
 
+
+def _method(name: str, loss: str, summary: str, reads: str = "", **options: Any) -> Method:
+    return Method(
+        name,
+        f"open_clip_triplet.losses.modules:{loss}",
+        summary,
+        reads_neg_images="images" in reads,
+        reads_neg_captions="captions" in reads,
+        **options,
+    )
+
+
 METHODS = {
     method.name: method
     for method in (
-        Method("clip", ClipLoss, "OpenCLIP's own loss on the positive pairs"),
-        Method("clip-hn", modules.ClipHnLoss, "CLIP, negative pairs as ordinary pairs"),
-        Method("negclip", modules.NegClipLoss, "NegCLIP: negative captions only", several_neg_captions=True),
-        Method("negimage", modules.NegImageLoss, "NegCLIP with modalities swapped: negative images only"),
-        Method(
+        Method("clip", "open_clip.loss:ClipLoss", "OpenCLIP's own loss on the positive pairs"),
+        _method("clip-hn", "ClipHnLoss", "CLIP, negative pairs as ordinary pairs", "images, captions"),
+        _method(
+            "negclip",
+            "NegClipLoss",
+            "NegCLIP: negative captions only",
+            "captions",
+            several_neg_captions=True,
+            options=("neg_scope",),
+        ),
+        _method(
+            "negimage",
+            "NegImageLoss",
+            "NegCLIP with modalities swapped: negative images only",
+            "images",
+            options=("neg_scope",),
+        ),
+        _method(
             "triplet",
-            modules.TripletClipLoss,
+            "TripletClipLoss",
             "TripletCLIP: negative captions and images",
+            "images, captions",
             several_neg_captions=True,
             options=_TRIPLET,
         ),
-        Method(
+        _method(
             "cyclip",
-            modules.CyClipLoss,
+            "CyClipLoss",
             "CLIP with CyCLIP's consistency terms",
             supports_sigmoid=False,
             options=_CYCLIP,
         ),
-        Method(
+        _method(
             "cyclip-triplet",
-            modules.CyClipTripletLoss,
+            "CyClipTripletLoss",
             "TripletCLIP with CyCLIP's consistency terms",
+            "images, captions",
             several_neg_captions=True,
             supports_sigmoid=False,
             options=_TRIPLET + _CYCLIP,
@@ -111,6 +140,12 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
         help="triplet: weight of the negative pairs' term (default: 1)",
     )
     group.add_argument(
+        "--neg-scope",
+        choices=NEG_SCOPES,
+        default=_DEFAULTS["neg_scope"],
+        help="whose hard negatives a row meets: of the whole batch (the paper) or its own only (CS-CLIP)",
+    )
+    group.add_argument(
         "--neg-images-in-text-denominator",
         action="store_true",
         help="triplet ablation: captions are classified over the images of both sides",
@@ -126,10 +161,10 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def positive(kind: type):
+def positive(kind: type) -> Any:
     """An argparse type: a number above 0."""
 
-    def parse(text: str):
+    def parse(text: str) -> Any:
         value = kind(text)
         if not value > 0:
             raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
@@ -139,7 +174,7 @@ def positive(kind: type):
     return parse
 
 
-def create_loss(args) -> ClipLoss:
+def create_loss(args: Any) -> Any:
     """The loss module for OpenCLIP's parsed arguments; its own for ``--loss clip``.
 
     Raises:
@@ -150,13 +185,15 @@ def create_loss(args) -> ClipLoss:
         raise ValueError(f"unknown loss {args.loss!r}; choose from {', '.join(METHODS)}")
     check_supported(args)
     if method.name == "clip":
+        import open_clip  # type: ignore[import-untyped]
+
         return open_clip.create_loss(args)
     return method.loss(
         local_loss=getattr(args, "local_loss", False),
         gather_with_grad=getattr(args, "gather_with_grad", False),
         cache_labels=True,
-        rank=getattr(args, "rank", 0),
-        world_size=getattr(args, "world_size", 1),
+        rank=getattr(args, "rank", None),
+        world_size=getattr(args, "world_size", None),
         use_horovod=getattr(args, "horovod", False),
         neg_captions=getattr(args, "neg_captions", 1),
         accum_freq=getattr(args, "accum_freq", 1),
@@ -166,7 +203,7 @@ def create_loss(args) -> ClipLoss:
     )
 
 
-def check_supported(args) -> None:
+def check_supported(args: Any) -> None:
     """Refuse flags that the loss of ``args.loss`` does not support, or would pass over in silence.
 
     Raises:
@@ -178,11 +215,11 @@ def check_supported(args) -> None:
         _refuse_unsupported(args, method, getattr(args, "siglip", False))
 
 
-def _refuse_unused_flags(args, method: Method, neg_captions: int) -> None:
+def _refuse_unused_flags(args: Any, method: Method, neg_captions: int) -> None:
     """A flag that the method would pass over in silence is an error."""
     for name, default in _DEFAULTS.items():
         if name not in method.options and getattr(args, name, default) != default:
-            names = _names(lambda other, name=name: name in other.options)
+            names = ", ".join(other.name for other in METHODS.values() if name in other.options)
             raise ValueError(
                 f"--{name.replace('_', '-')} means nothing to --loss {method.name}, only to {names}"
             )
@@ -196,12 +233,17 @@ def _refuse_unused_flags(args, method: Method, neg_captions: int) -> None:
         )
 
 
-def _refuse_unsupported(args, method: Method, sigmoid: bool) -> None:
+def _refuse_unsupported(args: Any, method: Method, sigmoid: bool) -> None:
     if sigmoid and not method.supports_sigmoid:
         names = _names(lambda other: other.supports_sigmoid)
         raise ValueError(f"--siglip with --loss {method.name} is not defined; it works with {names}")
     if sigmoid and getattr(args, "neg_images_in_text_denominator", False):
         raise ValueError("--siglip has no denominators: drop --neg-images-in-text-denominator")
+    if getattr(args, "neg_scope", "batch") == "own":
+        if sigmoid:
+            raise ValueError("--siglip has no denominators: drop --neg-scope own")
+        if getattr(args, "neg_images_in_text_denominator", False):
+            raise ValueError("--neg-images-in-text-denominator is for --neg-scope batch")
     if getattr(args, "distill", False) or "coca" in str(getattr(args, "model", "")).lower():
         raise ValueError(
             f"--loss {method.name} trains CLIP models alone: CoCa and distillation have losses of "
@@ -209,5 +251,5 @@ def _refuse_unsupported(args, method: Method, sigmoid: bool) -> None:
         )
 
 
-def _names(keep) -> str:
+def _names(keep: Callable[[Method], bool]) -> str:
     return ", ".join(name for name, method in METHODS.items() if keep(method))

@@ -11,21 +11,29 @@ against everybody's keys, and after DDP's or FSDP's averaging the gradients of e
 
 from __future__ import annotations
 
-import torch
-from open_clip.loss import ClipLoss
+from typing import Any
 
-from open_clip_triplet.losses.contrast import sigmoid_contrast, softmax_contrast
+import torch
+from open_clip.loss import ClipLoss  # type: ignore[import-untyped]
+
 from open_clip_triplet.losses.cyclic import cyclic_consistency
-from open_clip_triplet.losses.functional import check_neg_weight
+from open_clip_triplet.losses.functional import (
+    check_neg_scope,
+    check_neg_weight,
+    negclip_terms,
+    sigmoid_terms,
+)
 from open_clip_triplet.losses.guard import FiniteGuard
 from open_clip_triplet.losses.ranks import Ranks
 
 
-class GroupedLoss(ClipLoss):
+class GroupedLoss(ClipLoss):  # type: ignore[misc]
     """Base of the losses over grouped rows; same constructor as OpenCLIP's, plus keywords.
 
     Args:
+        rank, world_size: None, for both, asks torch.distributed's default group at each call.
         neg_captions: K, negative captions per sample.
+        neg_scope: whose hard negatives a row meets, see ``negclip_terms``.
         accum_freq: OpenCLIP's ``--accum-freq``. Its loop calls the loss that many times per step on
             the same features, which multiplies the gradient of ``logit_scale``; this divides it.
         chunk_size: rows of the similarity matrix formed at a time, None for automatic.
@@ -43,16 +51,17 @@ class GroupedLoss(ClipLoss):
         local_loss: bool = False,
         gather_with_grad: bool = False,
         cache_labels: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         use_horovod: bool = False,
         *,
         neg_captions: int = 1,
+        neg_scope: str = "batch",
         accum_freq: int = 1,
         chunk_size: int | None = None,
         sigmoid: bool = False,
     ):
-        super().__init__(local_loss, gather_with_grad, cache_labels, rank, world_size)
+        super().__init__(local_loss, gather_with_grad, cache_labels, rank or 0, world_size or 1)
         if use_horovod:
             raise ValueError(f"{type(self).__name__} runs on torch.distributed, not Horovod; use torchrun")
         if local_loss and not gather_with_grad:
@@ -63,14 +72,27 @@ class GroupedLoss(ClipLoss):
             )
         self.image_group = 1 + self.reads_neg_images
         self.text_group = 1 + neg_captions * self.reads_neg_captions
+        self.neg_scope = check_neg_scope(neg_scope)
         self.accum_freq, self.chunk_size, self.sigmoid = accum_freq, chunk_size, sigmoid
-        self.ranks = Ranks(rank, world_size)
+        self.given_ranks = None if world_size is None else Ranks(rank or 0, world_size)
         self.calls = 0
         self.guard = FiniteGuard()
 
-    # The sweep is made of large products that a compiler cannot improve; it runs as it is.
-    @torch.compiler.disable
-    def forward(self, image_features, text_features, logit_scale, logit_bias=None, output_dict=False):
+    @property
+    def ranks(self) -> Ranks:
+        """This process and how many share the batch with it."""
+        return self.given_ranks or Ranks.from_process_group()
+
+    # The engine is made of large products that a compiler cannot improve; it runs as it is.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+        logit_scale: torch.Tensor | float,
+        logit_bias: torch.Tensor | None = None,
+        output_dict: bool = False,
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
         """The loss of all ranks' samples, the same scalar on every rank.
 
         Args:
@@ -78,11 +100,11 @@ class GroupedLoss(ClipLoss):
             text_features: [n * text_group, D].
             logit_scale: scalar tensor, already exponentiated.
             logit_bias: scalar tensor; matters to the sigmoid loss alone.
-            output_dict: return ``{"contrastive_loss": ...}``, addends whose names end in ``_loss``.
+            output_dict: return a dict of addends, whose names end in ``_loss``.
 
         Raises:
-            ValueError: rows that do not divide into groups, or images and captions of different
-                numbers of samples.
+            ValueError: rows that do not divide into groups, images and captions of different
+                numbers of samples, or ranks with different numbers of rows.
             NonFiniteLossError: the loss is not finite (on an accelerator, some calls later).
         """
         images = split_groups(image_features, self.image_group, "image")
@@ -92,13 +114,14 @@ class GroupedLoss(ClipLoss):
                 f"image rows {tuple(image_features.shape)} in groups of {self.image_group} and text rows "
                 f"{tuple(text_features.shape)} in groups of {self.text_group} are not the same samples"
             )
+        self.ranks.require_equal_rows(image_features)
         # FSDP keeps scalars as [1].
-        logit_scale = divide_gradient(logit_scale, self.accum_freq).reshape(())
+        scale = divide_gradient(torch.as_tensor(logit_scale), self.accum_freq).reshape(())
         if logit_bias is not None:
             logit_bias = divide_gradient(logit_bias, self.accum_freq).reshape(())
-        losses = self.losses(images, captions, logit_scale, logit_bias)
-        total = sum(losses.values())
-        self.guard.watch(self.calls // self.accum_freq, total, logit_scale, image_features, text_features)
+        losses = self.losses(images, captions, scale, logit_bias)
+        total = torch.stack(list(losses.values())).sum()
+        self.guard.watch(self.calls // self.accum_freq, total, scale, image_features, text_features)
         self.calls += 1
         return losses if output_dict else total
 
@@ -106,20 +129,34 @@ class GroupedLoss(ClipLoss):
         """Raise ``NonFiniteLossError`` if any loss so far was not finite. Waits for the device."""
         self.guard.check()
 
-    def losses(self, images, captions, logit_scale, logit_bias) -> dict[str, torch.Tensor]:
+    def losses(
+        self,
+        images: torch.Tensor,
+        captions: torch.Tensor,
+        logit_scale: torch.Tensor,
+        logit_bias: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
         """Addends of the loss, from images [image_group, n, D] and captions [text_group, n, D]."""
-        return {"contrastive_loss": self.contrast(images, captions, logit_scale, logit_bias)}
+        return {"contrastive_loss": self.terms(images, captions, logit_scale, logit_bias)[0]}
 
-    def contrast(self, queries, keys, logit_scale, logit_bias, weights=(1.0,), own_side=True):
-        """The softmax or the sigmoid loss between sides of queries and sides of keys."""
-        shared = {"weights": weights, "chunk_size": self.chunk_size, "ranks": self.ranks}
-        if not self.sigmoid:
-            loss = softmax_contrast(queries, keys, logit_scale, own_side=own_side, **shared)
-            # A bias cancels in every softmax; DDP still wants to see its (zero) gradient.
-            return loss if logit_bias is None else loss + 0 * logit_bias
-        if logit_bias is None:
-            raise ValueError("the sigmoid loss needs a model with logit_bias; pass --siglip to training")
-        return sigmoid_contrast(queries, keys, logit_scale, logit_bias, **shared)
+    def terms(
+        self,
+        images: torch.Tensor,
+        captions: torch.Tensor,
+        logit_scale: torch.Tensor,
+        logit_bias: torch.Tensor | None,
+        same_polarity: bool = True,
+    ) -> torch.Tensor:
+        """The softmax or the sigmoid loss [A] of pairs of A polarities, see ``negclip_terms``."""
+        shared: dict[str, Any] = {"chunk_size": self.chunk_size, "ranks": self.ranks}
+        if self.sigmoid:
+            if logit_bias is None:
+                raise ValueError("the sigmoid loss needs a model with logit_bias; pass --siglip to training")
+            return sigmoid_terms(images, captions, logit_scale, logit_bias, **shared)
+        shared |= {"neg_scope": self.neg_scope, "same_polarity": same_polarity}
+        terms = negclip_terms(images, captions, logit_scale, **shared)
+        # A bias cancels in every softmax; DDP still wants to see its (zero) gradient.
+        return terms if logit_bias is None else terms + 0 * logit_bias
 
 
 class ClipHnLoss(GroupedLoss):
@@ -127,7 +164,7 @@ class ClipHnLoss(GroupedLoss):
 
     reads_neg_images = reads_neg_captions = True
 
-    def losses(self, images, captions, logit_scale, logit_bias):
+    def losses(self, images, captions, logit_scale, logit_bias):  # type: ignore[no-untyped-def]
         return super().losses(joined(images), joined(captions), logit_scale, logit_bias)
 
 
@@ -142,7 +179,7 @@ class NegImageLoss(GroupedLoss):
 
     reads_neg_images = True
 
-    def losses(self, images, captions, logit_scale, logit_bias):
+    def losses(self, images, captions, logit_scale, logit_bias):  # type: ignore[no-untyped-def]
         return super().losses(captions, images, logit_scale, logit_bias)
 
 
@@ -156,37 +193,46 @@ class TripletClipLoss(GroupedLoss):
 
     reads_neg_images = reads_neg_captions = True
 
-    def __init__(self, *args, neg_weight=1.0, neg_images_in_text_denominator=False, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        neg_weight: float = 1.0,
+        neg_images_in_text_denominator: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.weights = (1.0, check_neg_weight(neg_weight))
-        self.own_side = not neg_images_in_text_denominator
+        self.neg_weight = check_neg_weight(neg_weight)
+        self.same_polarity = not neg_images_in_text_denominator
 
-    def contrast(self, queries, keys, logit_scale, logit_bias):
-        return super().contrast(queries, keys, logit_scale, logit_bias, self.weights, self.own_side)
+    def losses(self, images, captions, logit_scale, logit_bias):  # type: ignore[no-untyped-def]
+        positive, negative = self.terms(images, captions, logit_scale, logit_bias, self.same_polarity)
+        return {"positive_loss": positive, "negative_loss": self.neg_weight * negative}
 
 
-class _Cyclic:
+class _Cyclic(GroupedLoss):
     """Adds CyCLIP's consistency terms for every set of pairs the loss reads.
 
     Args:
         cyclip_in_modal, cyclip_cross_modal: weights of the two terms.
     """
 
-    weights: tuple[float, ...] = (1.0,)
+    neg_weight = 0.0
 
-    def __init__(self, *args, cyclip_in_modal=0.25, cyclip_cross_modal=0.25, **kwargs):
+    def __init__(
+        self, *args: Any, cyclip_in_modal: float = 0.25, cyclip_cross_modal: float = 0.25, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
         self.cyclip_weights = cyclip_in_modal, cyclip_cross_modal
 
-    def losses(self, images, captions, logit_scale, logit_bias):
+    def losses(self, images, captions, logit_scale, logit_bias):  # type: ignore[no-untyped-def]
         cyclic = sum(
             weight * cyclic_consistency(left, right, *self.cyclip_weights, ranks=self.ranks)
-            for weight, left, right in zip(self.weights, images, captions)
+            for weight, left, right in zip((1.0, self.neg_weight), images, captions)
         )
         return {**super().losses(images, captions, logit_scale, logit_bias), "cyclic_loss": cyclic}
 
 
-class CyClipLoss(_Cyclic, GroupedLoss):
+class CyClipLoss(_Cyclic):
     """CyCLIP: CLIP plus consistency. See ``cyclip_loss``."""
 
 
@@ -196,22 +242,25 @@ class CyClipTripletLoss(_Cyclic, TripletClipLoss):
 
 class _DivideGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor, divisor):
+    def forward(ctx: Any, tensor: torch.Tensor, divisor: int) -> torch.Tensor:
         ctx.divisor = divisor
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient / ctx.divisor, None
 
 
 def divide_gradient(tensor: torch.Tensor, divisor: int) -> torch.Tensor:
     """``tensor`` itself, with its gradient divided."""
-    return tensor if divisor == 1 else _DivideGradient.apply(tensor, divisor)
+    if divisor == 1:
+        return tensor
+    divided: torch.Tensor = _DivideGradient.apply(tensor, divisor)
+    return divided
 
 
 def split_groups(rows: torch.Tensor, group: int, name: str) -> torch.Tensor:
-    """Grouped rows [n * group, D] -> sides [group, n, D]."""
+    """Grouped rows [n * group, D] -> polarities [group, n, D]."""
     if rows.ndim != 2 or not len(rows) or len(rows) % group:
         raise ValueError(
             f"{name} rows {tuple(rows.shape)} do not divide into samples of {group} rows; is the data "
@@ -220,6 +269,6 @@ def split_groups(rows: torch.Tensor, group: int, name: str) -> torch.Tensor:
     return rows.view(-1, group, rows.shape[1]).transpose(0, 1)
 
 
-def joined(sides: torch.Tensor) -> torch.Tensor:
+def joined(polarities: torch.Tensor) -> torch.Tensor:
     """[A, n, D] -> [1, n * A, D], in the order of the grouped rows."""
-    return sides.transpose(0, 1).flatten(0, 1)[None]
+    return polarities.transpose(0, 1).flatten(0, 1)[None]

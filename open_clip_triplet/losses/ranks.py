@@ -1,13 +1,14 @@
-"""What the ranks tell each other: captions once, column statistics, gradients of the captions.
+"""What the ranks tell each other: keys once, statistics of columns, gradients of the keys.
 
-Every rank keeps the logits of its own queries. Keys (the captions, or the images of ``negimage``)
-are gathered once, their gradients are summed back to their owners, and one sum per column and a few
-scalars are agreed upon. No rank ever holds the logits of another's queries.
+Every rank holds the logits of its own queries against everybody's keys (the captions, or the images
+of NegImage). Keys are gathered once, their gradients are summed back to their owners, and a few
+numbers per key are agreed upon. No rank ever holds the logits of another's queries.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -20,50 +21,85 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+    @classmethod
+    def from_process_group(cls) -> Ranks:
+        """Those of torch.distributed's default group; a single process where there is none."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return SINGLE_PROCESS
+
+    def require_equal_rows(self, rows: torch.Tensor) -> None:
+        """Every rank must bring as many rows [n, D]. Waits for the device.
+
+        Raises:
+            ValueError: on every rank alike; names the smallest and the largest number.
+        """
+        if self.world_size == 1:
+            return
+        counts = torch.tensor([len(rows), -len(rows)], device=rows.device)
+        most, least = self.all_reduce_max(counts).tolist()
+        if most != -least:
+            raise ValueError(
+                f"ranks bring different numbers of rows to the loss: {-least} to {most}, rank {self.rank} has "
+                f"{len(rows)}. Every rank needs the same batch size; drop the last, shorter batch (drop_last)."
+            )
+
+    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
         """[B, n, D] of every rank -> [B, world_size * n, D] in rank order, on every rank."""
         rows = rows.contiguous()
         if self.world_size == 1:
             return rows
-        sides, n, width = rows.shape
-        gathered = rows.new_empty(sides, self.world_size * n, width)
-        for side in range(sides):
-            dist.all_gather_into_tensor(gathered[side], rows[side])
+        polarities, n, *width = rows.shape
+        gathered = rows.new_empty(polarities, self.world_size * n, *width)
+        for polarity in range(polarities):
+            dist.all_gather_into_tensor(gathered[polarity], rows[polarity])
         return gathered
 
-    def sum_to_owners(self, gathered: torch.Tensor) -> torch.Tensor:
-        """The transpose of ``gather``: [B, world_size * n, D] -> this rank's [B, n, D], summed over ranks."""
+    def reduce_scatter(self, gathered: torch.Tensor) -> torch.Tensor:
+        """The transpose of ``all_gather``: [B, world_size * n, D] -> this rank's [B, n, D], summed over ranks."""
         if self.world_size == 1:
             return gathered
-        sides, rows, width = gathered.shape
-        own = gathered.new_empty(sides, rows // self.world_size, width)
-        for side in range(sides):
-            dist.reduce_scatter_tensor(own[side], gathered[side])
+        polarities, rows, width = gathered.shape
+        own = gathered.new_empty(polarities, rows // self.world_size, width)
+        for polarity in range(polarities):
+            dist.reduce_scatter_tensor(own[polarity], gathered[polarity])
         return own
 
-    def largest(self, values: torch.Tensor) -> torch.Tensor:
+    def all_reduce_max(self, values: torch.Tensor) -> torch.Tensor:
         """Maximum over the ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
-    def least(self, values: torch.Tensor) -> torch.Tensor:
-        """Minimum over the ranks, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(values, dist.ReduceOp.MIN)
-        return values
-
-    def logsumexp_(self, partial: torch.Tensor) -> torch.Tensor:
-        """Each rank's log-sum-exp over its queries -> the one over everybody's, in place."""
-        if self.world_size > 1:
-            largest = self.largest(partial.clone())
-            partial.sub_(largest).exp_()
-            dist.all_reduce(partial)
-            partial.log_().add_(largest)
-        return partial
-
-    def sum_(self, share: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, share: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(share)
         return share
+
+    def sum(self, share: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, differentiable, the same on every rank.
+
+        The gradient of this rank's share comes multiplied by ``world_size``, so that the average over
+        ranks that DDP and FSDP take of parameter gradients is the gradient of the whole batch.
+        """
+        total: torch.Tensor = _SumOverRanks.apply(share, self)
+        return total
+
+    def mean(self, per_sample: torch.Tensor) -> torch.Tensor:
+        """[..., n] of every rank -> the mean [...] over all ranks' samples; gradients as in ``sum``."""
+        return self.sum(per_sample.mean(-1)) / self.world_size
+
+
+SINGLE_PROCESS = Ranks()
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, share: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+        ctx.world_size = ranks.world_size
+        return ranks.all_reduce_sum(share.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient * ctx.world_size, None
