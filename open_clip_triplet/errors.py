@@ -49,6 +49,10 @@ class CheckpointError(TripletError, ValueError):
     """A checkpoint cannot be used as asked."""
 
 
+class NonFiniteEmbeddings(TripletError, FloatingPointError, ValueError):
+    """A model gives NaN or infinite embeddings. Names the model, its precision and the share of rows."""
+
+
 class DataError(TripletError, ValueError):
     """A benchmark's file is there but cannot be used. Names the file."""
 

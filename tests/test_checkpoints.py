@@ -14,7 +14,7 @@ from open_clip_triplet.errors import CheckpointError
 from open_clip_triplet.evaluation.checkpoints.export import export
 from open_clip_triplet.evaluation.checkpoints.load import load
 from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec, identify
-from open_clip_triplet.evaluation.images import file_digest
+from open_clip_triplet.evaluation.hashes import file_digest
 
 CAPTIONS = ["a dog", "two cats on a red sofa"]
 

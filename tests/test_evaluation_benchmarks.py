@@ -212,7 +212,7 @@ def test_aro_crops_to_the_box(tmp_path):
     }
     write_json(tmp_path / "aro" / "visual_genome_relation.json", [entry, {**entry, "bbox_w": 0}])
     task = get("aro").load(tmp_path)["vg_relation"]
-    assert task.items[0].image.crop == (4, 6, 14, 18) and task.items[0].group == "on"
+    assert task.items[0].image.crop == (4, 6, 14, 18) and task.items[0].groups == ("on",)
     assert task.dropped == {"annotation incomplete": 1}
 
 
@@ -254,7 +254,7 @@ def test_negbench_choice_of_four(tmp_path):
         )
     task = get("negbench").load(tmp_path)["coco_mcq"]
     assert task.items[0].positives == ("c",) and task.items[0].negatives == ("a", "b", "d")
-    assert task.items[0].group == "negative" and task.dropped == {"annotation incomplete": 1}
+    assert task.items[0].groups == ("negative",) and task.dropped == {"annotation incomplete": 1}
 
 
 def test_real_annotations_have_the_published_sizes(real_data):

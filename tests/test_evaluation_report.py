@@ -19,7 +19,8 @@ from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.report.paper import table, tables
 from open_clip_triplet.evaluation.report.render import _plain, render
 from open_clip_triplet.evaluation.report.sources import Results
-from open_clip_triplet.evaluation.results import build_result, flat_metrics, read_results, write_result
+from open_clip_triplet.evaluation.result_files import read_results, write_result
+from open_clip_triplet.evaluation.results import build_result, flat_metrics
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask, Pair, PairTask
 
 HOSTILE = '<script>alert(1)</script>|=cmd"&_$'

@@ -15,7 +15,9 @@ from open_clip_triplet.evaluation.metrics import (
     histogram,
     mcnemar,
     mean_per_class,
+    pair_similarities,
     paired_bootstrap,
+    rank_answers,
     retrieval_ranks,
     wilson_interval,
 )
@@ -55,21 +57,49 @@ def test_retrieval_by_hand_with_several_captions_and_a_tie():
     #   image 0   .8    1    .6    best own 1    -> rank 0
     #   image 1   .6    0    .8    own .8        -> rank 0
     #   image 2   .96   .6   1     no caption    -> never found
-    of_image, of_text, ties = retrieval_ranks(images, texts, [0, 0, 1])
-    assert of_image.tolist() == [0, 0, 3]
+    i2t, t2i = retrieval_ranks(images, texts, [0, 0, 1])
+    assert i2t.ranks.tolist() == [0, 0, 3]
     # caption 0: .8 .6 .96 -> rank 1; caption 1: 1 0 .6 -> rank 0; caption 2: .6 .8 1 -> rank 1
-    assert of_text.tolist() == [1, 0, 1]
-    assert ties == 0
+    assert t2i.ranks.tolist() == [1, 0, 1]
+    assert i2t.ties == t2i.ties == 0
+    assert i2t.right.tolist() == pytest.approx([1, 0.8, -math.inf]) and i2t.best_wrong.tolist() == [2, 0, 2]
+    assert t2i.right.tolist() == pytest.approx([0.8, 1, 0.8]) and t2i.wrong.tolist() == pytest.approx([0.96, 0.6, 1])
 
 
 def test_retrieval_ties_are_wrong_and_counted():
     images = np.array([[1, 0], [1, 0]], dtype=np.float32)
     texts = np.array([[1, 0], [0, 1]], dtype=np.float32)
-    of_image, of_text, ties = retrieval_ranks(images, texts, [0, 1])
+    i2t, t2i = retrieval_ranks(images, texts, [0, 1])
     # image 0: own 1, other 0 -> 0; image 1: own 0, other 1 -> 1; both captions score both images alike
-    assert of_image.tolist() == [0, 1]
-    assert of_text.tolist() == [1, 1]
-    assert ties == 2
+    assert i2t.ranks.tolist() == [0, 1]
+    assert t2i.ranks.tolist() == [1, 1]
+    assert i2t.ties == 0 and t2i.ties == 2
+
+
+def test_equal_captions_are_right_for_one_another():
+    # captions 0 (of image 0) and 1 (of image 1) are the same words, so their rows are the same too
+    images = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
+    texts = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
+    i2t, t2i = retrieval_ranks(images, texts, [0, 1, 2], caption_ids=[7, 7, 8])
+    assert i2t.ranks.tolist() == [0, 0, 0] and i2t.ties == 0
+    assert t2i.ranks.tolist() == [0, 0, 0]  # image 0 is right for caption 1 too
+    told_apart = retrieval_ranks(images, texts, [0, 1, 2])
+    assert told_apart[0].ranks.tolist() == [1, 1, 0] and told_apart[1].ranks.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_features_that_are_not_finite_are_refused(bad):
+    """Comparisons with NaN are all false: counting what scores higher would call every answer right."""
+    sound = np.eye(3, dtype=np.float32)
+    broken = sound.copy()
+    broken[1, 2] = bad
+    for arguments in ((broken, sound), (sound, broken)):
+        with pytest.raises(ValueError, match="1 of 3 rows are NaN or infinite"):
+            retrieval_ranks(*arguments, [0, 1, 2])
+        with pytest.raises(ValueError, match="1 of 3 rows are NaN or infinite"):
+            class_ranks(*arguments, [0, 1, 2])
+    with pytest.raises(ValueError, match="y1: 1 of 3 rows"):
+        pair_similarities(sound, sound, sound, broken)
 
 
 @settings(deadline=None, max_examples=20)
@@ -81,7 +111,9 @@ def test_retrieval_in_blocks_equals_retrieval_at_once(count, captions, block):
     texts = unit(images[owner] + rng.standard_normal((len(owner), 8)))
     scores = (images.astype(np.float64) @ texts.T.astype(np.float64)).T
     by_loop = [int((row > row[o]).sum()) for row, o in zip(scores, owner)]
-    assert retrieval_ranks(images, texts, owner, block=block)[1].tolist() == by_loop
+    queries, answers = (np.arange(len(owner)), owner), (np.arange(count), np.arange(count))
+    assert rank_answers(texts, images, queries, answers, block).ranks.tolist() == by_loop
+    assert retrieval_ranks(images, texts, owner)[1].ranks.tolist() == by_loop
 
 
 def test_recall_equals_clip_benchmark():
@@ -95,7 +127,7 @@ def test_recall_equals_clip_benchmark():
     scores = torch.from_numpy(texts) @ torch.from_numpy(images).T
     positive = torch.zeros_like(scores, dtype=bool)
     positive[torch.arange(300), torch.from_numpy(owner)] = True
-    of_image, of_text, _ = retrieval_ranks(images, texts, owner)
+    of_image, of_text = (ranking.ranks for ranking in retrieval_ranks(images, texts, owner))
     for k in (1, 5, 10):
         assert ((of_text < k) == (retrieval.recall_at_k(scores, positive, k) > 0).numpy()).all()
         assert ((of_image < k) == (retrieval.recall_at_k(scores.T, positive.T, k) > 0).numpy()).all()
@@ -106,10 +138,13 @@ def test_classes_by_hand_with_one_absent():
     classifier = np.eye(3, dtype=np.float32)
     features = unit([[3, 2, 1], [1, 3, 2], [2, 3, 1], [1, 1, 0]])
     labels = [0, 1, 0, 0]  # class 2 has no image; image 3 ties between classes 0 and 1
-    ranks, predicted, ties = class_ranks(features, classifier, labels)
+    found = class_ranks(features, classifier, labels)
+    ranks = found.ranks
     assert ranks.tolist() == [0, 0, 1, 1]
-    assert predicted.tolist() == [0, 1, 1, 0]
-    assert ties == 1
+    assert found.best_wrong.tolist() == [1, 2, 1, 1]
+    assert found.ties == 1
+    # classes 0 and 1 have one name: each is right for the other
+    assert class_ranks(features, classifier, labels, class_ids=[5, 5, 6]).ranks.tolist() == [0, 0, 0, 0]
     assert mean_per_class(ranks < 1, labels, 3) == pytest.approx((1 / 3 + 1) / 2)
     assert math.isnan(mean_per_class([], np.array([], int), 3))
 
@@ -123,7 +158,8 @@ def test_classification_equals_torch_and_sklearn():
     classifier = unit(rng.standard_normal((7, 12)))
     labels = rng.integers(0, 7, 200)
     features = unit(classifier[labels] + rng.standard_normal((200, 12)))
-    ranks, predicted, _ = class_ranks(features, classifier, labels, block=33)
+    ranks = class_ranks(features, classifier, labels).ranks
+    predicted = (features @ classifier.T).argmax(axis=1)
     best = torch.from_numpy(features @ classifier.T).topk(5, 1).indices.numpy() == labels[:, None]
     assert ((ranks < 1) == best[:, 0]).all() and ((ranks < 5) == best.any(axis=1)).all()
     assert mean_per_class(ranks < 1, labels, 7) == pytest.approx(balanced_accuracy_score(labels, predicted))

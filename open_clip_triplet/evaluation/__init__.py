@@ -14,7 +14,7 @@ import importlib
 _HOMES = {
     "composition_scores": "benchmarks.tripletdata",
     "evaluate": "run",
-    "require_data": "suite",
+    "require_data": "run",
 }
 
 __all__ = list(_HOMES)

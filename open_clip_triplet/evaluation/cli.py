@@ -6,10 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from open_clip_triplet.errors import DataError
+from open_clip_triplet.errors import DataError, TripletError
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, RETENTION, SUITES, get, names, suite
 from open_clip_triplet.evaluation.checkpoints.command import add_arguments as add_convert_arguments
 
+#: OpenCLIP's, as ``open_clip_train`` takes them
+PRECISIONS = ("fp32", "amp", "amp_bf16", "amp_bfloat16", "bf16", "fp16", "pure_bf16", "pure_fp16")
 EXAMPLES = """examples:
   triplet-evaluate data --data-root data
   triplet-evaluate run --model ViT-B-32 --pretrained clip=logs/clip/checkpoints/epoch_9.pt \\
@@ -50,10 +52,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="config of a model OpenCLIP does not know; the file's stem is the model's name",
     )
     parser.add_argument(
-        "--precision", default="fp32", help="as OpenCLIP's: fp32, amp, amp_bf16, fp16, bf16, ..."
+        "--precision", default="fp32", choices=PRECISIONS, metavar="NAME", help="as OpenCLIP's (default: fp32)"
     )
     parser.add_argument("--force-quick-gelu", action="store_true", help="as OpenCLIP's")
     parser.add_argument("--force-image-size", type=int, metavar="PIXELS", help="as OpenCLIP's")
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
+    return int(text)
 
 
 def _add_run(commands) -> None:
@@ -78,7 +86,10 @@ def _add_run(commands) -> None:
     )
     run.add_argument("--output", metavar="DIR", default="results", help="where results go (default: results)")
     run.add_argument("--store", metavar="DIR", help="where embeddings are kept (default: OUTPUT/.embeddings)")
-    run.add_argument("--batch-size", type=int, default=64)
+    run.add_argument("--batch-size", type=_positive, default=64, help="images or captions (default: 64)")
+    run.add_argument(
+        "--limit", type=_positive, metavar="N", help="first N items of each subset alone, to try things out"
+    )
     run.add_argument("--device", help="default: cuda where there is one, else cpu")
     run.add_argument(
         "--allow-partial",
@@ -113,16 +124,17 @@ def _add_report(commands) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(argv)
-    from open_clip_triplet.errors import CheckpointError, ShardError
-
     command = {"run": _run, "report": _report, "data": _data, "convert": _convert}[args.command]
     try:
         return command(args)
-    except (DataError, CheckpointError, ShardError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         return 1
+    except (TripletError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that cannot be written to
+        print(f"error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def _specs(args) -> list:
@@ -160,17 +172,21 @@ def _chosen(args) -> list:
 
 
 def _run(args) -> int:
-    from open_clip_triplet.evaluation.console import brief
-    from open_clip_triplet.evaluation.run import run_checkpoint, start
+    from open_clip_triplet.evaluation import console
+    from open_clip_triplet.evaluation.result_files import safe_name
+    from open_clip_triplet.evaluation.run import identify_all, run_checkpoint, start
 
     specs, benchmarks = _specs(args), _chosen(args)
     session = start(args)
     scored = False
-    for spec in specs:
-        evaluation = run_checkpoint(session, spec, benchmarks)
+    for spec, facts in zip(specs, identify_all(session, specs), strict=True):
+        evaluation = run_checkpoint(
+            session, spec, benchmarks, facts, show=lambda result: print(console.result_line(result), flush=True)
+        )
         scored |= any(s["items"] for r in evaluation.results.values() for s in r["subsets"].values())
         if session.rank == 0:
-            print(brief(spec.label, evaluation, session.output))
+            place = session.output / safe_name(spec.label)
+            print(console.last_line(spec.label, evaluation.encoded, place), flush=True)
             for why in evaluation.skipped.values():
                 print(f"skipped {why.splitlines()[0].removesuffix(' Expected:')}", file=sys.stderr)
     if not scored:
@@ -183,7 +199,7 @@ def _run(args) -> int:
 def _report(args) -> int:
     from open_clip_triplet.evaluation.report.coverage import read_coverage
     from open_clip_triplet.evaluation.report.render import render
-    from open_clip_triplet.evaluation.results import read_results
+    from open_clip_triplet.evaluation.result_files import read_results
     from open_clip_triplet.files import write_text_durably
 
     text = render(

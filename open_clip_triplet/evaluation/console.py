@@ -1,38 +1,47 @@
-"""What a run prints: a line per benchmark."""
+"""What ``triplet-evaluate run`` prints: a line per benchmark as soon as it is scored, and a last one."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
-from open_clip_triplet.evaluation.run import Evaluation
-
-
-def brief(label: str, evaluation: Evaluation, output: Path) -> str:
-    encoded = evaluation.encoded
-    lines = [
-        f"{label}: encoded {encoded['images']} images and {encoded['texts']} captions"
-        f" ({'nothing new' if not any(encoded.values()) else 'the rest was stored'})"
-    ]
-    for result in evaluation.results.values():
-        lines.append("  " + _line(result))
-    lines.append(f"  results in {output}")
-    return "\n".join(lines)
+#: metrics shown of a subset, where a benchmark has no average
+SHOWN = ("accuracy", "macro", "text", "image", "group", "i2t_r5", "t2i_r5", "top1")
 
 
-def _line(result: dict) -> str:
-    share = "" if result["complete"] else f"  PARTIAL: {result['items']} of {result['expected'] or '?'} items"
+def result_line(result: dict) -> str:
+    """One line on one benchmark: its number, what it rests on, what is unusual about it."""
     overall = result["summary"].get("overall")
     if overall:
         text = f"{100 * overall['value']:.2f} [{100 * overall['low']:.2f}, {100 * overall['high']:.2f}]"
     else:
-        text = "; ".join(
-            _subset_text(name, subset) for name, subset in result["subsets"].items() if subset["items"]
-        )
-    ties = f", {result['ties']} ties" if result["ties"] else ""
-    return f"{result['title']}: {text}{ties}{share}"
+        text = "; ".join(_subset(result, name) for name, x in result["subsets"].items() if x["items"])
+    return f"  {result['title']}: {', '.join([text, *_remarks(result)])}"
 
 
-def _subset_text(name: str, subset: dict) -> str:
+def _remarks(result: dict) -> Iterator[str]:
+    if result["ties"]:
+        yield f"{result['ties']} ties"
+    if result["captions"].get("cut"):
+        yield f"{result['captions']['cut']} of {result['captions']['unique']} captions cut at the context length"
+    if result["limit"]:
+        yield f"LIMITED to {result['limit']} items a subset"
+    elif not result["complete"]:
+        yield f"PARTIAL: {result['items']} of {result['expected'] or '?'} items"
+
+
+def _subset(result: dict, name: str) -> str:
+    subset = result["subsets"][name]
     metrics = subset["metrics"]
-    chosen = [m for m in ("accuracy", "text", "image", "group", "i2t_r5", "t2i_r5", "top1") if m in metrics]
-    return f"{name} " + " ".join(f"{m} {100 * metrics[m]['value']:.2f}" for m in chosen)
+    numbers = " ".join(f"{m} {100 * metrics[m]['value']:.2f}" for m in SHOWN if m in metrics)
+    partial = result["complete"] and not subset["complete"]  # else the line says so as a whole
+    expected = f" (PARTIAL: {subset['items']} of {subset['expected'] or '?'})" if partial else ""
+    return f"{name} {numbers}{expected}"
+
+
+def last_line(label: str, encoded: Mapping[str, int], place: object) -> str:
+    """What was encoded, and where the results are."""
+    rest = "the rest was stored" if any(encoded.values()) else "nothing new"
+    return (
+        f"{label}: encoded {encoded['images']} images and {encoded['texts']} captions ({rest}); "
+        f"results in {place}"
+    )

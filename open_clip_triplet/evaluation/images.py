@@ -1,22 +1,19 @@
-"""Where an image lies: a file, a member of a tar or zip, optionally cropped; its identity; its pixels.
+"""Where an image lies: a file, a member of a tar or zip, a cell of a Parquet file; and its pixels.
 
-The identity is a hash of the bytes (and the crop), so the same photograph under SugarCrepe's, COCO's
-and VALSE's file names is encoded once.
+Nothing is ever unpacked: members and cells are read in place, so a data root may be read-only.
 """
 
 from __future__ import annotations
 
-import hashlib
+import bisect
 import io
-import json
 import os
+import threading
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from open_clip_triplet.errors import ImageError, ShardError
-from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.shards import group_samples
 from open_clip_triplet.tar import TarMembers, open_tar
 
@@ -28,7 +25,8 @@ _ROTATED = range(2, 9)
 class ImageRef:
     """One image. ``offset`` and ``size`` locate a tar member, ``member`` names one of a zip.
 
-    ``crop`` is (left, top, right, bottom) in pixels, or None for the whole image.
+    With ``row``, ``member`` is a column of a Parquet file, whose cell holds the bytes. ``crop`` is
+    (left, top, right, bottom) in pixels, or None for the whole image.
     """
 
     path: str
@@ -36,14 +34,16 @@ class ImageRef:
     offset: int = -1
     size: int = -1
     crop: tuple[int, int, int, int] | None = None
+    row: int = -1
 
     def __str__(self) -> str:
         where = f"{self.path}!{self.member}" if self.member else self.path
+        where += f"[{self.row}]" if self.row >= 0 else ""
         return f"{where} {self.crop}" if self.crop else where
 
     def exists(self) -> bool:
         """Whether the file is there, or the zip has the member."""
-        if self.offset >= 0:
+        if self.offset >= 0 or self.row >= 0:
             return True
         if self.member:
             return self.member in _zip_members(self.path)
@@ -55,6 +55,8 @@ class ImageRef:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
                 return file.read(self.size)
+        if self.row >= 0:
+            return _parquet_cell(self.path, self.member, self.row)
         if self.member:
             try:
                 with zipfile.ZipFile(self.path) as archive:
@@ -65,11 +67,6 @@ class ImageRef:
             return file.read()
 
 
-def content_id(data: bytes) -> str:
-    """Identity of an image's bytes."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
 @lru_cache(maxsize=16)
 def _zip_members(path: str) -> frozenset[str]:
     try:
@@ -77,6 +74,44 @@ def _zip_members(path: str) -> frozenset[str]:
             return frozenset(archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return frozenset()
+
+
+#: pyarrow reads whole row groups: the last few are kept, by one thread at a time
+_parquet_lock = threading.Lock()
+
+
+def _parquet_cell(path: str, column: str, row: int) -> bytes:
+    """Encoded image in a Parquet cell: plain bytes, or Hugging Face's ``{"bytes": ..., "path": ...}``."""
+    import pyarrow as pa
+
+    try:
+        with _parquet_lock:
+            starts = _row_group_starts(path)
+            group = int(bisect.bisect_right(starts, row)) - 1
+            value = _row_group(path, column, group)[row - starts[group]].as_py()
+    except (pa.ArrowException, KeyError, IndexError) as error:
+        raise OSError(f"{path}: {column} of row {row} cannot be read ({error})") from error
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise OSError(f"{path}: {column} of row {row} holds no image bytes")
+    return data
+
+
+@lru_cache(maxsize=16)
+def _row_group_starts(path: str) -> list[int]:
+    from pyarrow import parquet
+
+    metadata = parquet.read_metadata(path)
+    sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+@lru_cache(maxsize=4)
+def _row_group(path: str, column: str, group: int):
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=[column]).column(column)
 
 
 def read_tar_index(path: str | os.PathLike) -> list[dict]:
@@ -136,60 +171,17 @@ def open_image(data: bytes):
         raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
-class ContentHashes:
-    """``ImageRef`` -> hash of its bytes, remembered by place in the file, its size and time of change.
+def cropped(image, box: tuple[int, int, int, int] | None):
+    """The part of a ``PIL.Image`` within a box; what of the box lies outside is black, as PIL does.
 
-    Args:
-        file: where the memory is kept between runs, or None. Processes that share the work have a file
-            each (``files-1.json`` beside ``files.json``) and read one another's.
+    Raises:
+        ImageError: the box lies outside the image, or is over four times its size: annotations of
+            another image.
     """
-
-    def __init__(self, file: str | os.PathLike | None = None):
-        self.file = Path(file) if file else None
-        self._known: dict[str, str] = {}
-        self._changed = False
-        self.reload()
-
-    def reload(self) -> None:
-        """Read what this and other processes have saved."""
-        if self.file is None:
-            return
-        first = self.file.stem.partition("-")[0]
-        for file in (self.file.with_name(f"{first}.json"), *self.file.parent.glob(f"{first}-*.json")):
-            try:
-                known = json.loads(file.read_text(encoding="utf-8"))
-                self._known.update(known if isinstance(known, dict) else {})
-            except (OSError, ValueError):
-                pass  # a damaged memory only costs reading the images again
-
-    def __call__(self, ref: ImageRef, data: bytes | None = None) -> str:
-        """Identity of the image; ``data`` saves reading it where the caller already has.
-
-        Raises:
-            OSError: it cannot be read.
-        """
-        stat = os.stat(ref.path)
-        # the offset too: a tar may hold one name twice, for two images
-        place = f"{os.path.abspath(ref.path)}|{ref.member}|{ref.offset}"
-        where = f"{place}|{stat.st_size}|{stat.st_mtime_ns}"
-        digest = self._known.get(where)
-        if digest is None:
-            digest = content_id(ref.read() if data is None else data)
-            self._known[where] = digest
-            self._changed = True
-        return digest if ref.crop is None else digest + "|" + ",".join(map(str, ref.crop))
-
-    def save(self) -> None:
-        """Write the memory, where there is something new and a file to write it to."""
-        if self.file and self._changed:
-            write_text_durably(self.file, json.dumps(self._known))
-            self._changed = False
-
-
-def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    if box is None:
+        return image
+    left, top, right, bottom = box
+    inside = left < image.width and top < image.height and right > 0 and bottom > 0
+    if not inside or (right - left) * (bottom - top) > 4 * image.width * image.height:
+        raise ImageError(f"box {box} does not fit the image of {image.width} x {image.height} pixels")
+    return image.crop(box)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
-import os
-import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
 import numpy as np
 
 from open_clip_triplet import __version__
 from open_clip_triplet.evaluation.benchmarks.base import Benchmark, tree_leaves, tree_mean
-from open_clip_triplet.evaluation.metrics import TIE_RULE, bootstrap_interval
-from open_clip_triplet.evaluation.tasks import Outcome, Task
-from open_clip_triplet.files import write_text_durably
+from open_clip_triplet.evaluation.metrics import EQUAL_RULE, TIE_RULE, bootstrap_interval
+from open_clip_triplet.evaluation.tasks import Outcome, Task, proportion
 
 SCHEMA = 1
 
@@ -28,16 +23,23 @@ def build_result(
     *,
     checkpoint: dict,
     remarks: dict[str, int],
+    captions: dict[str, int] | None = None,
 ) -> dict:
     """The result as a plain dict.
 
-    ``subsets`` holds per subset: metrics (value, low, high in 0..1), items, expected, ties, dropped by
-    reason, per-item outcomes as strings of 0 and 1. ``summary`` holds the averages over subsets.
-    ``complete`` is true where every expected item of every expected subset was scored.
+    ``subsets`` holds per subset: metrics (value, low, high in 0..1), the same by ``groups`` of items,
+    items, expected, complete, ties, dropped by reason, per-item outcomes as strings of 0 and 1.
+    ``summary`` holds the averages over subsets, ``headlines`` the numbers that the authors report, by
+    their words. ``complete`` is true where every expected item of every expected subset was scored; a
+    subset beyond those (Flickr8k, CIFAR-10) has its own ``complete``.
+
+    Args:
+        remarks: counts of unusual images. captions: ``unique`` and ``cut`` ones.
     """
     subsets = {name: _subset(tasks[name], outcome) for name, outcome in outcomes.items()}
     expected = sum(benchmark.expected.values()) or _known_sum(task.expected for task in tasks.values())
     counted = [name for name in subsets if name in benchmark.expected] or list(subsets)
+    summary = _summary(benchmark, outcomes)
     return {
         "schema": SCHEMA,
         "benchmark": benchmark.name,
@@ -47,10 +49,14 @@ def build_result(
         and all(subsets[name]["complete"] for name in counted),
         "items": sum(subsets[name]["items"] for name in counted),
         "expected": expected,
-        "summary": _summary(benchmark, outcomes),
+        "limit": max((task.limited or 0 for task in tasks.values()), default=0) or None,
+        "headlines": list(_headlines(benchmark, summary, subsets)),
+        "summary": summary,
         "subsets": subsets,
         "images": remarks,
+        "captions": captions or {},
         "tie_rule": TIE_RULE,
+        "equal_rule": EQUAL_RULE,
         "ties": sum(outcome.ties for outcome in outcomes.values()),
         "intervals": "95%: Wilson for accuracies, percentile bootstrap over items for means",
         "versions": versions(),
@@ -65,13 +71,13 @@ def _known_sum(values: Iterable[int | None]) -> int | None:
 
 def _subset(task: Task, outcome: Outcome) -> dict:
     subset = {
-        "metrics": {name: _clean(metric) for name, metric in outcome.metrics.items()},
+        "metrics": _clean_all(outcome.metrics),
+        "groups": {g: {**x, "metrics": _clean_all(x["metrics"])} for g, x in outcome.groups.items()},
         "items": outcome.items,
         "expected": task.expected,
-        "complete": outcome.items > 0
-        and not task.note
-        and (not task.dropped if task.expected is None else outcome.items == task.expected),
+        "complete": task.whole,
         "ties": outcome.ties,
+        "equal": outcome.equal,
         "dropped": dict(task.dropped),
         "named": task.named,
         "note": task.note,
@@ -81,6 +87,10 @@ def _subset(task: Task, outcome: Outcome) -> dict:
     if outcome.histograms:
         subset["histograms"] = outcome.histograms
     return subset
+
+
+def _clean_all(metrics: dict[str, dict]) -> dict[str, dict]:
+    return {name: _clean(metric) for name, metric in metrics.items()}
 
 
 def _clean(metric: dict) -> dict:
@@ -97,26 +107,59 @@ def _summary(benchmark: Benchmark, outcomes: dict[str, Outcome]) -> dict[str, di
     if any(name not in outcomes or outcomes[name].items == 0 for name in leaves):
         return summary
     for average, metric in benchmark.averages:
-        groups = benchmark.groups
-        if average != "overall":  # a metric that some subsets do not have, as top-5 of two classes
-            groups = tuple(name for name in leaves if metric in outcomes[name].right)
-        names = tree_leaves(groups)
-        rights = [outcomes[name].right[metric] for name in names]
-        low, high = bootstrap_interval(
-            [(int(right.sum()), len(right)) for right in rights],
-            lambda drawn, names=names, groups=groups: tree_mean(groups, dict(zip(names, drawn))),
-        )
-        value = tree_mean(groups, {name: right.mean() for name, right in zip(names, rights)})
-        summary[average] = {"value": float(np.asarray(value)), "low": low, "high": high}
+        # a metric that some subsets do not have, as top-5 of two classes, is averaged over the others
+        lacking = any(metric not in outcomes[name].right for name in leaves)
+        groups = tuple(x for x in leaves if metric in outcomes[x].right) if lacking else benchmark.groups
+        summary[average] = _mean(outcomes, metric, groups)
+    for average, metric in benchmark.flat_averages:
+        summary[average] = _mean(outcomes, metric, tuple(leaves))
+    for average, metric in benchmark.pooled:
+        summary[average] = _pooled(outcomes, metric, leaves)
     return summary
 
 
+def _mean(outcomes: dict[str, Outcome], metric: str, groups: tuple) -> dict:
+    """Mean over a tree of subsets, with a bootstrap interval."""
+    names = tree_leaves(groups)
+    rights = [outcomes[name].right[metric] for name in names]
+    low, high = bootstrap_interval(
+        [(int(right.sum()), len(right)) for right in rights],
+        lambda drawn: tree_mean(groups, dict(zip(names, drawn))),
+    )
+    value = tree_mean(groups, {name: right.mean() for name, right in zip(names, rights)})
+    return {"value": float(np.asarray(value)), "low": low, "high": high}
+
+
+def _pooled(outcomes: dict[str, Outcome], metric: str, names: list[str]) -> dict:
+    """Accuracy over the items of all subsets."""
+    rights = np.concatenate([outcomes[name].right[metric] for name in names])
+    return proportion(int(rights.sum()), len(rights))
+
+
+def _headlines(benchmark: Benchmark, summary: dict, subsets: dict) -> Iterable[dict]:
+    """The authors' numbers that this run has."""
+    for headline in benchmark.headlines:
+        if not headline.subset:
+            place, items = summary, sum(subset["items"] for subset in subsets.values())
+        else:
+            part = subsets.get(headline.subset, {})
+            part = part.get("groups", {}).get(headline.group, {}) if headline.group else part
+            place, items = part.get("metrics", {}), part.get("items", 0)
+        if headline.metric in place and place[headline.metric]["value"] is not None:
+            yield {"label": headline.label, **place[headline.metric], "items": items}
+
+
 def flat_metrics(result: dict) -> dict[str, float]:
-    """``benchmark/subset/metric`` and ``benchmark/overall`` -> value; ``benchmark-partial`` where it is."""
+    """``benchmark/subset/metric`` and ``benchmark/overall`` -> value; ``benchmark-partial`` where it is.
+
+    In a complete benchmark, a subset beyond the expected ones that is not whole is ``-partial`` too.
+    """
     flat = {}
-    benchmark = result["benchmark"] + ("" if result["complete"] else "-partial")
+    partial = f"{result['benchmark']}-partial"
+    benchmark = result["benchmark"] if result["complete"] else partial
     for name, subset in result["subsets"].items():
-        place = benchmark if name == result["benchmark"] else f"{benchmark}/{name}"
+        owner = benchmark if subset["complete"] else partial
+        place = owner if name == result["benchmark"] else f"{owner}/{name}"
         for metric, numbers in subset["metrics"].items():
             if numbers["value"] is not None:
                 flat[f"{place}/{metric}"] = numbers["value"]
@@ -136,55 +179,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def write_result(folder: str | os.PathLike, result: dict) -> Path:
-    """Write ``<folder>/<checkpoint name>/<benchmark>.json`` whole or not at all; returns its path."""
-    path = Path(folder) / safe_name(result["checkpoint"]["name"]) / f"{result['benchmark']}.json"
-    write_text_durably(path, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    return path
-
-
-def read_results(paths: Iterable[str | os.PathLike]) -> list[dict]:
-    """Results of files and folders, checkpoints in order of first mention.
-
-    Folders are searched whole, but for hidden ones: an embedding store has thousands of files.
-
-    Raises:
-        ValueError: nothing found, or a file is not a result of this tool; it is named.
-    """
-    results = []
-    for path in map(Path, paths):
-        files = [path] if path.is_file() else sorted(_visible_json(path))
-        for file in files:
-            try:
-                result = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{file}: cannot be read as a result ({error})") from error
-            if not isinstance(result, dict) or "benchmark" not in result or "subsets" not in result:
-                if file == path:
-                    raise ValueError(f"{file}: not a result of triplet-evaluate")
-                continue
-            if result.get("schema") != SCHEMA:
-                raise ValueError(f"{file}: written by another version of this tool; run it again")
-            results.append(result)
-    if not results:
-        raise ValueError(f"no results in {', '.join(map(str, paths))}; make some with `triplet-evaluate run`")
-    return results
-
-
-def _visible_json(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.endswith(".json") and not name.startswith("."):
-                yield Path(place) / name
-
-
-def safe_name(name: str) -> str:
-    """A checkpoint's name as a folder name.
-
-    >>> safe_name("ViT-B-32/laion2b")
-    'ViT-B-32_laion2b'
-    """
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "checkpoint"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from open_clip_triplet.evaluation.metrics import finite
 from open_clip_triplet.files import replace_durably, write_text_durably
 
 KINDS = ("images", "texts")
@@ -85,7 +86,12 @@ class EmbeddingStore:
         remarks: dict | None = None,
         failed: dict | None = None,
     ) -> None:
-        """Keep [n, D] rows under n identities; ``failed`` names images that cannot be decoded, and why."""
+        """Keep [n, D] rows under n identities; ``failed`` names images that cannot be decoded, and why.
+
+        Raises:
+            ValueError: a row is NaN or infinite.
+        """
+        finite(kind, rows)
         content = {"ids": list(ids), "remarks": remarks or {}, "failed": failed or {}}
         rows = np.ascontiguousarray(rows, dtype=np.float32)
         if self.folder is not None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,23 @@ from open_clip_triplet.evaluation.tasks import Task
 
 
 @dataclass(frozen=True)
+class Headline:
+    """A number that the authors report: a metric of the summary, of a subset, or of a group of its items."""
+
+    label: str
+    metric: str
+    subset: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """A loader and how its subsets average.
 
     ``groups`` is the tree that the averages go over: a list of subset names or of further
     lists; None where the benchmark has a single subset or no agreed average. ``averages`` are (name,
-    metric) of the averages over it.
+    metric) of the averages over it, ``flat_averages`` those over its leaves alone, ``pooled`` those over
+    all items. ``headlines`` are what the authors report. ``size`` is what to download, in their words.
     ``load(data_root)`` gives a ``Task`` per subset and raises ``MissingData`` where nothing is found.
     """
 
@@ -35,6 +47,10 @@ class Benchmark:
     groups: tuple | None = None
     averages: tuple[tuple[str, str], ...] = (("overall", "accuracy"),)
     reference: str = ""
+    flat_averages: tuple[tuple[str, str], ...] = ()
+    pooled: tuple[tuple[str, str], ...] = ()
+    headlines: tuple[Headline, ...] = ()
+    size: str = ""
 
     def missing(self, root: Path) -> MissingData:
         """The error to raise where nothing is found."""
@@ -71,7 +87,7 @@ def first_file(root: Path, candidates: Iterable[str]) -> Path | None:
     return next((Path(root) / name for name in candidates if (Path(root) / name).is_file()), None)
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     """A JSON file. Raises DataError naming it where it is damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -79,8 +95,59 @@ def read_json(path: Path):
         raise DataError(f"{path}: cannot be read as JSON ({error}); fetch it again") from error
 
 
+def read_text(path: Path) -> str:
+    """A text file. Raises DataError naming it where it cannot be read or is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error}); fetch it again") from error
+
+
+def is_caption(value: Any) -> bool:
+    """Whether a value from an annotation file is a caption: text that UTF-8 can hold and is not empty."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, from an escape in JSON
+        return False
+    return True
+
+
+def parquet_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict]]:
+    """(row number, values) of these columns; images are better left out, see ``parquet_image``.
+
+    Raises:
+        DataError: pyarrow is not installed, or the file is damaged or lacks a column; it is named.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading Parquet needs pyarrow; install open_clip_triplet with its extra `eval`"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            lacking = set(columns) - set(file.schema_arrow.names)
+            if lacking:
+                raise DataError(f"{path}: lacks the columns {', '.join(sorted(lacking))}")
+            number = 0
+            for batch in file.iter_batches(1024, columns=list(columns)):
+                for row in batch.to_pylist():
+                    yield number, row
+                    number += 1
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error}); fetch it again") from error
+
+
+def parquet_image(path: Path, column: str, row: int) -> ImageRef:
+    """An image in a cell of a Parquet file, read in place when it is needed."""
+    return ImageRef(str(path), member=column, row=row)
+
+
 def entries(path: Path, fields: Iterable[str], task: Task) -> Iterable[tuple[str, dict]]:
-    """(key, entry) of a JSON object or list of objects that have all these text fields.
+    """(key, entry) of a JSON object or list of objects that have text in all these fields.
 
     Keys need not be contiguous. Stray values and entries without the fields are left out of ``task``
     by reason.
@@ -92,7 +159,7 @@ def entries(path: Path, fields: Iterable[str], task: Task) -> Iterable[tuple[str
     for key, entry in pairs:
         if not isinstance(entry, dict):
             task.leave_out("stray value in the annotations", f"{path.name} {key}")
-        elif lacking := [name for name in fields if not isinstance(entry.get(name), str)]:
+        elif lacking := [name for name in fields if not is_caption(entry.get(name))]:
             task.leave_out("annotation incomplete", f"{path.name} {key} lacks {', '.join(lacking)}")
         else:
             yield str(key), entry
@@ -117,7 +184,7 @@ def find_image(folders: Iterable[Path | None], name: str) -> ImageRef:
     base = os.path.basename(name.replace("\\", "/"))
     present = [folder for folder in folders if folder is not None]
     for folder in present:
-        if (folder / base).is_file():
+        if os.path.isfile(folder / base):  # unlike Path.is_file, false for a name that is too long
             return ImageRef(str(folder / base))
     return ImageRef(str(present[0] / base) if present else base)
 

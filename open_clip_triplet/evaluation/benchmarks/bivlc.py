@@ -1,63 +1,48 @@
 """BiVLC: SugarCrepe's items with an image for the negative caption too; 2,933 items in Parquet.
 
-``text`` is the authors' I2T, ``image`` their T2I.
+``text`` is the authors' I2T, ``image`` their T2I. Images are read out of the Parquet files in place.
 Reference: Miranda et al., NeurIPS 2024; huggingface.co/datasets/imirandam/BiVLC.
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from open_clip_triplet.errors import DataError
-from open_clip_triplet.evaluation.benchmarks.base import Benchmark
-from open_clip_triplet.evaluation.images import ImageRef
+from open_clip_triplet.evaluation.benchmarks.base import (
+    Benchmark,
+    Headline,
+    is_caption,
+    parquet_image,
+    parquet_rows,
+)
 from open_clip_triplet.evaluation.tasks import Pair, PairTask
-from open_clip_triplet.files import replace_durably
 
-COLUMNS = ("image", "caption", "negative_caption", "negative_image", "type")
+IMAGES = ("image", "negative_image")
+TEXTS = ("caption", "negative_caption")
+TYPES = ("replace", "swap", "add")
+SCORES = {"text": "I2T", "image": "T2I", "group": "group"}
 
 
 def load(root: Path) -> dict[str, PairTask]:
     files = sorted(Path(root).glob("bivlc/**/*.parquet"))
     if not files:
         raise BENCHMARK.missing(root)
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise DataError("BiVLC comes as Parquet: pip install pyarrow") from error
     task = PairTask([], expected=2933)
     for path in files:
-        try:
-            table = parquet.ParquetFile(path)
-            rows = (
-                row for batch in table.iter_batches(64, columns=list(COLUMNS)) for row in batch.to_pylist()
-            )
-            for number, row in enumerate(rows):
-                _append(task, row, f"{path.name}/{number}", path.parent / "unpacked")
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{path}: not BiVLC's Parquet ({error})") from error
+        for number, row in parquet_rows(path, (*TEXTS, "type")):
+            _append(task, row, path, number)
     return {"bivlc": task}
 
 
-def _append(task: PairTask, row: dict, name: str, folder: Path) -> None:
-    images = [row[column] for column in ("image", "negative_image")]
-    texts = (row["caption"], row["negative_caption"])
-    if not all(isinstance(i, dict) and i.get("bytes") for i in images) or not all(texts):
+def _append(task: PairTask, row: dict, path: Path, number: int) -> None:
+    name = f"{path.name}/{number}"
+    first, second = (row[column] for column in TEXTS)
+    if not (is_caption(first) and is_caption(second)):
         task.leave_out("annotation incomplete", name)
         return
-    task.items.append(Pair(name, tuple(_unpacked(i["bytes"], folder) for i in images), texts))
-
-
-def _unpacked(data: bytes, folder: Path) -> ImageRef:
-    """The image as a file beside the Parquet, named by its content, so that it can be read alone."""
-    path = folder / hashlib.blake2b(data, digest_size=16).hexdigest()
-    if not path.is_file():
-        folder.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(data)
-        replace_durably(temporary, path)
-    return ImageRef(str(path))
+    images = (parquet_image(path, IMAGES[0], number), parquet_image(path, IMAGES[1], number))
+    groups = (row["type"],) if is_caption(row["type"]) else ()
+    task.items.append(Pair(name, images, (first, second), groups))
 
 
 BENCHMARK = Benchmark(
@@ -68,5 +53,9 @@ BENCHMARK = Benchmark(
     layout=("bivlc/data/test-*.parquet",),
     load=load,
     expected={"bivlc": 2933},
+    headlines=(
+        *(Headline(label, score, "bivlc") for score, label in SCORES.items()),
+        *(Headline(f"{kind}, {label}", score, "bivlc", kind) for kind in TYPES for score, label in SCORES.items()),
+    ),
     reference="Miranda et al., NeurIPS 2024",
 )

@@ -11,9 +11,11 @@ from pathlib import Path
 from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     Benchmark,
+    Headline,
     find_image,
     first_file,
     first_folder,
+    is_caption,
     read_json,
 )
 from open_clip_triplet.evaluation.tasks import Pair, PairTask
@@ -31,7 +33,7 @@ def load(root: Path) -> dict[str, PairTask]:
     folder = first_folder(root, ["cola/vg_gqa_images", "cola/images", "gqa/images", "visual_genome/images"])
     task = PairTask([], expected=210)
     for number, entry in enumerate(content):
-        if not (isinstance(entry, list) and len(entry) == 4 and all(isinstance(x, str) for x in entry)):
+        if not (isinstance(entry, list) and len(entry) == 4 and all(map(is_caption, entry))):
             task.leave_out("annotation incomplete", f"{FILE} entry {number}")
             continue
         images = tuple(find_image([folder or path.parent / "images"], url) for url in entry[0::2])
@@ -47,5 +49,10 @@ BENCHMARK = Benchmark(
     layout=(f"cola/{FILE}", "cola/vg_gqa_images/*.jpg"),
     load=load,
     expected={"cola": 210},
+    headlines=(
+        Headline("image score (the authors')", "image", "cola"),
+        Headline("text score", "text", "cola"),
+        Headline("group score", "group", "cola"),
+    ),
     reference="Ray et al., NeurIPS 2023",
 )

@@ -7,16 +7,20 @@ partial and says so.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     COCO_2014,
     COCO_2017,
     Benchmark,
+    Headline,
     find_image,
     first_file,
     first_folder,
+    is_caption,
     read_json,
+    read_text,
     shard_samples,
 )
 from open_clip_triplet.evaluation.images import ImageRef
@@ -50,22 +54,49 @@ def _coco(root: Path) -> RetrievalTask | None:
         if not others:
             return None
         path, note = sorted(others)[0], "not the Karpathy split"
-    content = read_json(path)
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-        raise DataError(f"{path}: expected COCO's captions format with images and annotations")
-    captions: dict = {}
-    for annotation in content["annotations"]:
-        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
     folders = [root / name for name in (*COCO_2014, *COCO_2017)]
     folders = [folder for folder in folders if folder.is_dir()] or [path.parent]
     task = RetrievalTask([], expected=5000, note=note)
-    for image in content["images"]:
-        if image["id"] in captions:
-            ref = find_image(folders, image["file_name"])
-            task.items.append(Captioned(image["file_name"], ref, tuple(captions[image["id"]])))
+    images, captions = _coco_captions(path, task)
+    for image_id, name in images.items():
+        if image_id in captions:
+            task.items.append(Captioned(name, find_image(folders, name), tuple(captions[image_id])))
         else:
-            task.leave_out("image without captions", image["file_name"])
+            task.leave_out("image without captions", name)
     return task
+
+
+def _coco_captions(path: Path, task: RetrievalTask) -> tuple[dict[Any, str], dict[Any, list[str]]]:
+    """(image id -> file name, image id -> captions) of a file in COCO's captions format.
+
+    A caption that is none is left out of ``task`` by name, and makes it partial: recall would change.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(part), list) for part in ("images", "annotations")
+    ):
+        raise DataError(f"{path}: expected COCO's captions format, an object with lists images and annotations")
+    images: dict[Any, str] = {}
+    for place, image in enumerate(content["images"]):
+        if not isinstance(image, dict) or not is_caption(image.get("file_name")) or not _is_id(image.get("id")):
+            task.leave_out("annotation incomplete", f"{path.name} images[{place}]")
+        else:
+            images[image["id"]] = image["file_name"]
+    captions: dict[Any, list[str]] = {}
+    bad = 0
+    for place, entry in enumerate(content["annotations"]):
+        if not isinstance(entry, dict) or not is_caption(entry.get("caption")) or not _is_id(entry.get("image_id")):
+            task.leave_out("annotation incomplete", f"{path.name} annotations[{place}]")
+            bad += 1
+        else:
+            captions.setdefault(entry["image_id"], []).append(entry["caption"])
+    if bad:
+        task.note = "; ".join(filter(None, (task.note, f"{bad} captions cannot be read")))
+    return images, captions
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
 def _flickr(root: Path, name: str) -> RetrievalTask | None:
@@ -80,9 +111,9 @@ def _flickr_text(root: Path, name: str, path: Path) -> RetrievalTask:
     """clip_benchmark's file: a heading, then ``<image>.jpg,<caption>`` lines."""
     captions: dict[str, list[str]] = {}
     task = RetrievalTask([], expected=1000)
-    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+    for line in read_text(path).splitlines()[1:]:
         image, comma, caption = line.strip().partition(".jpg,")
-        if comma:
+        if comma and is_caption(caption):
             captions.setdefault(f"{image}.jpg", []).append(caption)
         elif line.strip():
             task.leave_out("annotation incomplete", f"{path.name}: {line[:60]}")
@@ -109,9 +140,10 @@ def _captions(sample: dict[str, ImageRef]) -> tuple[str, ...]:
     try:
         meta = read_meta({"meta": sample["json"].read()}) if "json" in sample else {}
         captions = meta.get("captions")
-        if isinstance(captions, list) and captions and all(isinstance(c, str) for c in captions):
+        if isinstance(captions, list) and captions and all(map(is_caption, captions)):
             return tuple(captions)
-        return (sample["txt"].read().decode("utf-8").strip(),) if "txt" in sample else ()
+        caption = sample["txt"].read().decode("utf-8").strip() if "txt" in sample else ""
+        return (caption,) if caption else ()
     except UnicodeDecodeError:
         return ()
 
@@ -131,5 +163,12 @@ BENCHMARK = Benchmark(
     ),
     load=load,
     expected=SIZES,
+    headlines=tuple(
+        Headline(f"{name}, {way} R@{k}", f"{'t2i' if way == 'image' else 'i2t'}_r{k}", name)
+        for name in SIZES
+        for way in ("image", "text")
+        for k in (1, 5, 10)
+    ),
+    size="COCO val2014 6 GB, Flickr30k 4 GB, captions 3 MB",
     reference="Karpathy and Fei-Fei, CVPR 2015",
 )

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from open_clip_triplet.evaluation.benchmarks.base import COCO_2017, Benchmark, entries, find_image, first_file
+from open_clip_triplet.evaluation.benchmarks.base import (
+    COCO_2017,
+    Benchmark,
+    Headline,
+    entries,
+    find_image,
+    first_file,
+)
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
 
 SIZES = {
@@ -47,5 +54,12 @@ BENCHMARK = Benchmark(
     load=load,
     expected=SIZES,
     groups=tuple(SIZES),
+    pooled=(("item_weighted", "accuracy"),),
+    headlines=(
+        Headline("mean of the 7 subsets", "overall"),
+        Headline("weighted by items", "item_weighted"),
+        *(Headline(name, "accuracy", name) for name in SIZES),
+    ),
+    size="annotations 1.3 MB, COCO val2017 1 GB",
     reference="Hsieh et al., NeurIPS 2023",
 )

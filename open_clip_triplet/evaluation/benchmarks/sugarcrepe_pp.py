@@ -1,13 +1,22 @@
-"""SugarCrepe++: two captions that both fit, one that does not; five subsets. Both must beat the negative.
+"""SugarCrepe++: two captions that both fit, one that does not; five subsets.
 
-Reference: Dumpala et al., 2024; github.com/Sri-Harsha/scpp (its image-text task).
+Image-text task (``accuracy``): both must be closer to the image than the negative. Text-only task
+(``text_only``): the two must be closer to each other than either is to the negative.
+Reference: Dumpala et al., 2024; github.com/Sri-Harsha/scpp.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from open_clip_triplet.evaluation.benchmarks.base import COCO_2017, Benchmark, entries, find_image, first_file
+from open_clip_triplet.evaluation.benchmarks.base import (
+    COCO_2017,
+    Benchmark,
+    Headline,
+    entries,
+    find_image,
+    first_file,
+)
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
 
 SIZES = {"replace_obj": 1652, "replace_att": 788, "replace_rel": 1406, "swap_obj": 245, "swap_att": 666}
@@ -20,7 +29,7 @@ def load(root: Path) -> dict[str, ChoiceTask]:
         path = first_file(root, [f"scpp/data/{subset}.json", f"scpp/{subset}.json"])
         if path is None:
             continue
-        task = tasks[subset] = ChoiceTask([], expected=size)
+        task = tasks[subset] = ChoiceTask([], expected=size, text_only=True)
         for key, entry in entries(path, ("filename", "caption", "caption2", "negative_caption"), task):
             image = find_image(folders, entry["filename"])
             positives = (entry["caption"], entry["caption2"])
@@ -39,5 +48,14 @@ BENCHMARK = Benchmark(
     load=load,
     expected=SIZES,
     groups=tuple(SIZES),
+    averages=(("overall", "accuracy"), ("text_only", "text_only")),
+    pooled=(("item_weighted", "accuracy"),),
+    headlines=(
+        Headline("image-text task, mean of the 5 subsets", "overall"),
+        Headline("text-only task, mean of the 5 subsets", "text_only"),
+        *(Headline(f"{name}, image-text", "accuracy", name) for name in SIZES),
+        *(Headline(f"{name}, text-only", "text_only", name) for name in SIZES),
+    ),
+    size="annotations 1.5 MB, COCO val2017 1 GB",
     reference="Dumpala et al., 2024",
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from open_clip_triplet.errors import ImageError, ShardError
-from open_clip_triplet.evaluation.benchmarks.base import Benchmark, shard_samples
+from open_clip_triplet.evaluation.benchmarks.base import Benchmark, Headline, shard_samples
 from open_clip_triplet.evaluation.encode import Encoder, decode_all, decoding_threads, evaluating
 from open_clip_triplet.evaluation.images import open_image
 from open_clip_triplet.evaluation.metrics import pair_similarities
@@ -110,6 +110,7 @@ def composition_scores(
 
     Raises:
         ShardError: a shard cannot be opened, or no sample has all four members.
+        NonFiniteEmbeddings: the model gives NaN or infinity.
     """
     dropped: Counter[str] = Counter()
     encoder = Encoder(model, preprocess, tokenizer, device=device, autocast=autocast, input_dtype=input_dtype)
@@ -196,5 +197,6 @@ BENCHMARK = Benchmark(
     layout=("tripletdata/*.tar (paired shards: jpg, txt, neg.jpg, neg.txt)",),
     load=load,
     expected={},
+    headlines=tuple(Headline(f"{s} score", s, "tripletdata") for s in ("text", "image", "group")),
     reference="Patel et al., NeurIPS 2024",
 )

@@ -13,6 +13,7 @@ from open_clip_triplet.evaluation.benchmarks.base import (
     COCO_2014,
     COCO_2017,
     Benchmark,
+    Headline,
     entries,
     find_image,
     first_file,
@@ -63,6 +64,9 @@ IMAGES = {
     "coco_2017": ("valse/data/relations/test_images", "valse/images/coco", *COCO_2017),
 }
 
+#: images of a data set that the item does not name
+OTHERS = ("valse/images",)
+
 
 def load(root: Path) -> dict[str, ChoiceTask]:
     tasks = {}
@@ -76,7 +80,9 @@ def load(root: Path) -> dict[str, ChoiceTask]:
             votes = votes.get("caption") if isinstance(votes, dict) else None
             if not isinstance(votes, (int, float)) or votes < VOTES:
                 continue  # not part of the benchmark, so not counted as dropped
-            folders = [Path(root) / name for name in IMAGES.get(entry.get("dataset", ""), ("valse/images",))]
+            source = entry.get("dataset")
+            places = IMAGES.get(source, OTHERS) if isinstance(source, str) else OTHERS
+            folders = [Path(root) / name for name in places]
             image = find_image(folders, entry["image_file"])
             task.items.append(Choice(key, image, (entry["caption"],), (entry["foil"],)))
     if not tasks:
@@ -99,5 +105,12 @@ BENCHMARK = Benchmark(
     load=load,
     expected=SIZES,
     groups=GROUPS,
+    flat_averages=(("mean_of_files", "accuracy"),),
+    headlines=(
+        Headline("mean of the 7 groups", "overall"),
+        Headline("mean of the 11 files", "mean_of_files"),
+        *(Headline(name, "accuracy", name) for name in SIZES),
+    ),
+    size="annotations 7 MB; images of five data sets",
     reference="Parcalabescu et al., ACL 2022",
 )

@@ -8,10 +8,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from open_clip_triplet.evaluation.benchmarks.base import Benchmark, find_image, first_file
+from open_clip_triplet.evaluation.benchmarks.base import (
+    Benchmark,
+    Headline,
+    find_image,
+    first_file,
+    is_caption,
+    read_text,
+)
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.tasks import Pair, PairTask
 
+FIELDS = ("caption_0", "caption_1", "image_0", "image_1")
+TAGS = ("Object", "Relation", "Both", "1 main predicate", "2 main predicates")
+SCORES = ("text", "image", "group")
 FILES = ("winoground/data/examples.jsonl", "winoground/examples.jsonl")
 
 
@@ -20,7 +30,7 @@ def load(root: Path) -> dict[str, PairTask]:
     if path is None:
         raise BENCHMARK.missing(root)
     task = PairTask([], expected=400)
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(read_text(path).splitlines()):
         if line.strip():
             _append(task, line, number, path.parent)
     return {"winoground": task}
@@ -29,12 +39,26 @@ def load(root: Path) -> dict[str, PairTask]:
 def _append(task: PairTask, line: str, number: int, folder: Path) -> None:
     try:
         entry = json.loads(line)
-        captions = tuple(str(entry[f"caption_{i}"]) for i in (0, 1))
-        images = tuple(_image(folder, str(entry[f"image_{i}"])) for i in (0, 1))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError):
+        entry = None
+    entry = entry if isinstance(entry, dict) else {}
+    if not all(is_caption(entry.get(name)) for name in FIELDS):
         task.leave_out("annotation incomplete", f"examples.jsonl line {number + 1}")
         return
-    task.items.append(Pair(str(entry.get("id", number)), images, captions))
+    caption_0, caption_1, image_0, image_1 = (entry[name] for name in FIELDS)
+    images = (_image(folder, image_0), _image(folder, image_1))
+    task.items.append(Pair(str(entry.get("id", number)), images, (caption_0, caption_1), _groups(entry)))
+
+
+def _groups(entry: dict) -> tuple[str, ...]:
+    """The linguistic and visual tags that the authors report by."""
+    groups = [entry["collapsed_tag"]] if is_caption(entry.get("collapsed_tag")) else []
+    if entry.get("num_main_preds") in (1, 2):
+        groups.append(f"{entry['num_main_preds']} main predicate{'s' * (entry['num_main_preds'] - 1)}")
+    secondary = entry.get("secondary_tag")
+    if is_caption(secondary):
+        groups += [tag for part in secondary.split(",") if (tag := part.strip())]
+    return tuple(dict.fromkeys(groups))
 
 
 def _image(folder: Path, name: str) -> ImageRef:
@@ -54,5 +78,9 @@ BENCHMARK = Benchmark(
     layout=("winoground/data/examples.jsonl", "winoground/data/images.zip (or unpacked: images/*.png)"),
     load=load,
     expected={"winoground": 400},
+    headlines=(
+        *(Headline(f"{score} score", score, "winoground") for score in SCORES),
+        *(Headline(f"{tag}, {score}", score, "winoground", tag) for tag in TAGS for score in SCORES),
+    ),
     reference="Thrush et al., CVPR 2022",
 )

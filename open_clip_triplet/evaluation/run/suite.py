@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ from open_clip_triplet.evaluation.tasks import Task
 Suite = dict[str, tuple[Benchmark, dict[str, Task]]]
 
 
-def require_data(benchmarks: Sequence[str], data_root, *, allow_partial: bool = False) -> None:
+def require_data(
+    benchmarks: Sequence[str], data_root: str | os.PathLike, *, allow_partial: bool = False
+) -> None:
     """Check, before a long run, that the benchmarks' data is there; images are looked for, not opened.
 
     Raises:
@@ -25,7 +28,9 @@ def require_data(benchmarks: Sequence[str], data_root, *, allow_partial: bool = 
     require_whole(suite, allow_partial)
 
 
-def load_suite(benchmarks: Iterable[Benchmark], data_root, *, allow_partial: bool):
+def load_suite(
+    benchmarks: Iterable[Benchmark], data_root: str | os.PathLike, *, allow_partial: bool
+) -> tuple[Suite, dict[str, str]]:
     """Tasks of each benchmark, items with missing images dropped.
 
     Returns:
@@ -66,22 +71,26 @@ def _nothing_usable(benchmark: Benchmark, tasks: dict[str, Task]) -> str:
     return f"{benchmark.name}: nothing there can be scored ({why}; the first: {first})"
 
 
-def drop_images(suite: Suite, unusable: dict[ImageRef, str]) -> None:
+def drop_images(tasks: dict[str, Task], unusable: dict[ImageRef, str]) -> None:
+    """Leave out what needs an image that turned out unusable."""
     if unusable:
-        for _, tasks in suite.values():
-            for task in tasks.values():
-                task.drop(unusable)
+        for task in tasks.values():
+            task.drop(unusable)
 
 
 def require_whole(suite: Suite, allow_partial: bool) -> None:
+    """Check that every item that the benchmarks expect is there.
+
+    Raises:
+        PartialData: some are not, and that is not allowed; they are listed.
+    """
     if allow_partial:
         return
     lines = []
     for benchmark, tasks in suite.values():
         lines += [f"{benchmark.name}/{name}: not there" for name in benchmark.expected if name not in tasks]
         for name, task in tasks.items():
-            short = task.dropped if task.expected is None else len(task.items) != task.expected
-            if (short or task.note) and (name in benchmark.expected or not benchmark.expected):
+            if not task.whole and (name in benchmark.expected or not benchmark.expected):
                 why = ", ".join(f"{count} {reason}" for reason, count in task.dropped.items()) or task.note
                 count = f"{len(task.items)} of {task.expected or '?'} items"
                 first = f"; the first: {task.named[0]}" if task.named else ""

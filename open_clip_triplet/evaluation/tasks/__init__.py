@@ -1,0 +1,26 @@
+"""What a benchmark asks, in four forms: choice, pair, retrieval, classification.
+
+A task is a list of items over images and captions. It names the images and captions it needs, is told
+which images turned out unusable, and scores itself from embeddings. It knows nothing of files or models.
+"""
+
+from open_clip_triplet.evaluation.tasks.base import Outcome, Task, proportion
+from open_clip_triplet.evaluation.tasks.choice import Choice, ChoiceTask
+from open_clip_triplet.evaluation.tasks.classify import ClassifyTask, Labelled
+from open_clip_triplet.evaluation.tasks.pair import Pair, PairTask, pair_outcome
+from open_clip_triplet.evaluation.tasks.retrieval import Captioned, RetrievalTask
+
+__all__ = [
+    "Captioned",
+    "Choice",
+    "ChoiceTask",
+    "ClassifyTask",
+    "Labelled",
+    "Outcome",
+    "Pair",
+    "PairTask",
+    "RetrievalTask",
+    "Task",
+    "pair_outcome",
+    "proportion",
+]
