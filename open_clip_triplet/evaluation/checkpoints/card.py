@@ -110,7 +110,7 @@ def _rows(spec: CheckpointSpec, results: Sequence[str]) -> list[dict]:
     """One row per benchmark whose result is this checkpoint's, in %."""
     if not results:
         return []
-    from open_clip_triplet.evaluation.results import read_results
+    from open_clip_triplet.evaluation.result_files import read_results
 
     rows = []
     for result in read_results(list(results)):
