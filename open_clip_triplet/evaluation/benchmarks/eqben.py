@@ -1,0 +1,94 @@
+"""EqBen: two images that differ little and a caption of each; from videos, a 3D engine and Stable Diffusion.
+
+The annotation is the one of 2023-09, a list of pairs whose images' first folder names the subset. YouCook2's
+images are stored as numpy arrays and left out.
+Reference: Wang et al., ICCV 2023; github.com/Wangt-CN/EqBen (evaluate_eqben_locally.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from open_clip_triplet.errors import DataError
+from open_clip_triplet.evaluation.benchmarks.base import (
+    Benchmark,
+    Headline,
+    first_file,
+    is_caption,
+    read_json,
+)
+from open_clip_triplet.evaluation.images import ImageRef
+from open_clip_triplet.evaluation.tasks import Pair, PairTask
+
+SIZES = {
+    "ag": 195872,
+    "gebc": 1814,
+    "kubric_loc": 2000,
+    "kubric_attr": 2000,
+    "kubric_cnt": 2000,
+    "sd": 1513,
+}
+LEFT_OUT = "youcook2"
+SCORES = ("text", "image", "group")
+
+
+def load(root: Path) -> dict[str, PairTask]:
+    path = first_file(root, ["eqben/all_select.json", "eqben/ann/all_select.json"])
+    if path is None:
+        raise BENCHMARK.missing(root)
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(f"{path}: expected a list of items, found {type(content).__name__}")
+    tasks = {subset: PairTask([], expected=size) for subset, size in SIZES.items()}
+    folder = Path(root) / "eqben" / "images"
+    for number, entry in enumerate(content):
+        subset = _subset(entry)
+        if subset == LEFT_OUT:
+            continue
+        item = _item(entry, str(number), folder)
+        if item is None or subset not in tasks:
+            tasks[subset if subset in tasks else "sd"].leave_out(
+                "annotation incomplete", f"{path.name} {number}"
+            )
+        else:
+            tasks[subset].items.append(item)
+    return tasks
+
+
+def _subset(entry) -> str:
+    image = entry.get("image0") if isinstance(entry, dict) else None
+    return image.partition("/")[0].removeprefix("eqben").strip("_") if isinstance(image, str) else ""
+
+
+def _item(entry: dict, name: str, folder: Path) -> Pair | None:
+    if not isinstance(entry, dict):
+        return None
+    images, captions = ([entry.get(f"{what}{i}") for i in (0, 1)] for what in ("image", "caption"))
+    captions = [c[0] if isinstance(c, list) and c else c for c in captions]  # the authors take the first
+    if not all(map(is_caption, (*images, *captions))):
+        return None
+    return Pair(name, (_image(folder, images[0]), _image(folder, images[1])), (captions[0], captions[1]))
+
+
+def _image(folder: Path, name: str) -> ImageRef:
+    """An image at its path; the light version's, where the PNG is not there."""
+    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
+    path = folder.joinpath(*parts)
+    light = path.with_suffix(".jpg")
+    return ImageRef(str(light if light.is_file() and not path.is_file() else path))
+
+
+BENCHMARK = Benchmark(
+    name="eqben",
+    title="EqBen",
+    licence="Apache-2.0; frames of Action Genome and GEBC videos under their own terms",
+    source="https://github.com/Wangt-CN/EqBen (its README links the light images and the whole annotation)",
+    layout=("eqben/all_select.json", "eqben/images/{eqbenag,...,eqbensd}/..."),
+    load=load,
+    expected=SIZES,
+    groups=tuple(SIZES),
+    averages=tuple((metric, metric) for metric in SCORES),
+    headlines=tuple(Headline(f"{subset}, {metric}", metric, subset) for subset in SIZES for metric in SCORES),
+    size="light version 23 GB",
+    reference="Wang et al., ICCV 2023",
+)

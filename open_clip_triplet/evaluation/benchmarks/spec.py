@@ -1,0 +1,95 @@
+"""SPEC: sizes, positions, existence and counts; an image picks its caption out of a set that differs in one
+concept (``i2t``), and a caption its image (``t2i``); six subsets, each both ways.
+
+Reference: Peng et al., CVPR 2024; github.com/wjpoom/SPEC (spec/dataset.py, spec/models/clip_wrapper.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from open_clip_triplet.errors import DataError
+from open_clip_triplet.evaluation.benchmarks.base import (
+    Benchmark,
+    Headline,
+    first_folder,
+    is_caption,
+    read_json,
+)
+from open_clip_triplet.evaluation.images import ImageRef
+from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask, ImageChoice, ImageChoiceTask, Task
+
+#: items each way: the counts that the accuracies in the authors' notebook are whole numbers of
+COUNTS = {
+    "absolute_size": 1500,
+    "relative_size": 1500,
+    "absolute_spatial": 4500,
+    "relative_spatial": 2000,
+    "existence": 1000,
+    "count": 4500,
+}
+FILES = {"i2t": "image2text.json", "t2i": "text2image.json"}
+SIZES = {f"{name}_{way}": count for way in FILES for name, count in COUNTS.items()}
+
+
+def load(root: Path) -> dict[str, Task]:
+    folder = first_folder(root, ["spec/data", "spec"])
+    tasks: dict[str, Task] = {}
+    for name in COUNTS if folder else ():
+        for way, file in FILES.items():
+            path = folder / name / file
+            if path.is_file():
+                tasks[f"{name}_{way}"] = _task(path, way, SIZES[f"{name}_{way}"])
+    if not tasks:
+        raise BENCHMARK.missing(root)
+    return tasks
+
+
+def _task(path: Path, way: str, size: int) -> Task:
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(f"{path}: expected a list of items, found {type(content).__name__}")
+    task: Task = ChoiceTask([], expected=size) if way == "i2t" else ImageChoiceTask([], expected=size)
+    for number, entry in enumerate(content):
+        item = _item(entry, str(number), path.parent, way)
+        if item is None:
+            task.leave_out("annotation incomplete", f"{path.parent.name}/{path.name} {number}")
+        else:
+            task.items.append(item)
+    return task
+
+
+def _item(entry, name: str, folder: Path, way: str) -> Choice | ImageChoice | None:
+    """``{"query": image or caption, "keys": the candidates, "label": place of the right one}``"""
+    if not isinstance(entry, dict):
+        return None
+    query, keys, label = (entry.get(field) for field in ("query", "keys", "label"))
+    if not is_caption(query) or not isinstance(keys, list) or len(keys) < 2 or not all(map(is_caption, keys)):
+        return None
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(keys):
+        return None
+    others = keys[:label] + keys[label + 1 :]
+    if way == "i2t":
+        return Choice(name, _image(folder, query), (keys[label],), tuple(others))
+    return ImageChoice(name, query, tuple(_image(folder, key) for key in (keys[label], *others)))
+
+
+def _image(folder: Path, name: str) -> ImageRef:
+    """An image at its path below the subset's folder; a path cannot lead out of it."""
+    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
+    return ImageRef(str(folder.joinpath(*parts)))
+
+
+BENCHMARK = Benchmark(
+    name="spec",
+    title="SPEC",
+    licence="none stated in its repository; images made by Stable Diffusion",
+    source="https://huggingface.co/datasets/wjpoom/SPEC (data.zip)",
+    layout=("spec/{absolute_size,...,count}/{image2text,text2image}.json", "spec/*/*/*.png"),
+    load=load,
+    expected=SIZES,
+    groups=(tuple(f"{name}_i2t" for name in COUNTS), tuple(f"{name}_t2i" for name in COUNTS)),
+    headlines=tuple(Headline(name.replace("_", " "), "accuracy", name) for name in SIZES),
+    size="data.zip",
+    reference="Peng et al., CVPR 2024",
+)
