@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from open_clip_triplet.evaluation.report.compare import comparison_blocks
 from open_clip_triplet.evaluation.report.coverage import Run, coverage_block
+from open_clip_triplet.evaluation.report.headlines import headline_blocks
 from open_clip_triplet.evaluation.report.intervals import interval_blocks
 from open_clip_triplet.evaluation.report.paper import paper_blocks
 from open_clip_triplet.evaluation.report.reference import composition_block
@@ -50,6 +51,7 @@ def sections(report: Report) -> list[Section]:
     found = [
         Section("summary", "Summary", tuple(block for block in summary if block is not None)),
         Section("paper", "The paper's tables", tuple(paper_blocks(results))),
+        Section("headlines", "The authors' numbers", tuple(headline_blocks(results)), plain=True),
         Section("tests", "Paired tests", tuple(comparison_blocks(results)), plain=True),
         Section("all", "All values", tuple(interval_blocks(results)), plain=True),
     ]

@@ -37,17 +37,17 @@ class KnownModel:
         described = get(benchmark)
         if len(place) != 1 or described.groups is None:
             return None
-        metric = dict(described.averages).get(place[0], "accuracy")
+        averages = dict(described.averages + described.flat_averages + described.pooled)
         leaves = tree_leaves(described.groups)
-        found = {leaf: self.values.get(f"{benchmark}:{leaf}:{metric}") for leaf in leaves}
-        known = {leaf: value for leaf, value in found.items() if value is not None}
+        metric = averages.get(place[0])
+        found = [self.values.get(f"{benchmark}:{leaf}:{metric}") for leaf in leaves]
+        known = [value for value in found if value is not None]
         if len(known) < len(leaves):
             return None
-        if place[0] == "items":
-            return float(
-                np.average([known[x] for x in leaves], weights=[described.expected[x] for x in leaves])
-            )
-        return float(tree_mean(described.groups, {leaf: np.asarray(v) for leaf, v in known.items()}))
+        if place[0] in dict(described.pooled):
+            return float(np.average(known, weights=[described.expected[leaf] for leaf in leaves]))
+        groups = tuple(leaves) if place[0] in dict(described.flat_averages) else described.groups
+        return float(tree_mean(groups, dict(zip(leaves, map(np.asarray, known)))))
 
 
 def known_models(which: str = "") -> list[KnownModel]:

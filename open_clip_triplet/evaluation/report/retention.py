@@ -16,7 +16,7 @@ from open_clip_triplet.evaluation.report.tables import Block, Cell, Row, gain_ro
 #: (upper heading, heading, sources) of the first table of a report
 COLUMNS = (
     ("SugarCrepe", "mean of 7", ("sugarcrepe:overall",)),
-    ("SugarCrepe", "over items", ("sugarcrepe:items",)),
+    ("SugarCrepe", "over items", ("sugarcrepe:item_weighted",)),
     ("COCO i2t", "R@1", ("retrieval:mscoco:i2t_r1",)),
     ("COCO i2t", "R@5", ("retrieval:mscoco:i2t_r5",)),
     ("COCO t2i", "R@1", ("retrieval:mscoco:t2i_r1",)),

@@ -1,7 +1,6 @@
 """Results by checkpoint, and the metrics that a table's column names.
 
-A source is ``benchmark:subset:metric``, ``benchmark:average`` for an average over subsets, or
-``benchmark:items`` for the accuracy over all items, whatever their subset.
+A source is ``benchmark:subset:metric``, or ``benchmark:average`` for an average over subsets.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from collections.abc import Iterable
 import numpy as np
 
 from open_clip_triplet.evaluation.benchmarks import names
-from open_clip_triplet.evaluation.benchmarks.base import tree_leaves
-from open_clip_triplet.evaluation.metrics import wilson_interval
 from open_clip_triplet.evaluation.report.tables import Cell
 
 PARTIAL = "partial"
@@ -69,8 +66,6 @@ class Results:
         result = self.by_name[name].get(benchmark)
         if result is None:
             return None
-        if place == ["items"]:
-            return _over_items(result)
         if len(place) == 1:
             metric = result["summary"].get(place[0])
             return metric if metric is None or result["complete"] else PARTIAL
@@ -83,19 +78,3 @@ class Results:
 
 def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
-
-
-def _over_items(result: dict) -> dict | str | None:
-    """Accuracy over the items of all subsets that the benchmark's average goes over."""
-    from open_clip_triplet.evaluation.benchmarks import get
-
-    groups = get(result["benchmark"]).groups
-    subsets = [result["subsets"].get(leaf) for leaf in tree_leaves(groups or ())]
-    outcomes = [subset["outcomes"].get("accuracy") if subset else None for subset in subsets]
-    if not outcomes or None in outcomes:
-        return None
-    if not result["complete"]:
-        return PARTIAL
-    right, items = sum(o.count("1") for o in outcomes), sum(map(len, outcomes))
-    low, high = wilson_interval(right, items)
-    return {"value": right / items, "low": low, "high": high}
