@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: install test test-vllm demo demo-short reproduce-short lint clean
+.PHONY: install test test-vllm demo demo-short reproduce-short lint docs clean
 
 install: $(VENV)/.installed
 
@@ -33,5 +33,8 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/python tools/update_docs.py --check
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf demo build dist .pytest_cache .ruff_cache *.egg-info
+	rm -rf demo site build dist .pytest_cache .ruff_cache *.egg-info

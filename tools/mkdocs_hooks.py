@@ -1,0 +1,83 @@
+"""What mkdocs needs to be told: the front page is the README, and links that leave docs/ go to the repository.
+
+The repository's address has one place, ``[project.urls]`` of pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+#: pages and pictures of results, shown as pages of the documentation
+RESULTS = "examples/results"
+_LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)(#[^)\s]*)?(\))")
+
+
+def repository() -> str:
+    """Address of the repository, without a slash at its end."""
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        urls = tomllib.load(file)["project"].get("urls", {})
+    return urls.get("Repository", urls.get("Homepage", "")).rstrip("/")
+
+
+def on_config(config):
+    config.repo_url = repository() or None
+    return config
+
+
+def on_files(files, config):
+    """Adds the README as the front page, and the results."""
+    from mkdocs.structure.files import File
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    files.append(File.generated(config, "index.md", content=_inside(text, ROOT)))
+    for path in sorted((ROOT / RESULTS).iterdir()):
+        if path.suffix in (".md", ".png", ".csv", ".html", ".svg"):
+            content = path.read_bytes()
+            if path.suffix == ".md":
+                content = _inside(path.read_text(encoding="utf-8"), path.parent, "results/")
+            files.append(File.generated(config, f"results/{path.name}", content=content))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    if page.file.abs_src_path is None:  # generated above, with its links done
+        return markdown
+    return _inside(markdown, Path(page.file.abs_src_path).parent)
+
+
+def _inside(text: str, folder: Path, page: str = "") -> str:
+    """Relative links of a file in ``folder``, rewritten for a page of the documentation.
+
+    ``page`` is the page's own folder. Raises FileNotFoundError where a link leads nowhere.
+    """
+    up = "../" * page.count("/")
+
+    def moved(match):
+        before, target, anchor, after = match.groups()
+        if re.match(r"[a-z]+:", target):
+            return match[0]
+        path = (folder / target).resolve()
+        if path != ROOT and ROOT not in path.parents:
+            return match[0]
+        name = path.relative_to(ROOT).as_posix()
+        if not path.exists():
+            raise FileNotFoundError(f"{folder}: link to {target}, which is not there")
+        if name == "README.md":
+            new = f"{up}index.md"
+        elif name.startswith("docs/"):
+            new = up + name.removeprefix("docs/")
+        elif name.startswith(f"{RESULTS}/") and "/" not in name.removeprefix(f"{RESULTS}/"):
+            new = up + "results/" + path.name
+        else:
+            kind = "tree" if path.is_dir() else "blob"
+            new = f"{repository()}/{kind}/main/{name}"
+        return f"{before}{new}{anchor or ''}{after}"
+
+    return _LINK.sub(moved, text)
