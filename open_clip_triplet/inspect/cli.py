@@ -12,10 +12,14 @@ from open_clip_triplet.errors import TripletError
 COMMANDS: dict[str, tuple[str, str]] = {
     "gallery": ("gallery", "a page to look through samples, filter, sort and mark them"),
     "stats": ("stats", "sizes, lengths, edit categories, duplicates, overlap with evaluation sets, concepts"),
+    "similarity": ("similarity", "how alike positives and negatives are to one or several encoders"),
+    "model": ("model", "what a checkpoint gets wrong, or where two checkpoints differ"),
 }
 EXAMPLES = """examples:
   triplet-inspect gallery triplets/ --html gallery.html
   triplet-inspect stats triplets/ --against sugarcrepe=data/sugar-crepe --output stats
+  triplet-inspect similarity triplets/ --encoder timm:vit_small_patch14_dinov2.lvd142m
+  triplet-inspect model logs/run/checkpoints/epoch_9.pt triplets/val --model ViT-B-32 --html wrong.html
 """
 
 

@@ -245,7 +245,9 @@ def _overlap(looked: Looked, sets: Sequence[EvaluationSet], near: int) -> tuple[
 
 def _concepts(looked: Looked) -> Table:
     sides = {**looked.synsets, "both": looked.synsets["captions"] + looked.synsets["negatives"]}
-    return Table("WordNet synsets", ["total", "unique"], [[n, c.total(), len(c)] for n, c in sides.items()])
+    rows = [[name, counts.total(), len(counts)] for name, counts in sides.items()]
+    rows.append(["in captions and in negatives", None, len(looked.synsets["captions"] & looked.synsets["negatives"])])
+    return Table("WordNet synsets", ["total", "unique"], rows)
 
 
 # --- plots ----------------------------------------------------------------------------------------
