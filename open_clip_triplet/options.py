@@ -37,6 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
     )
+    group = parser.add_argument_group("command")
+    group.add_argument("--version", action="store_true", help="print this package's version and OpenCLIP's")
+    group.add_argument(
+        "--config", metavar="FILE", help="yaml file of flags, ours and OpenCLIP's; the command line wins"
+    )
     group = parser.add_argument_group("methods")
     group.add_argument(
         "--loss", type=method_name, default="clip", metavar="METHOD",

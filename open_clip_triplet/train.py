@@ -14,7 +14,12 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     """Run OpenCLIP's training with hooks; ``argv`` as on the command line. Returns the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    from open_clip_triplet.command import command_line, version_text
+
+    argv = command_line("triplet-train", argv)
+    if "--version" in argv:
+        print(version_text("triplet-train"))
+        return 0
     from open_clip_triplet import hooks
     from open_clip_triplet.errors import NonFiniteLossError, ShardError, UsageError
     from open_clip_triplet.options import build_parser

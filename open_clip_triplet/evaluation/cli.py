@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from open_clip_triplet.command import add_arguments as add_common_arguments
+from open_clip_triplet.command import command_line
 from open_clip_triplet.errors import DataError, TripletError
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, RETENTION, SUITES, get, names, suite
 from open_clip_triplet.evaluation.checkpoints.command import add_arguments as add_convert_arguments
@@ -29,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_common_arguments(parser, parser.prog)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_run(commands)
     _add_report(commands)
@@ -123,7 +126,7 @@ def _add_report(commands) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(command_line("triplet-evaluate", argv, subcommand=True))
     command = {"run": _run, "report": _report, "data": _data, "convert": _convert}[args.command]
     try:
         return command(args)

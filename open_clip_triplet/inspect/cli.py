@@ -6,6 +6,8 @@ import argparse
 import importlib
 import sys
 
+from open_clip_triplet.command import add_arguments as add_common_arguments
+from open_clip_triplet.command import command_line
 from open_clip_triplet.errors import TripletError
 
 #: subcommand -> (module, its line in the overview); a module is imported when its subcommand is used
@@ -31,6 +33,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_common_arguments(parser, parser.prog)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module_name, line) in COMMANDS.items():
         own = commands.add_parser(name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,7 +47,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = command_line("triplet-inspect", argv, subcommand=True)
     args = build_parser(next((word for word in argv if word in COMMANDS), "")).parse_args(argv)
     try:
         return args.run(args) or 0

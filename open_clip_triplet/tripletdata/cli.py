@@ -11,6 +11,8 @@ import functools
 import importlib
 import sys
 
+from open_clip_triplet.command import add_arguments as add_common_arguments
+from open_clip_triplet.command import command_line
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.run.command import run_command
 
@@ -47,13 +49,14 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = command_line("triplet-shards", argv, subcommand=True)
     parser = argparse.ArgumentParser(
         prog="triplet-shards",
         description="Build paired shards for open_clip_triplet.",
         epilog=EXAMPLES + STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_common_arguments(parser, parser.prog)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module_name in STAGES.items():
         module = importlib.import_module(f"open_clip_triplet.tripletdata.{module_name}")

@@ -1,0 +1,92 @@
+"""``--version`` and ``--config`` of the four commands."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from open_clip_triplet import __version__
+from open_clip_triplet.command import expand_config, flags_as_yaml
+from open_clip_triplet.errors import UsageError
+
+COMMANDS = {
+    "triplet-train": "open_clip_triplet.train",
+    "triplet-shards": "open_clip_triplet.tripletdata.cli",
+    "triplet-evaluate": "open_clip_triplet.evaluation.cli",
+    "triplet-inspect": "open_clip_triplet.inspect.cli",
+}
+
+
+def write(tmp_path, text: str) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_flags_of_each_kind(tmp_path):
+    file = write(
+        tmp_path,
+        "loss: triplet\nbatch_size: 1024\nlr: 5e-4\ngather-with-grad: true\nlocal-loss: false\nresume: null\n"
+        "force-image-size: [224, 224]\naug-cfg: {scale: '(0.4, 1.0)'}\nseed: -1\n",
+    )
+    assert expand_config(["--config", file]) == [
+        "--loss", "triplet", "--batch-size", "1024", "--lr", "5e-4", "--gather-with-grad",
+        "--force-image-size", "224", "224", "--aug-cfg", "scale=(0.4, 1.0)", "--seed=-1",
+    ]
+
+
+def test_the_command_line_wins(tmp_path):
+    file = write(tmp_path, "loss: triplet\nlr: 0.1\nmodel-config: [a.json]\n")
+    assert expand_config(["--lr", "1", f"--config={file}", "--model-config=b.json"]) == [
+        "--loss", "triplet", "--lr", "1", "--model-config=b.json",
+    ]
+
+
+def test_subcommands(tmp_path):
+    file = write(tmp_path, "command: run\nmodel: RN50\n")
+    assert expand_config(["--config", file], subcommand=True) == ["run", "--model", "RN50"]
+    assert expand_config(["list", "--config", file], subcommand=True) == ["list", "--model", "RN50"]
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "a: [", "1: 2\n", "x: [[1]]\n", "\x00"])
+def test_what_is_no_mapping_of_flags_is_one_error(tmp_path, text):
+    with pytest.raises(UsageError, match="--config"):
+        expand_config(["--config", write(tmp_path, text)])
+    with pytest.raises(UsageError, match="--config"):
+        expand_config(["--config", str(tmp_path / "none.yaml")])
+
+
+def test_a_command_line_and_its_yaml_give_the_same_flags(tmp_path):
+    argv = ["--loss", "triplet", "--local-loss", "--betas", "0.9", "0.98", "--seed=-1", "--aug-cfg", "a=1", "b=(1, 2)"]
+    text = flags_as_yaml(argv)
+    assert yaml.safe_load(text)["betas"] == ["0.9", "0.98"]
+    assert expand_config(["--config", write(tmp_path, text)]) == argv
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_its_version(command, capsys):
+    main = importlib.import_module(COMMANDS[command]).main
+    try:
+        status = main(["--version"])
+    except SystemExit as stopped:
+        status = stopped.code
+    out = capsys.readouterr().out
+    assert status in (0, None)
+    assert re.fullmatch(rf"{command} {re.escape(__version__)} \(Python [\d.]+, open_clip_torch [\d.]+.*\)\n", out), out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_reads_a_config(command, tmp_path):
+    """A flag that no command has: its own parser, or OpenCLIP's, refuses it by name."""
+    more = "command: gallery\n" if command == "triplet-inspect" else ""
+    file = write(tmp_path, f"no-such-flag: 1\n{more}")
+    argv = {"triplet-shards": ["validate", "--input", "a.tar"], "triplet-evaluate": ["data"]}.get(command, [])
+    done = subprocess.run(
+        [sys.executable, "-m", COMMANDS[command], *argv, "--config", file], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "no-such-flag" in done.stderr, done.stderr[-800:]
