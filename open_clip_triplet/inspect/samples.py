@@ -84,7 +84,7 @@ def read_view_samples(
     """
     numbers = None
     if sample is not None:
-        sizes = read_sizes(list(shards)) or [sum(1 for _ in _read(url, frozenset())) for url in shards]
+        sizes = read_sizes(list(shards)) or [sum(1 for _ in read_some(url, frozenset())) for url in shards]
         numbers = sorted(random.Random(seed).sample(range(sum(sizes)), min(sample, sum(sizes))))
         starts = list(itertools.accumulate(sizes, initial=0))
     found = 0
@@ -95,7 +95,7 @@ def read_view_samples(
             wanted = {number - starts[place] for number in numbers[low:high]}
             if not wanted:
                 continue
-        for number, one in enumerate(_read(url, wanted, images)):
+        for number, one in enumerate(read_some(url, wanted, images=images)):
             if wanted is not None and number not in wanted:
                 continue
             yield view_sample(one)
@@ -106,8 +106,16 @@ def read_view_samples(
         raise ShardError(f"{', '.join(shards[:2])}: no sample in {len(shards)} shards")
 
 
-def _read(url: str, wanted: Collection[int] | None = None, images: bool = True) -> Iterator[dict]:
-    """Samples of a shard; those that are not ``wanted`` (by number; None: all are) come without members."""
+def read_some(
+    url: str, wanted: Collection[int] | None = None, *, images: bool = True, quiet: bool = False
+) -> Iterator[dict]:
+    """Samples of a shard; those that are not ``wanted`` (by number; None: all are) come without members.
+
+    A damaged shard ends at the damage, told on stderr unless ``quiet``.
+
+    Raises:
+        ShardError: it cannot be opened.
+    """
 
     def take(members: TarMembers, number: int, suffix: str) -> bytes | None:
         text = suffix.endswith(("txt", "json", "caption"))
@@ -117,7 +125,8 @@ def _read(url: str, wanted: Collection[int] | None = None, images: bool = True) 
         with open_tar(url) as members:
             yield from group_samples(members, url, take)
     except ShardError as error:
-        print(f"{error}; the samples before the damage are shown", file=sys.stderr)
+        if not quiet:
+            print(f"{error}; the samples before the damage are shown", file=sys.stderr)
     except OSError as error:
         raise ShardError(f"{url}: cannot be opened ({error.strerror or error})") from error
 

@@ -1,0 +1,58 @@
+"""The gallery of a build that is running."""
+
+import json
+import time
+from pathlib import Path
+
+from conftest import paired_sample, write_shards
+from open_clip_triplet.inspect.preview import Preview
+from open_clip_triplet.shards import ShardWriter
+
+
+def folder(parent: Path, name: str) -> Path:
+    (parent / name).mkdir()
+    return parent / name
+
+
+def entries(html: Path) -> list[dict]:
+    return json.loads(html.read_text().split('id="data">')[1].split("</script>")[0])["samples"]
+
+
+def side(number: int) -> dict:
+    """As a caption stage writes it: no image."""
+    sample = paired_sample(number)
+    return {**{name: sample[name] for name in ("txt", "neg.txt", "json")}, "__key__": f"00000_{number:06d}"}
+
+
+def test_samples_show_up_while_their_shard_is_being_written(tmp_path):
+    source = write_shards(folder(tmp_path, "source"), [30]).replace("{00000..00000}", "00000")
+    work = tmp_path / "build" / ".work" / "captions"
+    page = tmp_path / "preview.html"
+    preview = Preview(tmp_path / "build", page, {"00000": source})
+    assert preview.refresh() == 0 and not page.exists()  # nothing there yet
+    with ShardWriter(work / "00000.tar") as writer:
+        for number in range(28):
+            writer.write(side(number))
+        writer._file.flush()
+        assert preview.refresh() == 24
+        found = entries(page)  # a sample is whole once the one after it has begun
+        assert found[0]["key"] == "00000_000026" and found[0]["shard"] == "00000.tar"
+        assert found[0]["images"][0] == [48, 40]  # the source's
+        assert found[0]["facets"]["stage"] == "captions"
+        assert 'http-equiv="refresh"' in page.read_text()
+        assert preview.refresh() == 0  # nothing new
+    assert preview.refresh(final=True) == 24 and 'http-equiv="refresh"' not in page.read_text()
+
+
+def test_thread_writes_by_itself_and_a_broken_folder_stops_nothing(tmp_path, caplog):
+    write_shards(folder(tmp_path, "build"), [3])
+    page = tmp_path / "preview.html"
+    with Preview(tmp_path / "build", page, every=0.05):
+        end = time.monotonic() + 10
+        while not page.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert page.exists()
+    assert [entry["facets"]["stage"] for entry in entries(page)] == ["pack"] * 3
+    (tmp_path / "build" / "00000.tar").write_bytes(b"x" * 2000)
+    with Preview(tmp_path / "build", tmp_path / "no" / "\0", every=0.05):
+        time.sleep(0.2)
