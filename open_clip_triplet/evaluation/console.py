@@ -13,6 +13,8 @@ def result_line(result: dict) -> str:
     overall = result["summary"].get("overall")
     if overall:
         text = f"{100 * overall['value']:.2f} [{100 * overall['low']:.2f}, {100 * overall['high']:.2f}]"
+    elif result["summary"]:
+        text = " ".join(f"{name} {100 * x['value']:.2f}" for name, x in result["summary"].items())
     else:
         text = "; ".join(_subset(result, name) for name, x in result["subsets"].items() if x["items"])
     return f"  {result['title']}: {', '.join([text, *_remarks(result)])}"

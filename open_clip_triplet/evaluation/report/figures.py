@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from open_clip_triplet.evaluation.benchmarks import get
+from open_clip_triplet.evaluation.benchmarks.base import tree_leaves, tree_mean
 from open_clip_triplet.evaluation.report import plots
 from open_clip_triplet.evaluation.report.contents import Report
 from open_clip_triplet.evaluation.report.coverage import coverage_series
@@ -21,7 +23,14 @@ BARS = {
     "zeroshot": ("top1", None),
     "vl_checklist": ("accuracy", 50),
     "svo_probes": ("accuracy", 50),
+    "whatsup": ("accuracy", None),
+    "crepe": ("accuracy", None),
+    "spec": ("accuracy", None),
+    "mmvp_vlm": ("image", 25),
+    "eqben": ("group", 100 / 6),
 }
+#: benchmarks of more subsets than this are drawn by the top nodes of their tree
+MOST_BARS = 24
 #: axes of the radar: (name, benchmark, subset or None for the overall average, metric)
 RADAR = (
     ("SugarCrepe", "sugarcrepe", None, "overall"),
@@ -54,9 +63,8 @@ class Figure:
 
 
 def shown_names(results: Results) -> list[str]:
-    """The checkpoints that plots show: as many as there are colours, the baseline among them."""
-    first = results.names[: plots.SERIES]
-    return first if results.baseline in first else [results.baseline, *first[:-1]]
+    """The checkpoints that plots show: as many as there are colours, the baseline first."""
+    return results.names[: plots.SERIES]
 
 
 def figures(report: Report) -> list[Figure]:
@@ -66,7 +74,9 @@ def figures(report: Report) -> list[Figure]:
     found = [_coverage(report), _pareto(results, names), _radar(results, names)]
     for benchmark in results.benchmarks():
         kept = [results.by_name[name].get(benchmark) for name in names]
-        found += [_bars(benchmark, kept), *_histograms(benchmark, kept)]
+        found.append(_bars(benchmark, kept))
+        if benchmark == "tripletdata":
+            found += _histograms(benchmark, kept)
     return [figure for figure in found if figure is not None]
 
 
@@ -106,6 +116,8 @@ def _bars(benchmark: str, found: list[dict | None]) -> Figure | None:
         for s in dict.fromkeys(s for r in results for s in r["subsets"])
         if any(r["subsets"].get(s, {}).get("items") for r in results)
     ]
+    if benchmark in BARS and len(subsets) > MOST_BARS:
+        return _tree_bars(benchmark, found)
     if benchmark in BARS:
         metric, chance = BARS[benchmark]
         places = [(subset.replace("_", " "), subset, metric) for subset in subsets]
@@ -122,6 +134,28 @@ def _bars(benchmark: str, found: list[dict | None]) -> Figure | None:
     values = [[_triple(result, subset, metric) for _, subset, metric in places] for result in found]
     title = f"{get(benchmark).title}{_mark(found)}"
     return Figure(title, plots.bars([label for label, _, _ in places], values, chance))
+
+
+def _tree_bars(benchmark: str, found: list[dict | None]) -> Figure | None:
+    """A bar per top node of the benchmark's tree that has all its subsets; no interval."""
+    metric, chance = BARS[benchmark]
+    nodes = get(benchmark).groups or ()
+    rows = []
+    for node in nodes:
+        leaves = tree_leaves([node])
+        values = [[_triple(result, leaf, metric) for leaf in leaves] for result in found]
+        means = [
+            None if None in triples else float(tree_mean([node], dict(zip(leaves, (t[0] for t in triples)))))
+            for triples in values
+        ]
+        if any(mean is not None for mean in means):
+            name = os.path.commonprefix(leaves) if len(leaves) > 1 else leaves[0].rpartition("_")[0]
+            rows.append((name.rpartition("_")[0] if len(leaves) > 1 else name, means))
+    if not rows:
+        return None
+    bars = [[None if m[i] is None else (m[i],) * 3 for _, m in rows] for i in range(len(found))]
+    names = [name.replace("_", " ") for name, _ in rows]
+    return Figure(f"{get(benchmark).title}{_mark(found)}", plots.bars(names, bars, chance))
 
 
 def _triple(result: dict | None, subset: str, metric: str) -> tuple | None:

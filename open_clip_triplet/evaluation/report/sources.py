@@ -39,10 +39,10 @@ class Results:
             name: dict(sorted(by_benchmark.items(), key=lambda item: order.get(item[0], len(order))))
             for name, by_benchmark in found.items()
         }
-        self.names = list(self.by_name)
         if baseline is not None and baseline not in self.by_name:
-            raise ValueError(f"no results of the baseline {baseline!r}; there are: {', '.join(self.names)}")
-        self.baseline = baseline or self.names[0]
+            raise ValueError(f"no results of the baseline {baseline!r}; there are: {', '.join(self.by_name)}")
+        self.baseline = baseline or next(iter(self.by_name))
+        self.names = [self.baseline, *(name for name in self.by_name if name != self.baseline)]
 
     def benchmarks(self) -> list[str]:
         """Every benchmark that some checkpoint has a result of."""
