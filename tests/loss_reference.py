@@ -36,10 +36,18 @@ def own_negclip(x, y, own, scale):
     return (classified(y, x, scale) + own_classified(x, y, own, scale)) / 2
 
 
-def triplet(x, y, x2, y2, scale, neg_weight=1.0, all_images=False, own=False):
+def scoped_negclip(x, y, own, scale, scope):
+    if scope == "none":
+        return clip(x, y, scale)
+    return own_negclip(x, y, own, scale) if scope == "own" else negclip(x, y, own.flatten(0, 1), scale)
+
+
+def triplet(x, y, x2, y2, scale, neg_weight=1.0, all_images=False, scope="batch"):
     """``y2`` is [N, K, D]; the first of each sample belongs with ``x2``, the others fill denominators."""
     first, others = y2[:, 0], y2[:, 1:].flatten(0, 1)
-    if own:
+    if scope == "none":
+        return clip(x, y, scale) + neg_weight * clip(x2, first, scale)
+    if scope == "own":
         negative = own_negclip(x2, first, torch.cat([y[:, None], y2[:, 1:]], 1), scale)
         return own_negclip(x, y, y2, scale) + neg_weight * negative
     if not all_images:
@@ -69,10 +77,10 @@ def siglip(x, candidates, scale, bias):
     return total / len(x)
 
 
-def method(name, images, captions, scale, bias=None, own=False):
+def method(name, images, captions, scale, bias=None, scope="batch"):
     """The loss of a method from images [N, image_group, D] and captions [N, text_group, D].
 
-    With ``bias``, its sigmoid variant; with ``own``, a row meets only its own sample's hard negatives.
+    With ``bias``, its sigmoid variant; ``scope`` says whose hard negatives a row is classified over.
     """
     x, y = images[:, 0], captions[:, 0]
     x2, y2 = images[:, 1:], captions[:, 1:]
@@ -83,12 +91,12 @@ def method(name, images, captions, scale, bias=None, own=False):
         extra = y2.flatten(0, 1)
         if bias is not None:
             return siglip(x, torch.cat([y, extra]), scale, bias)
-        return own_negclip(x, y, y2, scale) if own else negclip(x, y, extra, scale)
+        return scoped_negclip(x, y, y2, scale, scope)
     if name == "negimage":
         extra = x2.flatten(0, 1)
         if bias is not None:
             return siglip(y, torch.cat([x, extra]), scale, bias)
-        return own_negclip(y, x, x2, scale) if own else negclip(y, x, extra, scale)
+        return scoped_negclip(y, x, x2, scale, scope)
     if name == "cyclip":
         return clip(x, y, scale) + cyclic(x, y)
     x2 = x2[:, 0]
@@ -96,7 +104,79 @@ def method(name, images, captions, scale, bias=None, own=False):
         others = y2[:, 1:].flatten(0, 1)
         positive = siglip(x, torch.cat([y, y2[:, 0], others]), scale, bias)
         return positive + siglip(x2, torch.cat([y2[:, 0], y, others]), scale, bias)
-    value = triplet(x, y, x2, y2, scale, own=own)
+    value = triplet(x, y, x2, y2, scale, scope=scope)
     if name == "cyclip-triplet":
         value = value + cyclic(x, y) + cyclic(x2, y2[:, 0])
     return value
+
+
+def own_differences(images, captions, scale):
+    """Per kind of anchor a list over samples of the differences d to the sample's own hard negatives."""
+    kinds = []
+    paired = min(images.shape[1], captions.shape[1])
+    for anchors, candidates in ((images, captions), (captions, images)):
+        for p in range(paired):
+            rows = []
+            for anchor, candidate in zip(anchors, candidates):
+                others = [candidate[o] for o in range(len(candidate)) if o != p]
+                rows.append([scale * (anchor[p] @ candidate[p] - anchor[p] @ other) for other in others])
+            if rows[0]:
+                kinds.append(rows)
+    return kinds
+
+
+def margin(images, captions, scale, kind, m0=0.5, beta=-2.0, gamma=4.0):
+    """SPARCL's thresholds, case by case."""
+    total = 0
+    for rows in own_differences(images, captions, scale):
+        for differences in rows:
+            for d in differences:
+                seen = d.item()
+                if kind == "fixed" or seen > m0:
+                    threshold = m0
+                elif seen < beta:
+                    threshold = seen
+                else:
+                    threshold = ((1 - (seen - beta) / (m0 - beta)) * gamma + 1) * m0
+                total = total + torch.relu(threshold - d) / len(differences) / len(rows)
+    return total
+
+
+def own_classification(images, captions, scale, gamma=2.0, smoothing=0.02):
+    total = 0
+    for rows in own_differences(images, captions, scale):
+        for differences in rows:
+            p = torch.softmax(torch.stack([torch.zeros_like(differences[0]), *[-d for d in differences]]), 0)
+            for c in range(len(p)):
+                label = (1 - smoothing) * (c == 0) + smoothing / len(p)
+                total = total - label * (1 - p[c]) ** gamma * torch.log(p[c]) / len(rows)
+    return total
+
+
+def paraphrase(captions, paraphrases, scale):
+    return classified(paraphrases, captions, scale)
+
+
+def distillation(images, captions, teacher_images, teacher_captions):
+    total = 0
+    for own, theirs in ((images, teacher_images), (captions, teacher_captions)):
+        for i in range(len(own)):
+            for row, other in zip(own[i], theirs[i]):
+                total = total + ((row - other) ** 2).sum() / len(own)
+    return total
+
+
+def with_options(name, images, captions, scale, bias=None, **options):
+    """The loss of a method with the flags of ``LossOptions``, of step 0."""
+    weight = options.get("paraphrase_weight", 0)
+    members = captions[:, :-1] if weight else captions
+    if options.get("plain_every") == 1:
+        total = clip(images[:, 0], members[:, 0], scale)
+    else:
+        total = method(name, images, members, scale, bias, options.get("neg_scope", "batch"))
+        if options.get("margin", "none") != "none":
+            total = total + options["margin_weight"] * margin(images, members, scale, options["margin"])
+        if options.get("hard_negative_weight"):
+            focal = options.get("focal_gamma", 2.0), options.get("label_smoothing", 0.02)
+            total = total + options["hard_negative_weight"] * own_classification(images, members, scale, *focal)
+    return total + weight * paraphrase(captions[:, 0], captions[:, -1], scale) if weight else total

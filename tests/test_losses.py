@@ -59,7 +59,7 @@ def module_case(name, *, k=1, chunk_size=None, bias=None, n=5, neg_scope="batch"
     options = {"chunk_size": chunk_size, "sigmoid": bias is not None, "neg_scope": neg_scope}
     module = METHODS[name].loss(neg_captions=k, **options)
     ours = module(images.flatten(0, 1), captions.flatten(0, 1), scale, bias)
-    theirs = reference.method(name, images, captions, scale, bias, own=neg_scope == "own")
+    theirs = reference.method(name, images, captions, scale, bias, neg_scope)
     return value_and_gradients(ours, *inputs), value_and_gradients(theirs, *inputs)
 
 
@@ -74,9 +74,10 @@ def test_several_negative_captions_equal_loops(name):
     assert_same(*module_case(name, k=3, chunk_size=2))
 
 
+@pytest.mark.parametrize("neg_scope", ["own", "none"])
 @pytest.mark.parametrize(("name", "k"), [("negimage", 1)] + [(name, k) for name in SEVERAL for k in (1, 3)])
-def test_own_negatives_equal_loops(name, k):
-    assert_same(*module_case(name, k=k, neg_scope="own", chunk_size=2))
+def test_scopes_of_negatives_equal_loops(name, k, neg_scope):
+    assert_same(*module_case(name, k=k, neg_scope=neg_scope, chunk_size=2))
 
 
 @pytest.mark.parametrize(("name", "k"), [(name, 1) for name in SIGMOID] + [("negclip", 3), ("triplet", 3)])
@@ -339,8 +340,11 @@ def test_output_dict_holds_addends_named_loss():
     module = losses.CyClipTripletLoss()
     rows = images.flatten(0, 1), captions.flatten(0, 1), scalar(5.0)
     addends = module(*rows, output_dict=True)
-    assert all(name.endswith("_loss") for name in addends)
-    assert torch.equal(sum(addends.values()), module(*rows))
+    assert [name for name in addends if name.endswith("_loss")] == [
+        "positive_loss", "negative_loss", "cyclic_loss",
+    ]  # fmt: skip
+    summed = sum(addends.values()), sum(v for k, v in addends.items() if k.endswith("_loss"))  # 3.x, 4.x
+    assert summed[0] == summed[1] == module(*rows)
 
 
 def test_bias_without_sigmoid_changes_nothing_but_has_a_gradient():
@@ -363,7 +367,7 @@ def test_mismatched_shapes_are_named():
         losses.TripletClipLoss(neg_captions=2)(x, features(9, 3), 1.0)
     with pytest.raises(ValueError, match="neg_weight must be above 0"):
         losses.triplet_clip_loss(x, x, x, x, 1.0, neg_weight=0)
-    with pytest.raises(ValueError, match="neg_scope must be one of batch, own, not 'mine'"):
+    with pytest.raises(ValueError, match="neg_scope must be one of batch, own, none, not 'mine'"):
         losses.triplet_clip_loss(x, x, x, x, 1.0, neg_scope="mine")
     with pytest.raises(ValueError, match="logit_bias"):
         losses.TripletClipLoss(sigmoid=True)(x, x, scalar(1.0))
@@ -375,8 +379,6 @@ import sys
 from open_clip_triplet.losses import METHODS, triplet_clip_loss
 heavy = {"open_clip", "open_clip_train", "transformers", "timm", "torchvision", "webdataset", "PIL"}
 print(sorted(heavy & set(sys.modules)))
-from open_clip_triplet.losses import TripletClipLoss
-print("open_clip" in sys.modules, TripletClipLoss is METHODS["triplet"].loss)
 """
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output.splitlines() == ["[]", "True True"]
+    assert output == "[]\n"

@@ -50,6 +50,12 @@ def test_the_flags_are_these():
         "--neg-images-in-text-denominator",
         "--cyclip-in-modal",
         "--cyclip-cross-modal",
+        "--margin",
+        "--margin-weight",
+        "--hard-negative-weight",
+        "--focal-gamma",
+        "--label-smoothing",
+        "--plain-every",
     }
 
 
@@ -106,8 +112,12 @@ def test_options_reach_the_loss():
         ({"siglip": True, "neg_scope": "own"}, "drop --neg-scope own"),
         ({"neg_scope": "own", "neg_images_in_text_denominator": True}, "is for --neg-scope batch"),
         ({"loss": "clip-hn", "neg_scope": "own"}, "--neg-scope means nothing to --loss clip-hn"),
-        ({"distill": True}, "CoCa and distillation"),
-        ({"model": "coca_ViT-B-32"}, "CoCa and distillation"),
+        ({"model": "coca_ViT-B-32"}, "CoCa has a loss of its own"),
+        ({"loss": "clip", "margin": "fixed"}, "--margin means nothing to --loss clip, only to clip-hn, negclip"),
+        ({"margin_weight": 0.1}, "--margin-weight means nothing without --margin"),
+        ({"focal_gamma": 1.0}, "--focal-gamma means nothing without --hard-negative-weight"),
+        ({"loss": "nowhere.at_all:Loss"}, "cannot import nowhere.at_all:Loss .No module named 'nowhere'"),
+        ({"loss": "open_clip.loss:dist"}, "open_clip.loss:dist is not a class"),
     ],
 )
 def test_unsupported_combinations_say_what_to_do(options, message):

@@ -45,11 +45,25 @@ class Case:
     fsdp: bool = False
     log_scale: float = 2.0
     neg_scope: str = "batch"
+    margin: str = "none"
+    margin_weight: float = 0.01
+    hard_negative_weight: float = 0.0
+    paraphrase_weight: float = 0.0
+    plain_every: int = 0
+    distill: bool = False
+    distill_weight: float = 1.28
+
+    @property
+    def options(self) -> dict:
+        """Those of the added terms."""
+        names = "neg_scope margin margin_weight hard_negative_weight paraphrase_weight plain_every"
+        return {name: getattr(self, name) for name in names.split()}
 
     def __str__(self) -> str:
         parts = [self.loss, self.flags, f"accum{self.accum_freq}", f"K{self.neg_captions}", self.precision]
         parts += [f"scale{self.log_scale:g}"] * (self.log_scale != 2)
-        parts += [self.neg_scope] * (self.neg_scope != "batch")
+        changed = [name for name, value in self.options.items() if value != getattr(Case, name)]
+        parts += [f"{name}_{getattr(self, name)}" for name in changed] + ["distill"] * self.distill
         return "-".join(parts + ["siglip"] * self.siglip + ["stock"] * self.stock + ["fsdp"] * self.fsdp)
 
 
@@ -61,6 +75,13 @@ EXACT = [
     Case("triplet", neg_captions=3, accum_freq=2),
     Case("negclip", neg_captions=3, neg_scope="own"),
     Case("triplet", accum_freq=2, neg_scope="own"),
+    Case("negclip", neg_scope="none", hard_negative_weight=0.5, neg_captions=3),
+    Case("triplet", accum_freq=2, margin="adaptive", margin_weight=0.3, hard_negative_weight=0.5),
+    Case("negimage", "local+gather", margin="fixed", margin_weight=0.3),
+    Case("triplet", accum_freq=2, paraphrase_weight=0.5),
+    Case("cyclip", paraphrase_weight=0.5),
+    Case("triplet", accum_freq=2, plain_every=1),
+    Case("triplet", distill=True),
 ]
 BF16 = [replace(case, precision="amp_bf16") for case in EXACT]
 FSDP = [Case("triplet", "local+gather", fsdp=True), Case("triplet", siglip=True, fsdp=True)]
@@ -94,7 +115,16 @@ def joined_batch(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     method, k = METHODS[case.loss], case.neg_captions
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(SAMPLES, method.image_group(k), WIDTH, generator=generator)
-    return images, torch.randn(SAMPLES, method.text_group(k), WIDTH, generator=generator)
+    text_rows = method.text_group(k) + (case.paraphrase_weight > 0)
+    return images, torch.randn(SAMPLES, text_rows, WIDTH, generator=generator)
+
+
+def teacher() -> nn.Module:
+    """Towers unlike the student's."""
+    towers = Towers(siglip=False, log_scale=1.0)
+    with torch.no_grad():
+        towers.image.add_(towers.text), towers.text.mul_(towers.image)
+    return towers
 
 
 def expected_gradients(case: Case) -> dict[str, torch.Tensor]:
@@ -106,7 +136,11 @@ def expected_gradients(case: Case) -> dict[str, torch.Tensor]:
     if case.loss == "clip":
         loss = reference.clip(rows[0].flatten(0, 1), rows[1].flatten(0, 1), rows[2])
     else:
-        loss = reference.method(case.loss, *rows, out.get("logit_bias"), own=case.neg_scope == "own")
+        loss = reference.with_options(case.loss, *rows, out.get("logit_bias"), **case.options)
+    if case.distill:
+        theirs = teacher().double()(images.double(), captions.double())
+        distance = reference.distillation(*rows[:2], theirs["image_features"], theirs["text_features"])
+        loss = loss + case.distill_weight * distance
     loss.backward()
     return {name: parameter.grad.float() for name, parameter in model.named_parameters()}
 
@@ -142,7 +176,7 @@ def measured_gradients(case: Case, rank: int = 0, world_size: int = 1) -> dict[s
         world_size=world_size,
         horovod=False,
         device="cpu",
-        distill=False,
+        teacher="frozen" if case.distill else "none",
         model="tiny",
         skip_scheduler=True,
         grad_clip_norm=None,
@@ -155,7 +189,8 @@ def measured_gradients(case: Case, rank: int = 0, world_size: int = 1) -> dict[s
         trained = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     data = {"train": Loader(case, rank, world_size)}
-    train_one_epoch(trained, data, create_loss(args), 0, optimizer, None, None, None, args)
+    dist_model = teacher() if case.distill else None
+    train_one_epoch(trained, data, create_loss(args), 0, optimizer, None, None, dist_model, args)
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from open_clip_triplet.errors import NonFiniteLossError
 from open_clip_triplet.losses.cyclic import cyclic_consistency
+from open_clip_triplet.losses.flags import add_loss_arguments, check_supported
 from open_clip_triplet.losses.functional import (
     clip_loss,
     cyclip_loss,
@@ -18,23 +19,28 @@ from open_clip_triplet.losses.functional import (
     negimage_loss,
     triplet_clip_loss,
 )
-from open_clip_triplet.losses.methods import METHODS, Method, add_loss_arguments, check_supported, create_loss
+from open_clip_triplet.losses.methods import METHODS, Method, create_loss, find_method
 from open_clip_triplet.losses.ranks import Ranks
 
 if TYPE_CHECKING:
+    from open_clip_triplet.losses.grouped import GroupedLoss
     from open_clip_triplet.losses.modules import (
         ClipHnLoss,
         CyClipLoss,
         CyClipTripletLoss,
-        GroupedLoss,
         NegClipLoss,
         NegImageLoss,
         TripletClipLoss,
     )
 
-_MODULES = (
-    "ClipHnLoss", "CyClipLoss", "CyClipTripletLoss", "GroupedLoss", "NegClipLoss", "NegImageLoss", "TripletClipLoss",
-)
+#: loaded with OpenCLIP, on first use -> the module that has them
+_LAZY = {
+    "GroupedLoss": "grouped",
+    **dict.fromkeys(
+        ("ClipHnLoss", "CyClipLoss", "CyClipTripletLoss", "NegClipLoss", "NegImageLoss", "TripletClipLoss"),
+        "modules",
+    ),
+}
 
 __all__ = [
     "METHODS",
@@ -54,6 +60,7 @@ __all__ = [
     "create_loss",
     "cyclic_consistency",
     "cyclip_loss",
+    "find_method",
     "negclip_loss",
     "negimage_loss",
     "triplet_clip_loss",
@@ -61,6 +68,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module("open_clip_triplet.losses.modules"), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ from open_clip_triplet.losses.contrast import sigmoid_contrast, softmax_contrast
 from open_clip_triplet.losses.cyclic import cyclic_consistency
 from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
 
-NEG_SCOPES = ("batch", "own")
+NEG_SCOPES = ("batch", "own", "none")
 
 
 def negclip_terms(
@@ -43,7 +43,8 @@ def negclip_terms(
         captions: [B, n, D], B >= A; polarities A and up belong with no image and only fill denominators.
         neg_scope: "batch": images meet the captions of other polarities of every sample. "own": of
             their own sample only, beside the N captions of their own polarity (CS-CLIP's
-            ``negclip_hard``, github.com/kargibora/CS-CLIP).
+            ``negclip_hard``, arXiv:2602.23906, github.com/kargibora/CS-CLIP). "none": of nobody, which
+            is CLIP of each polarity, for use with the terms of ``hard_negatives``.
         same_polarity: False is an ablation; captions are classified over the images of all polarities.
 
     Returns:
@@ -60,9 +61,12 @@ def negclip_terms(
         by_image, by_caption = softmax_contrast(
             image[None], caption[None], scale, chunk_size=chunk_size, ranks=ranks
         )
-        others = [captions[other] for other in range(len(captions)) if other != polarity]
-        own = scale * torch.stack([similarity_gain(image, other, caption) for other in others])
-        terms.append(torch.logaddexp(by_image[0], own.logsumexp(0)) + by_caption[0])
+        over_captions = by_image[0]
+        if neg_scope == "own":
+            others = [captions[other] for other in range(len(captions)) if other != polarity]
+            own = scale * torch.stack([similarity_gain(image, other, caption) for other in others])
+            over_captions = torch.logaddexp(over_captions, own.logsumexp(0))
+        terms.append(over_captions + by_caption[0])
     return ranks.mean(torch.stack(terms)) / 2
 
 
@@ -108,7 +112,7 @@ def negclip_loss(
         image_features: [N, D].
         text_features: [N, D]; row i belongs with image i.
         neg_text_features: [N * K, D]; rows i * K to i * K + K - 1 belong to sample i.
-        neg_scope: "batch", or "own" as in ``negclip_terms``.
+        neg_scope: "batch", "own" or "none" as in ``negclip_terms``.
 
     Raises:
         ValueError: the shapes do not fit; they are printed.
@@ -182,7 +186,7 @@ def triplet_clip_loss(
         neg_image_features: [N, D].
         neg_text_features: [N * K, D]; rows i * K to i * K + K - 1 belong to sample i.
         neg_weight: weight of the second term, above 0.
-        neg_scope: "batch", or "own" as in ``negclip_terms``.
+        neg_scope: "batch", "own" or "none" as in ``negclip_terms``.
         neg_images_in_text_denominator: ablation; captions are classified over all 2N images.
 
     Raises:
