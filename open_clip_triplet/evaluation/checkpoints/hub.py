@@ -21,7 +21,7 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
     name_tokenizer(folder, repo)
     api = HfApi()
     try:
-        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_repo(repo, private=private or None, exist_ok=True)  # None: the owner's default
         commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add model")
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise CheckpointError(f"{repo}: not pushed ({shorten(error, 3)}); the folder {folder} is kept") from error
