@@ -32,7 +32,7 @@ PATTERNS = ("striped", "dotted")
 COUNTS = ("", "a", "two", "three", "four")
 PLACES = ("left", "right", "top", "bottom")
 RELATIONS = ("to the left of", "to the right of", "above", "below")
-WORLDS = ("single", "scenes")
+WORLDS = ("single", "scenes", "glyphs")
 
 #: share of things with a pattern, and of walls with a frame, in a positive scene
 EXTRA = 0.25

@@ -23,7 +23,7 @@ from pathlib import Path
 from open_clip_triplet.shards import ShardWriter, write_sizes
 from open_clip_triplet.tripletdata.run import folder
 from open_clip_triplet.tripletdata.run.progress import bar
-from open_clip_triplet.tripletdata.worlds import scenes
+from open_clip_triplet.tripletdata.worlds import glyphs, scenes
 from open_clip_triplet.tripletdata.worlds.scenes import Scene, Thing
 
 HELP = "an embedded world of coloured shapes, with hard negatives"
@@ -128,6 +128,8 @@ def make_sample(index: int, *, world: str, split: str, seed: int, image_size: in
 
     The negative shares the positive's jitter, so that nothing differs but what its caption says.
     """
+    if world == "glyphs":
+        return glyphs.make_sample(index, split=split, seed=seed, image_size=image_size)
     rng = random.Random(f"{seed}/{world}/{split}/{index}")
     unseen = split == "val"
     negatives: list = []
@@ -203,7 +205,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val-samples", type=positive, default=1_000, help="held-out samples (%(default)s)")
     parser.add_argument("--shards", type=positive, default=16, help="training shards (%(default)s)")
     parser.add_argument("--world", choices=scenes.WORLDS, default="single",
-                        help="single: one thing on a wall (default). scenes: counts, and relations of two")
+                        help="single: one shape on a wall (default). scenes: counts, and relations of two. "
+                        "glyphs: four coloured signs, whose hard negatives exchange colours")
     parser.add_argument("--image-size", type=positive, default=32, help="pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=positive, default=2, help="processes (%(default)s)")
