@@ -30,6 +30,10 @@ class MembersMissing(ShardError):
     """A shard can be read, but its samples lack members that are needed."""
 
 
+class TooManyDropped(ShardError):
+    """A shard lost more samples to faults than the run allows. Counts them by reason."""
+
+
 class ImageError(TripletError, ValueError):
     """Bytes cannot be decoded as an image. Says why; the caller knows which image it is."""
 

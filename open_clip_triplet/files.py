@@ -1,19 +1,19 @@
 """Files, local and remote: durable writes (temporary name, fsync, rename), urls through fsspec.
 
 A local path takes the short way through ``open``. A url (``s3://``, ``gs://``, ``hf://``, ``https://``,
-``memory://``) goes through fsspec; object stores show a file only once it is written whole, so a
-remote write needs no temporary name. ``pipe:`` is read only, by ``tar.open_tar``.
+``memory://``) goes through fsspec, whole files at a time. ``pipe:`` is read only, by ``tar.open_tar``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from open_clip_triplet.errors import UsageError
+from open_clip_triplet.errors import TripletError, UsageError
 
 
 def is_remote(url: str | os.PathLike) -> bool:
@@ -60,36 +60,137 @@ def filesystem(url: str | os.PathLike) -> tuple[Any, str]:
         raise UsageError(f"{url}: cannot be opened: {error}") from error
 
 
+def is_local(url: str | os.PathLike) -> bool:
+    return not is_remote(url)
+
+
+def require_scheme(*urls: str | os.PathLike) -> None:
+    """Refuse, before any work, a url whose scheme no installed package knows.
+
+    Raises:
+        UsageError: see :func:`filesystem`.
+    """
+    for url in urls:
+        if is_remote(url) and not os.fspath(url).startswith("pipe:"):
+            filesystem(url)
+
+
+@contextlib.contextmanager
+def _as_os_error(url: str | os.PathLike) -> Iterator[None]:
+    """Every store has exceptions of its own (no credentials, no such bucket): one kind for all."""
+    try:
+        yield
+    except (OSError, TripletError):
+        raise
+    except Exception as error:
+        raise OSError(f"{url}: {type(error).__name__}: {error}") from error
+
+
 def read_bytes(url: str | os.PathLike) -> bytes:
     """A small file whole.
 
     Raises:
         OSError: it is not there, or cannot be read.
     """
-    if not is_remote(url):
+    if is_local(url):
         return Path(local_path(url)).read_bytes()
     fs, path = filesystem(url)
-    return fs.cat_file(path)
+    with _as_os_error(url):
+        return fs.cat_file(path)
+
+
+def read_many(folder: str | os.PathLike, suffix: str) -> dict[str, bytes]:
+    """All files of a folder whose names end with ``suffix``, by name; ``{}`` where there is no folder."""
+    names = [name for name in list_files(folder) if name.endswith(suffix)]
+    if is_local(folder):
+        return {name: Path(local_path(folder), name).read_bytes() for name in names}
+    fs, path = filesystem(folder)
+    if not names:
+        return {}
+    with _as_os_error(folder):
+        found = fs.cat([f"{path.rstrip('/')}/{name}" for name in names])
+    if isinstance(found, bytes):  # fsspec unpacks a list of one
+        return {names[0]: found}
+    return {os.path.basename(name): data for name, data in found.items()}
+
+
+def list_files(folder: str | os.PathLike) -> dict[str, int]:
+    """Name -> bytes of the files in a folder, sorted, hidden ones left out; ``{}`` where there is none."""
+    if is_local(folder):
+        try:
+            with os.scandir(local_path(folder)) as entries:
+                found = {e.name: e.stat().st_size for e in entries if e.name[0] != "." and e.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return dict(sorted(found.items()))
+    fs, path = filesystem(folder)
+    fs.invalidate_cache()  # another part may have written since
+    try:
+        with _as_os_error(folder):
+            entries = fs.ls(path.rstrip("/"), detail=True)
+    except FileNotFoundError:
+        return {}
+    files = {os.path.basename(e["name"]): e["size"] or 0 for e in entries if e["type"] == "file"}
+    return dict(sorted((name, size) for name, size in files.items() if name and name[0] != "."))
+
+
+def size_of(url: str | os.PathLike) -> int:
+    """Bytes of a file.
+
+    Raises:
+        OSError: it is not there.
+    """
+    if is_local(url):
+        return os.path.getsize(local_path(url))
+    fs, path = filesystem(url)
+    with _as_os_error(url):
+        return int(fs.size(path) or 0)
+
+
+def is_folder(url: str | os.PathLike) -> bool:
+    if is_local(url):
+        return os.path.isdir(local_path(url))
+    fs, path = filesystem(url)
+    with _as_os_error(url):
+        return fs.isdir(path.rstrip("/"))
 
 
 def exists(url: str | os.PathLike) -> bool:
-    if not is_remote(url):
+    if is_local(url):
         return os.path.exists(local_path(url))
     fs, path = filesystem(url)
-    return fs.exists(path)
+    with _as_os_error(url):
+        return fs.exists(path)
+
+
+def remove(url: str | os.PathLike) -> None:
+    """Remove a file, if it is there."""
+    if is_local(url):
+        Path(local_path(url)).unlink(missing_ok=True)
+    elif exists(url):
+        fs, path = filesystem(url)
+        with _as_os_error(url):
+            fs.rm_file(path)
 
 
 @contextlib.contextmanager
 def write_whole(url: str | os.PathLike) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name whole, on a clean exit, or not at all.
 
+    A remote file is written to a temporary local one first and sent in one piece: stores show it when
+    it is complete, and a failure half way leaves nothing to clean up there.
+
     Raises:
         OSError: the disk is full or not writable; what was there under the name is kept.
     """
     if is_remote(url):
         fs, path = filesystem(url)
-        with fs.transaction, fs.open(path, "wb") as file:
+        with tempfile.NamedTemporaryFile(prefix="triplet-") as file:
             yield file
+            file.flush()
+            with _as_os_error(url):
+                fs.makedirs(os.path.dirname(path), exist_ok=True)  # nothing to do in an object store
+                fs.put_file(file.name, path)
         return
     path = Path(local_path(url))
     path.parent.mkdir(parents=True, exist_ok=True)

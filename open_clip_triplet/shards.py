@@ -25,7 +25,7 @@ from typing import Any
 import braceexpand
 
 from open_clip_triplet.errors import MembersMissing, ShardError
-from open_clip_triplet.files import is_remote, replace_durably, write_text_durably
+from open_clip_triplet.files import is_remote, join, write_text_durably, write_whole
 from open_clip_triplet.tar import TarMembers, open_tar, read_remote
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -138,7 +138,7 @@ def read_meta(roles: dict) -> dict:
 
 
 class ShardWriter:
-    """Writes one shard whole or not at all: temporary name, fsync, rename on a clean exit.
+    """Writes one shard, to a local path or a url, whole or not at all: see :func:`files.write_whole`.
 
     The bytes depend on the samples alone (fixed owner, mode and time), so the same samples give
     the same file. ``len(writer)`` is the number of samples written.
@@ -148,13 +148,12 @@ class ShardWriter:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self.path = path
         self._samples = 0
 
     def __enter__(self) -> ShardWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._temporary, "wb")
+        self._whole = write_whole(self.path)
+        self._file = self._whole.__enter__()
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
         return self
 
@@ -184,17 +183,13 @@ class ShardWriter:
         self._samples += 1
 
     def __exit__(self, kind, error, trace) -> None:
-        try:
-            self._tar.close()
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
         if kind is None:
-            replace_durably(self._temporary, self.path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+            try:
+                self._tar.close()
+            except BaseException as failure:
+                self._whole.__exit__(type(failure), failure, failure.__traceback__)
+                raise
+        self._whole.__exit__(kind, error, trace)
 
 
 def _encode(value) -> bytes:
@@ -222,7 +217,7 @@ def read_sizes(urls: list[str]) -> list[int] | None:
 
 def _sizes_in(folder: str) -> dict:
     """The ``sizes.json`` of a folder or of the start of a url; ``{}`` where there is none to read."""
-    path = os.path.join(folder, "sizes.json")
+    path = join(folder, "sizes.json")
     if path.startswith("pipe:"):
         return {}
     try:
@@ -240,7 +235,7 @@ def _sizes_in(folder: str) -> dict:
 
 def write_sizes(folder: str | os.PathLike, sizes: dict[str, int]) -> None:
     """Write OpenCLIP's ``sizes.json`` (shard file name -> samples) beside the shards."""
-    write_text_durably(Path(folder) / "sizes.json", json.dumps(sizes, indent=1, sort_keys=True) + "\n")
+    write_text_durably(join(folder, "sizes.json"), json.dumps(sizes, indent=1, sort_keys=True) + "\n")
 
 
 def first_sample(url: str) -> dict:

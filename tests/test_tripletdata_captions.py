@@ -471,7 +471,7 @@ def test_a_sample_without_a_good_rewrite_keeps_its_caption(tmp_path):
     run = run_stage(Rewrite(model), plan_tasks(shards), tmp_path / "out", Local(cpu=True), quiet=True)
     dog, cat = read_samples(tmp_path / "out/00000.tar")
     assert (dog["txt"], cat["txt"]) == (b"A hound on the sand", b"A cat")
-    assert totals(run.records()) == {"read": 2, "kept": 2, "dropped": {}, "counts": {"kept as it was": 1}}
+    assert totals(run.records()) == {"read": 2, "kept": 2, "dropped": {}, "left_out": {}, "counts": {"kept as it was": 1}}
 
 
 def test_stages_are_picklable(chat):

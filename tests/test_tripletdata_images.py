@@ -129,9 +129,9 @@ def test_pack_drops_what_a_trainer_could_not_read(tmp_path, capfd):
     with ShardWriter(tmp_path / "in/0.tar") as writer:
         for key, sample in samples.items():
             writer.write({"__key__": key, **sample})
-    assert (
-        cli.main(["pack", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]) == 0
-    )
+    pack = ["pack", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]
+    assert cli.main(pack) == 3 and not (tmp_path / "out/00000.tar").exists()
+    assert cli.main([*pack, "--max-drop", "1"]) == 0
     (sample,) = read_samples(tmp_path / "out/00000.tar")
     assert json.loads(sample["json"])["source_key"] == "kept"
     assert json.loads((tmp_path / "out/summary.json").read_text())["dropped"] == {

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import TINY_MODEL, write_shards
+from conftest import TINY_MODEL, picture, write_shards
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
+from open_clip_triplet.tripletdata.run.sample import Sample
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.concepts import coverage_order, load_wordnet, statistics, words
 from open_clip_triplet.tripletdata.stages.filter import Selection, select_top
@@ -28,14 +29,18 @@ def test_top_k_is_exact_and_ties_go_by_shard_order(scores, count):
     kept = []
     for task in sorted(scores):
         keep = chosen.keeper(ShardTask(task, ("x",)))
-        kept += [(task, n) for n, s in enumerate(scores[task]) if keep({"scores": {"mean": s}})]
+        kept += [(task, n) for n, s in enumerate(scores[task]) if keep(scored(s))]
     ranked = sorted((-s, task, n) for task in scores for n, s in enumerate(scores[task]))
     assert kept == sorted((task, n) for _, task, n in ranked[:count])
 
 
+def scored(mean: float) -> Sample:
+    return Sample("k", "a", meta={"scores": {"mean": mean}})
+
+
 def test_a_threshold_keeps_its_ties():
     keep = Selection(0.2).keeper(ShardTask(0, ("x",)))
-    assert [keep({"scores": {"mean": s}}) for s in (0.1, 0.2, 0.2, 0.3)] == [False, True, True, True]
+    assert [keep(scored(s)) for s in (0.1, 0.2, 0.2, 0.3)] == [False, True, True, True]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +164,7 @@ def test_concepts_of_real_captions_and_growing_subsets(tmp_path, capfd):
     for shard in (0, 1):
         with ShardWriter(tmp_path / f"in/{shard}.tar") as writer:
             for number, text in enumerate(captions[shard::2]):
-                writer.write({"__key__": f"{number}", "jpg": b"x", "txt": text, "neg.txt": "A cat"})
+                writer.write({"__key__": f"{number}", "jpg": picture(0), "txt": text, "neg.txt": "A cat"})
     argv = ["concepts", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]
     assert cli.main([*argv, "--subset", "1", "3"]) == 0
     table = json.loads((tmp_path / "out/concepts.json").read_text())

@@ -25,9 +25,12 @@ from open_clip_triplet.shards import ShardWriter, by_role, read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.backends.vllm import Vllm
 from open_clip_triplet.tripletdata.run import runner
-from open_clip_triplet.tripletdata.run.engines import Local, Ray, _Pool, _RayWorker, devices, visible_devices
+from open_clip_triplet.tripletdata.run.cluster import Ray, RayWorker
+from open_clip_triplet.tripletdata.run.command import report
+from open_clip_triplet.tripletdata.run.engines import Local, devices
 from open_clip_triplet.tripletdata.run.pictures import refused
 from open_clip_triplet.tripletdata.run.plan import known_samples, plan_tasks
+from open_clip_triplet.tripletdata.run.pool import Pool, visible_devices
 from open_clip_triplet.tripletdata.run.runner import run_stage
 from open_clip_triplet.tripletdata.run.sample import Stats
 from open_clip_triplet.tripletdata.run.stage import sample_seed
@@ -57,7 +60,8 @@ def test_samples_get_unique_keys_and_every_loss_is_counted(shards, tmp_path):
     assert keys == ["00000_000000", "00000_000002", "00001_000000", "00001_000001", "00003_000000"]
     assert [json.loads(s["json"])["source_key"] for s in samples[:2]] == ["000000000", "000000002"]
     assert samples[2]["neg.txt"].decode() == 'A {RED} "HAT"\nAND\tA COAT!'
-    assert runner.totals(run.records()) == {"read": 8, "kept": 5, "dropped": {"asked to": 3}, "counts": {}}
+    counts = {"read": 8, "kept": 5, "dropped": {"asked to": 3}, "left_out": {}, "counts": {}}
+    assert runner.totals(run.records()) == counts
     assert not (tmp_path / "out/00002.tar").exists()  # nothing kept: a record, no empty shard
     assert json.loads((tmp_path / "out/sizes.json").read_text()) == {
         "00000.tar": 2,
@@ -169,7 +173,7 @@ def test_a_damaged_shard_is_named_and_alone_redone_once_mended(shards, tmp_path)
     (tmp_path / "in/00001.tar").write_bytes(good[: len(good) // 2])
     run = shout(shards, tmp_path / "out")
     assert list(run.failed) == [str(tmp_path / "in/00001.tar")] and "damaged" in [*run.failed.values()][0]
-    assert runner.report(run) == 3
+    assert report(run) == 3
     assert not (tmp_path / "out/00001.tar").exists() and (tmp_path / "out/00003.tar").exists()
     (tmp_path / "in/00001.tar").write_bytes(good)
     log = tmp_path / "log"
@@ -249,12 +253,12 @@ def test_a_shard_that_always_kills_its_process_fails_alone(shards, tmp_path, cap
 
 def test_a_process_killed_between_two_shards_is_replaced(shards, tmp_path, capfd):
     def engine(stage, tasks, output, progress):
-        pool = _Pool(stage, tasks, output, ["cpu"], progress)
+        pool = Pool(stage, tasks, output, ["cpu"], progress)
         for number, event in enumerate(pool.events()):
-            if not number:  # its first shard is done, and it has not been given another
-                for process, *_ in pool.busy.values():
-                    process.kill()
-                    process.join()
+            if not number:  # its first shard is done, and the next is begun or about to be
+                for worker in pool.workers.values():
+                    worker.process.kill()
+                    worker.process.join()
             yield event
 
     run = shout(shards, tmp_path / "out", engine=engine)
@@ -281,7 +285,7 @@ def test_a_ray_worker_that_cannot_start_says_why(capfd):
         def open(self, device):
             raise ImportError("libcudart.so.12")
 
-    kind, (message, status) = _RayWorker(Broken(), "cpu").work(None, "")
+    kind, (message, status) = RayWorker(Broken(), "cpu").work(None, "")
     assert kind == "stop" and "shout cannot start: ImportError: libcudart" in message and status == 4
 
 
@@ -421,7 +425,9 @@ def test_hostile_images_cost_their_samples_alone(tmp_path, capsys):
         for number, data in enumerate([bomb(), picture(0)[:300], b"", picture(1)]):
             writer.write({"__key__": str(number), "jpg": data, "txt": "a"})
     argv = ["--input", str(tmp_path / "in"), "--quiet"]
-    assert cli.main(["pack", *argv, "--need", "--output", str(tmp_path / "out")]) == 0
+    pack = ["pack", *argv, "--need", "--output", str(tmp_path / "out")]
+    assert cli.main(pack) == 3 and "3 of 4 samples dropped (image cannot be decoded 3)" in capsys.readouterr().err
+    assert cli.main([*pack, "--max-drop", "0.75"]) == 0
     assert "dropped: image cannot be decoded 3" in capsys.readouterr().err
     assert cli.main(["validate", *argv, "--need", "pair"]) == 3
     assert "image cannot be decoded: 3, first 0" in capsys.readouterr().out

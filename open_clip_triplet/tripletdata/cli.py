@@ -13,7 +13,7 @@ import sys
 
 from open_clip_triplet.command import add_arguments as add_common_arguments
 from open_clip_triplet.command import command_line
-from open_clip_triplet.errors import PipelineError
+from open_clip_triplet.errors import PipelineError, TripletError
 from open_clip_triplet.tripletdata.run.command import run_command
 
 #: subcommand -> module under open_clip_triplet.tripletdata; imported only when its subcommand is used
@@ -33,7 +33,7 @@ STAGES: dict[str, str] = {
 
 STATUSES = """\
 exit status:
-  0  done                      3  some shards failed or have faults; the rest is done
+  0  done                      3  some shards failed or have faults, or nothing was kept; the rest is done
   2  wrong options or folders  4  nothing can go on: a model, server, package or disk space is missing
   130  interrupted             After 3, 4 and 130 the same command continues where it ended.
 """
@@ -75,6 +75,13 @@ def main(argv: list[str] | None = None) -> int:
     except PipelineError as stop:
         print(f"{parser.prog} {args.command}: {stop}", file=sys.stderr)
         return stop.status
+    except TripletError as error:
+        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # no room, no permission, a store that does not answer: no place for a trace
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{parser.prog} {args.command}: {where}{error.strerror or error}", file=sys.stderr)
+        return 4
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130

@@ -8,24 +8,24 @@ import re
 from itertools import islice
 from pathlib import Path
 
-from open_clip_triplet.files import replace_durably, write_text_durably
+from open_clip_triplet.files import join, list_files, write_text_durably, write_whole
 from open_clip_triplet.shards import by_role, read_meta, read_samples
 
 SAMPLES = 8
 
 
-def write_card(output: Path, title: str, summary: dict) -> Path:
-    """Write ``README.md`` and the pictures of its samples (``card/``) into ``output``.
+def write_card(output: str, title: str, summary: dict) -> str:
+    """Write ``README.md`` and the pictures of its samples (``card/``) into a folder or url; its path.
 
     Args:
         summary: as build writes it: ``stages`` with ``config``, ``read``, ``kept``, ``dropped``.
     """
-    shards = sorted(path for path in output.glob("*.tar") if not path.name.startswith("."))
+    shards = [name for name in list_files(output) if name.endswith(".tar")]
     lines = [f"# {cell(title)}", "", *_facts(summary), "", *_stages(summary), "", *_dropped(summary)]
     if shards:
         lines += ["", *_samples(output, shards)]
-    lines += ["", *_prompts(summary), "", *_use(summary)]
-    path = output / "README.md"
+    lines += ["", *_prompts(summary), "", *_use(summary, shards)]
+    path = join(output, "README.md")
     write_text_durably(path, "\n".join(lines).rstrip() + "\n")
     return path
 
@@ -70,7 +70,8 @@ def _dropped(summary: dict) -> list[str]:
     rows = [
         f"| {name} | {cell(reason)} | {count:,} |"
         for name, stage in summary["stages"].items()
-        for reason, count in sorted(stage["dropped"].items(), key=lambda item: (-item[1], item[0]))
+        for kind in ("dropped", "left_out")
+        for reason, count in sorted(stage[kind].items(), key=lambda item: (-item[1], item[0]))
     ]
     if summary["failed"]:
         failed = summary["failed"]
@@ -82,12 +83,11 @@ def _dropped(summary: dict) -> list[str]:
     )
 
 
-def _samples(output: Path, shards: list[Path]) -> list[str]:
+def _samples(output: str, shards: list[str]) -> list[str]:
     """Samples from the first shards, with their pictures as files of their own."""
-    folder = output / "card"
-    folder.mkdir(exist_ok=True)
+    folder = join(output, "card")
     rows = ["## Samples", "", "| image | caption | negative caption | negative image |", "|---|---|---|---|"]
-    found = (sample for shard in shards for sample in read_samples(shard))
+    found = (sample for shard in shards for sample in read_samples(join(output, shard)))
     for number, sample in enumerate(islice(found, SAMPLES)):
         roles = by_role(sample)
         negatives = read_meta(roles).get("neg_captions") or [
@@ -103,14 +103,12 @@ def _samples(output: Path, shards: list[Path]) -> list[str]:
     return rows
 
 
-def _picture(folder: Path, name: str, data: bytes | None) -> str:
+def _picture(folder: str, name: str, data: bytes | None) -> str:
     if data is None:
         return ""
-    file = folder / f"{name}.jpg"
-    temporary = folder / f".{name}.tmp"
-    temporary.write_bytes(data)
-    replace_durably(temporary, file)
-    return f'<img src="card/{file.name}" width="128">'
+    with write_whole(join(folder, f"{name}.jpg")) as file:
+        file.write(data)
+    return f'<img src="card/{name}.jpg" width="128">'
 
 
 def _prompts(summary: dict) -> list[str]:
@@ -123,12 +121,28 @@ def _prompts(summary: dict) -> list[str]:
     return lines
 
 
-def _use(summary: dict) -> list[str]:
+def _use(summary: dict, shards: list[str]) -> list[str]:
     loss = "triplet" if "images" in summary["stages"] else "negclip"
     return [
         "## Use",
         "",
         "```",
-        f"python -m open_clip_triplet.train --loss {loss} --train-data 'THIS_FOLDER/<00000..NNNNN>.tar'",
+        f"triplet-train --loss {loss} --train-data '{shard_pattern(shards, 'THIS_FOLDER/')}'",
         "```",
     ]
+
+
+def shard_pattern(names: list[str], folder: str = "") -> str:
+    """Shards as ``--train-data`` takes them: a range for each run of numbers without a gap.
+
+    >>> shard_pattern(["00000.tar", "00001.tar", "00003.tar"], "data/")
+    'data/<00000..00001>.tar::data/00003.tar'
+    """
+    runs: list[list[int]] = []
+    for number in sorted(int(name.removesuffix(".tar")) for name in names if name[:-4].isdigit()):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    spans = (f"<{first:05d}..{last:05d}>" if first < last else f"{first:05d}" for first, last in runs)
+    return "::".join(f"{folder}{span}.tar" for span in spans)

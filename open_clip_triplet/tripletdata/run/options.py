@@ -1,12 +1,17 @@
-"""Options that every stage of ``triplet-shards`` shares."""
+"""Options that every stage of ``triplet-shards`` shares, and what they mean."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 
-from open_clip_triplet.tripletdata.run import engines
+from open_clip_triplet import files
+from open_clip_triplet.tripletdata.run.cluster import Ray
+from open_clip_triplet.tripletdata.run.engines import Local
+from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.tables import Table
+from open_clip_triplet.tripletdata.run.task import Policy, ShardTask
 
 
 def positive(text: str) -> int:
@@ -17,14 +22,38 @@ def positive(text: str) -> int:
     return value
 
 
+def share(text: str) -> float:
+    """argparse type of a share, 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
+def part(text: str) -> tuple[int, int]:
+    """argparse type of ``i/n``.
+
+    >>> part("2/8")
+    (2, 8)
+    """
+    try:
+        index, count = map(int, text.split("/"))
+    except ValueError:
+        index = count = 0
+    if not 1 <= index <= count:
+        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with i from 1 to n, such as 2/8")
+    return index, count
+
+
 def add_common(parser, *, output: bool = True) -> None:
-    """``--input``, ``--output``, the engine and how tables are read."""
-    group = parser.add_argument_group("input and output")
+    """``--input``, ``--output``, how tables are read, what to do about faults, the engine."""
+    group = parser.add_argument_group("input and output", "paths, or urls: s3://, gs://, hf://, ...")
     group.add_argument(
         "--input",
         nargs="+",
         required=True,
-        help="folder of shards, pattern a/{000..999}.tar, or csv/tsv/parquet of image paths and captions",
+        help="folder of shards, pattern a/{000..999}.tar, pipe: command, csv/tsv/parquet/arrow of captions "
+        "with image paths or bytes (Hugging Face datasets), or folder of those",
     )
     if output:
         group.add_argument("--output", required=True, help="folder of the new shards; rerun to continue")
@@ -32,16 +61,66 @@ def add_common(parser, *, output: bool = True) -> None:
         "--text-only", action="store_true", help="leave the input's images out of the new shards"
     )
     group.add_argument(
-        "--image-key", default="filepath", help="table column of image paths (default filepath)"
+        "--image-key", default=Table.image_key, help="table column of images (default filepath, or image)"
     )
-    group.add_argument("--caption-key", default="title", help="table column of captions (default title)")
+    group.add_argument(
+        "--caption-key", default=Table.caption_key, help="table column of captions (default title, or caption)"
+    )
     group.add_argument(
         "--image-root", default="", help="folder of relative image paths (default the table's)"
     )
     group.add_argument(
         "--samples-per-shard", type=positive, default=10_000, help="shard size for tables (default 10000)"
     )
+    add_faults(parser)
     add_engine(parser)
+
+
+def add_faults(parser) -> None:
+    """What to do about damage and drops."""
+    group = parser.add_argument_group("faults")
+    group.add_argument(
+        "--max-drop",
+        type=share,
+        default=0.5,
+        metavar="SHARE",
+        help="a shard that drops more of its samples fails, and is named (default 0.5; 1: never)",
+    )
+    group.add_argument(
+        "--redo-dropped",
+        nargs="?",
+        const="",
+        metavar="REASON,...",
+        help="ask again for what finished shards dropped, all of it or for these reasons, and only for that",
+    )
+    group.add_argument(
+        "--salvage", action="store_true", help="keep what a damaged shard holds before the damage, counted"
+    )
+    group.add_argument(
+        "--skip-unreadable", action="store_true", help="go on, and end well, without shards that cannot be read"
+    )
+
+
+def policy(args) -> Policy:
+    redo = args.redo_dropped
+    reasons = None if redo is None else tuple(sorted(filter(None, map(str.strip, redo.split(",")))))
+    return Policy(args.max_drop, args.salvage, reasons)
+
+
+def tasks(args) -> list[ShardTask]:
+    """The tasks behind ``--input``, numbered as ``--output`` has them, those of another part marked.
+
+    Raises:
+        PipelineError: nothing is found there.
+    """
+    files.require_scheme(args.output)
+    found = plan_tasks(
+        args.input, table(args), args.samples_per_shard, output=args.output, policy=policy(args)
+    )
+    if args.part:
+        index, count = args.part
+        found = [replace(task, mine=n % count == index - 1) for n, task in enumerate(found)]
+    return found
 
 
 def add_engine(parser) -> None:
@@ -53,6 +132,12 @@ def add_engine(parser) -> None:
     )
     group.add_argument("--ray-address", default="", help="cluster to join: auto, host:port, ray://host:port")
     group.add_argument("--ray-gpus", type=float, help="GPUs per Ray actor (default what a stage needs)")
+    group.add_argument(
+        "--part",
+        type=part,
+        metavar="I/N",
+        help="work the I-th of N parts, beside other runs into the same folder (Slurm arrays)",
+    )
     group.add_argument("--seed", type=int, default=0, help="base of every sample's seed (default 0)")
     group.add_argument("--dry-run", action="store_true", help="print plan, disk and GPU-hours, then stop")
     group.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -61,8 +146,8 @@ def add_engine(parser) -> None:
 def engine(args, *, cpu: bool = False):
     """The engine that the arguments name. ``cpu``: the stage has no model to put on a GPU."""
     if args.engine == "ray":
-        return engines.Ray(args.ray_address, args.workers, args.ray_gpus, cpu)
-    return engines.Local(args.workers, cpu)
+        return Ray(args.ray_address, args.workers, args.ray_gpus, cpu)
+    return Local(args.workers, cpu)
 
 
 def table(args) -> Table:

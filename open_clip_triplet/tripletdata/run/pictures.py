@@ -10,16 +10,22 @@ from open_clip_triplet.errors import ImageError
 
 #: decompressed pixels beyond which an image is not opened (a bomb, or a poster)
 MAX_PIXELS = 100_000_000
+#: EXIF's tag of how a camera was held
+ORIENTATION = 0x0112
 #: formats that a trainer reads, and the member suffix of each
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 class Picture(NamedTuple):
-    """``rgb``: PIL image; ``suffix``: of the encoded bytes, None for a format that trainers do not read."""
+    """``rgb``: PIL image, upright; ``suffix``: of the encoded bytes, None for a format that trainers do not
+    read; ``size``: (width, height) before any halving; ``upright``: False where a trainer, which does not
+    look at EXIF, would see the encoded bytes turned.
+    """
 
     rgb: Any
     suffix: str | None
     size: tuple[int, int]
+    upright: bool = True
 
 
 @contextlib.contextmanager
@@ -39,12 +45,12 @@ def decode(data: bytes, size: int = 0) -> Picture:
     """Decode a picture. ``size``: pixels of its shorter side that are needed; 0 means all.
 
     A large JPEG is halved by its decoder on the way where ``size`` allows: the same picture in a
-    fraction of the time. ``Picture.size`` is (width, height) before that.
+    fraction of the time.
 
     Raises:
         ImageError: see there.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with refused():
         image = Image.open(io.BytesIO(data))
@@ -54,7 +60,10 @@ def decode(data: bytes, size: int = 0) -> Picture:
         if size and short > size and image.format == "JPEG":
             image.draft("RGB", tuple(side * size // short for side in full))
         image.load()
-        return Picture(image if image.mode == "RGB" else image.convert("RGB"), suffix, full)
+        turned = image.getexif().get(ORIENTATION, 1) not in (0, 1)
+        if turned:
+            image = ImageOps.exif_transpose(image)
+        return Picture(image if image.mode == "RGB" else image.convert("RGB"), suffix, full, not turned)
 
 
 def encode(image, size: int, quality: int) -> bytes:

@@ -33,19 +33,42 @@ class Sample:
 class Stats:
     """Counts of one task: samples read, dropped by reason, and whatever else a stage counts.
 
-    ``values`` are lists with a value for each sample that is kept.
+    ``values`` are lists with a value for each sample that is kept. ``dropped_keys`` has the keys behind
+    ``dropped``, as far as they were told: only those can be asked for again. ``redo_round`` is 0 the first
+    time a sample is asked for, and grows each time that dropped ones are asked for again.
     ``report(fraction)`` is called by a stage now and then with the share of the task that is done.
     """
 
-    def __init__(self, report=lambda fraction: None):
+    def __init__(self, report=lambda fraction: None, redo_round: int = 0):
         self.read = 0
         self.dropped: dict[str, int] = {}
+        self.dropped_keys: dict[str, list[str]] = {}
+        self.left_out: dict[str, int] = {}
         self.counts: dict[str, int] = {}
         self.values: dict[str, list] = {}
-        self.report = report
+        self.salvaged = ""
+        self.report, self.redo_round = report, redo_round
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: str, key: str | None = None) -> None:
+        """Count a sample that could not be used or made."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        if key is not None:
+            self.dropped_keys.setdefault(reason, []).append(key)
+
+    def leave_out(self, reason: str) -> None:
+        """Count a sample that a selection does not want: no fault, so ``--max-drop`` does not count it."""
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
 
     def count(self, name: str, number: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + number
+
+    def add(self, other: Stats) -> None:
+        """Take over what reading counted ahead of time."""
+        self.read += other.read
+        for reason, number in other.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + number
+        for reason, keys in other.dropped_keys.items():
+            self.dropped_keys.setdefault(reason, []).extend(keys)
+        for name, number in other.counts.items():
+            self.count(name, number)
+        self.salvaged = self.salvaged or other.salvaged

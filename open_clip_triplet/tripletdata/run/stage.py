@@ -25,6 +25,8 @@ class Stage:
     """Turns one task into one shard. Plain data until ``open``; pickled to the workers."""
 
     name: ClassVar[str] = "stage"
+    #: the model needs the captions alone: they are read ahead, a shard's worth at a time
+    captions_first: ClassVar[bool] = False
 
     @property
     def gpus(self) -> int:

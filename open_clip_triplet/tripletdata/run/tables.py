@@ -1,13 +1,20 @@
-"""Tables of image paths and captions: csv, tsv, parquet."""
+"""Tables of captions with image paths or image bytes: csv, tsv, parquet, arrow (Hugging Face datasets)."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from open_clip_triplet import files
 from open_clip_triplet.errors import PipelineError
 
-TABLES = (".csv", ".tsv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")
+#: columns to look for where the default one is not there
+IMAGE_COLUMNS = ("filepath", "image", "jpg", "image_path", "file_name")
+CAPTION_COLUMNS = ("title", "caption", "text", "captions", "TEXT")
+URL_COLUMNS = ("url", "URL", "image_url")
 
 
 @dataclass(frozen=True)
@@ -18,31 +25,128 @@ class Table:
     caption_key: str = "title"
     root: str = ""
 
+    def columns(self, path: str, found: list[str]) -> list[str]:
+        """The image column and the caption column among those ``found``.
 
-@functools.lru_cache(maxsize=2)
-def read_table(path: str, table: Table) -> list[tuple]:
-    """(image path, caption) rows of a csv, tsv or parquet file.
+        Raises:
+            PipelineError: one is missing; the columns found are named. A table of urls is told what
+                downloads it.
+        """
+        defaults = (Table.image_key, Table.caption_key)
+        chosen, missing = [], []
+        for name, default, others in zip(
+            (self.image_key, self.caption_key), defaults, (IMAGE_COLUMNS, CAPTION_COLUMNS)
+        ):
+            names = others if name == default else (name,)
+            column = next((n for n in names if n in found), None)
+            chosen.append(column or name)
+            missing += [] if column else [name]
+        url = next((name for name in URL_COLUMNS if name in found), None)
+        if missing and self.image_key in missing and url:
+            raise PipelineError(_download_first(path, url, chosen[1]), 2)
+        if missing:
+            raise PipelineError(
+                f"{path} has no column {' or '.join(map(repr, missing))} (it has: {', '.join(found)}). "
+                "Name the columns with --image-key and --caption-key.",
+                2,
+            )
+        return chosen
+
+
+def _download_first(path: str, url: str, caption: str) -> str:
+    kind = path.rsplit(".", 1)[-1]
+    return (
+        f"{path} holds urls of images (column {url!r}), not images. Download them first:\n"
+        f"  img2dataset --url_list {path} --input_format {kind} --url_col {url} --caption_col {caption} \\\n"
+        "    --output_format webdataset --output_folder DOWNLOADED --resize_mode keep_ratio --image_size 256\n"
+        "then use --input DOWNLOADED"
+    )
+
+
+def count_rows(path: str, table: Table) -> int:
+    """Rows of a table, its columns checked.
 
     Raises:
-        PipelineError: the file or one of its columns is missing; the columns found are named.
+        PipelineError: the file cannot be read or lacks a column.
     """
-    import pandas
-
-    columns = [table.image_key, table.caption_key]
-    try:
+    with _explained(path):
         if path.endswith(".parquet"):
-            frame = pandas.read_parquet(path)
-        else:
-            separator = "\t" if path.endswith(".tsv") else ","
-            frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+            with _parquet(path) as file:
+                table.columns(path, file.schema_arrow.names)
+                return file.metadata.num_rows
+        if path.endswith(".arrow"):
+            with _arrow(path) as stream:
+                table.columns(path, stream.schema.names)
+                return sum(batch.num_rows for batch in stream)
+        return len(_read_text(path, table))
+
+
+def iter_rows(path: str, table: Table, start: int, stop: int) -> Iterator[tuple]:
+    """(image, caption) of the rows from ``start`` up to ``stop``: image is a path, bytes, or a dict of both.
+
+    Raises:
+        PipelineError: as :func:`count_rows`.
+    """
+    if not path.endswith((".parquet", ".arrow")):
+        yield from _read_text(path, table)[start:stop]
+        return
+    with _explained(path), (_parquet if path.endswith(".parquet") else _arrow)(path) as file:
+        names = file.schema_arrow.names if path.endswith(".parquet") else file.schema.names
+        columns = table.columns(path, names)
+        batches = file.iter_batches(1000, columns=columns) if path.endswith(".parquet") else file
+        first = 0
+        for batch in batches:
+            skip, take = max(start - first, 0), max(min(stop - first, batch.num_rows), 0)
+            if skip < take:
+                part = batch.select(columns).slice(skip, take - skip)
+                yield from zip(*(part.column(name).to_pylist() for name in columns))
+            first += batch.num_rows
+            if first >= stop:
+                return
+
+
+@contextlib.contextmanager
+def _parquet(path: str):
+    import pyarrow.parquet
+
+    with _opened(path) as stream, pyarrow.parquet.ParquetFile(stream) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _arrow(path: str):
+    import pyarrow
+
+    with _opened(path) as stream, pyarrow.ipc.open_stream(stream) as reader:
+        yield reader
+
+
+def _opened(path: str):
+    if files.is_local(path):
+        return open(files.local_path(path), "rb")
+    fs, name = files.filesystem(path)
+    return fs.open(name, "rb")
+
+
+@contextlib.contextmanager
+def _explained(path: str):
+    """Whatever is wrong with a table, as PipelineError."""
+    try:
+        yield
+    except ImportError as error:
+        raise PipelineError(f"{path}: {error}; install open_clip_triplet with its extra `build`", 4) from error
+    except (OSError, ValueError) as error:  # pyarrow's and pandas' own errors are ValueErrors
         raise PipelineError(f"{path}: cannot be read ({error})", 2) from error
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise PipelineError(
-            f"{path} has no column {' or '.join(map(repr, missing))} "
-            f"(it has: {', '.join(map(str, frame.columns))}). "
-            "Name the columns with --image-key and --caption-key.",
-            2,
-        )
-    return list(frame[columns].fillna("").itertuples(index=False, name=None))
+
+
+@functools.lru_cache(maxsize=2)
+def _read_text(path: str, table: Table) -> list[tuple]:
+    """Rows of a csv or tsv."""
+    with _explained(path):
+        import pandas
+
+        separator = "\t" if path.endswith(".tsv") else ","
+        with _opened(path) as stream:
+            frame = pandas.read_csv(stream, sep=separator, dtype=str, keep_default_na=False)
+        columns = table.columns(path, list(map(str, frame.columns)))
+        return list(frame[columns].fillna("").itertuples(index=False, name=None))

@@ -59,8 +59,10 @@ class GenerateWithRetries:
             "caption too long" if len(s.text) > self.longest else None for s in samples
         ]
         pending = [i for i, fault in enumerate(faults) if fault is None]
-        for attempt in range(self.attempts if self.model.retries else 1):
-            if attempt:
+        attempts = self.attempts if self.model.retries else 1
+        first = stats.redo_round * attempts  # asked again after a run: other seeds
+        for attempt in range(first, first + attempts):
+            if attempt > first:
                 stats.count("asked again", len(pending))
             waiting = len(pending) / max(len(samples), 1)
             answers = self.model.propose(
@@ -79,9 +81,9 @@ class GenerateWithRetries:
             stats.report(1 - len(pending) / max(len(samples), 1))
             if not pending:
                 break
-        for taken, fault in zip(accepted, faults):
+        for sample, taken, fault in zip(samples, accepted, faults):
             if not taken:
-                stats.drop(fault or "empty")
+                stats.drop(fault or "empty", sample.key)
             elif len(taken) < self.count:
                 stats.count("fewer negatives than asked")
         return accepted
@@ -110,6 +112,7 @@ class Captions(Stage):
     """Stage: adds ``neg.txt`` and ``neg_captions``. ``images`` False leaves the images out of its shards."""
 
     name: ClassVar[str] = "captions"
+    captions_first: ClassVar[bool] = True
     model: Any = None
     negatives: int = 1
     attempts: int = 3

@@ -29,8 +29,8 @@ from typing import ClassVar
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.plan import plan_tasks
-from open_clip_triplet.tripletdata.run.runner import report, run_stage
+from open_clip_triplet.tripletdata.run.command import report
+from open_clip_triplet.tripletdata.run.runner import run_stage
 from open_clip_triplet.tripletdata.run.sample import Stats
 from open_clip_triplet.tripletdata.run.stage import Stage
 from open_clip_triplet.tripletdata.run.task import ShardTask
@@ -336,7 +336,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    tasks = plan_tasks(args.input, options.table(args), args.samples_per_shard)
+    tasks = options.tasks(args)
     if args.dry_run:
         from open_clip_triplet.tripletdata.run.estimate import print_plan
 
@@ -377,8 +377,7 @@ def _write_subsets(args, kept, positive, values, output: Path, engine) -> int:
         selected = Positions(size, {task: frozenset(numbers) for task, numbers in chosen.items()})
         stage = Pack(save_size=0, negatives=(), selection=selected)
         chain = [
-            ShardTask(u.index, (*u.inputs, str(output / ".work" / "concepts" / u.shard)), u.rows, u.table)
-            for u in kept
+            task.beside(str(output / ".work" / "concepts" / task.shard)) for task in kept
         ]
         status |= report(run_stage(stage, chain, output / f"subset-{size}", engine, quiet=args.quiet))
     return status

@@ -10,25 +10,33 @@ Reference: Patel et al., NeurIPS 2024, arXiv:2411.02545, section on data filteri
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import hashlib
+import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import ClassVar
 
 from open_clip_triplet.errors import ImageError, PipelineError
+from open_clip_triplet.files import join, read_bytes
 from open_clip_triplet.tripletdata.run import options
+from open_clip_triplet.tripletdata.run.command import report, run_as_asked
 from open_clip_triplet.tripletdata.run.estimate import print_plan
+from open_clip_triplet.tripletdata.run.overlap import ahead, map_ahead
 from open_clip_triplet.tripletdata.run.pictures import decode, refused
-from open_clip_triplet.tripletdata.run.plan import plan_tasks
-from open_clip_triplet.tripletdata.run.runner import Run, refuse_foreign, report, run_stage
+from open_clip_triplet.tripletdata.run.records import Run, refuse_foreign
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.pack import Pack
 
-HELP = "keep the best samples by CLIP score"
+HELP = "keep the best samples by CLIP score, or by marks of your own"
+
+#: threads that decode images while the model scores others
+WORKERS = max(2, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
 
 
 @dataclass
@@ -63,10 +71,8 @@ class Scores(Stage):
 
     def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
         values = stats.values["scores"] = []
-        samples = task.samples(stats)
-        while batch := list(islice(samples, self.batch_size)):
-            batch = list(self._decoded(batch, stats))
-            for (sample, *_), scores in zip(batch, self._scores(batch) if batch else [], strict=True):
+        for batch in ahead(self._batches(task, stats)):
+            for (sample, *_), scores in zip(batch, self._scores(batch), strict=True):
                 values.append(scores["mean"])
                 sample.meta = {
                     **sample.meta,
@@ -74,19 +80,25 @@ class Scores(Stage):
                 }
                 yield dataclasses.replace(sample, image=None, neg_image=None)
 
-    def _decoded(self, batch: list[Sample], stats: Stats) -> Iterator[tuple]:
-        """(sample, image tensor, negative image tensor), both [3, H, W]."""
-        for sample in batch:
-            if not (sample.image and sample.neg_image and sample.neg_text):
-                stats.drop("no pair to score")
-                continue
-            try:
-                with refused():
-                    images = [self._preprocess(decode(data).rgb) for data in (sample.image, sample.neg_image)]
-            except ImageError:
-                stats.drop("image cannot be decoded")
-                continue
-            yield sample, *images
+    def _batches(self, task: ShardTask, stats: Stats) -> Iterator[list[tuple]]:
+        """Batches of (sample, image tensor, negative image tensor), both [3, H, W], decoded by threads."""
+        found = map_ahead(self._decoded, task.samples(stats), WORKERS, self.batch_size)
+        while rows := list(islice(found, self.batch_size)):
+            for sample, images in rows:
+                if isinstance(images, str):
+                    stats.drop(images, sample.key)
+            if batch := [(sample, *images) for sample, images in rows if not isinstance(images, str)]:
+                yield batch
+
+    def _decoded(self, sample: Sample) -> tuple[Sample, list | str]:
+        """A sample with its two image tensors, or with the reason to drop it."""
+        if not (sample.image and sample.neg_image and sample.neg_text):
+            return sample, "no pair to score"
+        try:
+            with refused():
+                return sample, [self._preprocess(decode(d).rgb) for d in (sample.image, sample.neg_image)]
+        except ImageError:
+            return sample, "image cannot be decoded"
 
     def _scores(self, batch: list[tuple]) -> list[dict]:
         import torch
@@ -97,9 +109,10 @@ class Scores(Stage):
             pixels = torch.stack([*images, *neg_images]).to(
                 self._device, next(self._model.parameters()).dtype
             )
-            seen = self._model.encode_image(pixels, normalize=True)
-            said = self._model.encode_text(self._tokenizer(texts).to(self._device), normalize=True)
-            positive, negative = (seen * said).sum(-1).float().cpu().double().chunk(2)
+            image_features = self._model.encode_image(pixels, normalize=True)
+            text_features = self._model.encode_text(self._tokenizer(texts).to(self._device), normalize=True)
+            cosines = (image_features * text_features).sum(-1)
+            positive, negative = cosines.float().cpu().double().chunk(2)
         rows = zip(positive.tolist(), negative.tolist(), ((positive + negative) / 2).tolist())
         return [
             {"positive": round(p, 6), "negative": round(n, 6), "mean": round(mean, 6)} for p, n, mean in rows
@@ -123,12 +136,12 @@ class Selection:
         return {"cutoff": self.cutoff, "ties": ties}
 
     def keeper(self, task: ShardTask):
-        """A function of a sample's json: whether it stays. To be asked once per sample, in order."""
+        """A function of a sample: whether it stays. To be asked once per sample, in order."""
         left = float("inf") if self.ties is None else self.ties.get(task.index, 0)
 
-        def keep(meta: dict) -> bool:
+        def keep(sample: Sample) -> bool:
             nonlocal left
-            score = meta["scores"]["mean"]
+            score = sample.meta["scores"]["mean"]
             if score != self.cutoff:
                 return score > self.cutoff
             left -= 1
@@ -163,7 +176,7 @@ def select_top(scores: dict, count: int) -> Selection:
 
 
 def selection(args, scored: Run) -> Selection:
-    """The selection that ``--top-k`` or ``--threshold`` asks for, from the scores in the records."""
+    """The selection that ``--top-k`` or ``--threshold`` asks for, from the scores beside the records."""
     if args.threshold is not None:
         return Selection(args.threshold)
     import numpy as np
@@ -172,14 +185,56 @@ def selection(args, scored: Run) -> Selection:
     return select_top(scores, args.top_k)
 
 
+@dataclass
+class Unmarked:
+    """Leaves out the samples whose key, or source key, has a mark."""
+
+    reason = "marked to be dropped"
+    keys: frozenset[str]
+
+    def config(self) -> dict:
+        digest = hashlib.sha256("\0".join(sorted(self.keys)).encode("utf-8", "replace")).hexdigest()
+        return {"drop_list": digest[:16], "keys": len(self.keys)}
+
+    def keeper(self, task: ShardTask):
+        return lambda sample: not {sample.key, sample.meta.get("source_key")} & self.keys
+
+
+def read_drop_list(path: str, marks: list[str] | None) -> Unmarked:
+    """The keys of a csv with the columns ``key`` and ``mark``.
+
+    Args:
+        marks: the marks that drop a sample; None means every mark that is not empty, ``keep`` or ``good``.
+
+    Raises:
+        PipelineError: the file cannot be read, or lacks a column.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PipelineError(f"--drop-list {path}: cannot be read ({error})", 2) from error
+    if not rows or not {"key", "mark"} <= set(rows[0]):
+        raise PipelineError(f"--drop-list {path}: needs rows with the columns key and mark", 2)
+    chosen = set(marks) if marks else {row["mark"] for row in rows} - {"", None, "keep", "good"}
+    return Unmarked(frozenset(row["key"] for row in rows if row["mark"] in chosen))
+
+
 def add_arguments(parser) -> None:
     options.add_common(parser)
-    add_filter_arguments(parser)
+    group = add_filter_arguments(parser)
+    group.add_argument(
+        "--drop-list", metavar="CSV", help="leave out the samples marked in a csv of key,mark; no scoring"
+    )
+    group.add_argument(
+        "--drop-mark", nargs="+", metavar="MARK", help="marks that drop (default all but keep and good)"
+    )
 
 
-def add_filter_arguments(parser) -> None:
+def add_filter_arguments(parser):
     group = parser.add_argument_group("filter")
-    group.add_argument("--top-k", type=options.positive, help="keep exactly this many samples of the whole set")
+    group.add_argument(
+        "--top-k", type=options.positive, help="keep exactly this many samples of the whole set"
+    )
     group.add_argument("--threshold", type=float, help="keep samples whose mean score is at least this")
     group.add_argument(
         "--clip", default="ViT-L-14", metavar="MODEL", help="OpenCLIP model (default ViT-L-14)"
@@ -187,12 +242,16 @@ def add_filter_arguments(parser) -> None:
     group.add_argument(
         "--clip-pretrained", default="openai", help="its weights: a tag or a file (default openai)"
     )
-    group.add_argument("--clip-batch", type=options.positive, default=128, help="samples per batch (default 128)")
+    group.add_argument(
+        "--clip-batch", type=options.positive, default=128, help="samples per batch (default 128)"
+    )
+    return group
 
 
 def check_arguments(args) -> None:
-    if (args.top_k is None) == (args.threshold is None):
-        raise PipelineError("give one of --top-k and --threshold", 2)
+    rules = [args.top_k, args.threshold, getattr(args, "drop_list", None)]
+    if sum(rule is not None for rule in rules) != 1:
+        raise PipelineError("give one of --top-k, --threshold and --drop-list", 2)
 
 
 def make_stage(args) -> Scores:
@@ -201,19 +260,23 @@ def make_stage(args) -> Scores:
 
 def run(args) -> int:
     check_arguments(args)
-    tasks = plan_tasks(args.input, options.table(args), args.samples_per_shard)
+    tasks = options.tasks(args)
     if args.dry_run:
-        return print_plan(args, tasks, [make_stage(args)])
+        return print_plan(args, tasks, [] if args.drop_list else [make_stage(args)])
     refuse_foreign(args.output, tasks)
-    work = Path(args.output) / ".work" / "scores"
-    scored = run_stage(make_stage(args), tasks, work, options.engine(args), quiet=args.quiet)
-    if status := report(scored):
+    skip = args.skip_unreadable
+    if args.drop_list:
+        stage = Pack(0, selection=read_drop_list(args.drop_list, args.drop_mark), negatives=())
+        return report(run_as_asked(stage, tasks, args.output, args), skip_unreadable=skip)
+    work = join(args.output, ".work", "scores")
+    scored = run_as_asked(make_stage(args), tasks, work, args)
+    if (status := report(scored, skip_unreadable=skip)) or args.part:
         return status  # a cut-off over part of the set would not be the set's
-    chain = [ShardTask(u.index, (*u.inputs, str(work / u.shard)), u.rows, u.table) for u in kept_tasks(scored)]
+    chain = [task.beside(join(work, task.shard)) for task in kept_tasks(scored)]
     stage = Pack(save_size=0, selection=selection(args, scored))
-    return report(run_stage(stage, chain, args.output, options.engine(args, cpu=True), quiet=args.quiet))
+    return report(run_as_asked(stage, chain, args.output, args, replace_settings=True), skip_unreadable=skip)
 
 
 def kept_tasks(run: Run) -> list[ShardTask]:
-    """Units of which the run's stage kept anything."""
-    return [task for task in run.tasks if (record := run.read_record(task)) and record["kept"]]
+    """Tasks of which the run's stage kept anything."""
+    return [task for task in run.tasks if (record := run.record(task)) and record["kept"]]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.language import missing_model
 from open_clip_triplet.tripletdata.run import options
+from open_clip_triplet.tripletdata.run.overlap import ahead
 from open_clip_triplet.tripletdata.run.pictures import encode
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, sample_seed, settings
@@ -20,6 +21,8 @@ from open_clip_triplet.tripletdata.run.task import ShardTask
 
 HELP = "draw hard negative images with a text-to-image pipeline"
 DEFAULT_MODEL = "stabilityai/sdxl-turbo"
+#: images drawn and not yet encoded, so that a GPU draws while a CPU encodes
+DRAWN_AHEAD = 64
 
 
 class ImageModel(Protocol):
@@ -122,6 +125,7 @@ class Images(Stage):
     """Stage: adds ``neg.jpg`` to samples that have a negative caption."""
 
     name: ClassVar[str] = "images"
+    captions_first: ClassVar[bool] = True
     model: Any = None
     save_size: int = 256
     quality: int = 95
@@ -140,9 +144,9 @@ class Images(Stage):
             if sample.neg_text and sample.neg_text.strip():
                 samples.append(sample)
             else:
-                stats.drop("no negative caption")
-        seeds = [sample_seed(self.seed, sample.key) for sample in samples]
-        drawn = self.model.draw([sample.neg_text for sample in samples], seeds)
+                stats.drop("no negative caption", sample.key)
+        seeds = [sample_seed(self.seed, sample.key, stats.redo_round) for sample in samples]
+        drawn = ahead(self.model.draw([sample.neg_text for sample in samples], seeds), DRAWN_AHEAD)
         source = task.samples(Stats()) if self.images else iter(samples)
         for number, (sample, seed, image) in enumerate(zip(samples, seeds, drawn, strict=True), 1):
             if self.images:

@@ -26,7 +26,9 @@ class Pack(Stage):
 
     Args:
         negatives: what a sample must have besides image and caption: any of ``image``, ``text``.
-        selection: which samples stay, as ``select.Selection`` tells; None keeps all.
+        selection: which samples stay: ``keeper(task)`` gives a function of a sample, and ``reason`` why one
+            is left out; None keeps all.
+        images: False leaves the input's images out, and needs none.
     """
 
     name: ClassVar[str] = "pack"
@@ -34,6 +36,7 @@ class Pack(Stage):
     quality: int = 95
     negatives: tuple[str, ...] = ("text", "image")
     selection: Any = None
+    images: bool = True
 
     def config(self) -> dict:
         return {**super().config(), "selection": self.selection and self.selection.config()}
@@ -41,17 +44,19 @@ class Pack(Stage):
     def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
         keep = self.selection.keeper(task) if self.selection else None
         for sample in task.samples(stats):
-            if keep and not keep(sample.meta):
-                stats.drop(self.selection.reason)
+            if keep and not keep(sample):
+                stats.leave_out(self.selection.reason)
                 continue
             reason = self._missing(sample) or self._resize(sample)
             if reason:
-                stats.drop(reason)
+                stats.drop(reason, sample.key)
             else:
                 yield sample
 
     def _missing(self, sample: Sample) -> str | None:
-        if sample.image is None:
+        if not self.images:
+            sample.image = None
+        elif sample.image is None:
             return "no image"
         if "text" in self.negatives and not (sample.neg_text and sample.neg_text.strip()):
             return "no negative caption"
@@ -62,7 +67,8 @@ class Pack(Stage):
     def _resize(self, sample: Sample) -> str | None:
         """Bring both images of ``sample`` to size, in place; the reason to drop it, or None."""
         try:
-            sample.image, sample.suffix = fit(sample.image, self.save_size, self.quality)
+            if sample.image is not None:
+                sample.image, sample.suffix = fit(sample.image, self.save_size, self.quality)
         except ImageError:
             return "image cannot be decoded"
         if sample.neg_image is not None:
@@ -76,13 +82,13 @@ class Pack(Stage):
 def fit(data: bytes, size: int, quality: int) -> tuple[bytes, str]:
     """Image bytes whose shorter side is at most ``size`` pixels (0: any), and their member suffix.
 
-    Bytes that are small enough, in a format that trainers read, stay as they are.
+    Bytes that are small enough, upright, and in a format that trainers read stay as they are.
 
     Raises:
         ImageError: no image, or too large to be one.
     """
     picture = decode(data, size)
-    if picture.suffix and not (size and min(picture.size) > size):
+    if picture.suffix and picture.upright and not (size and min(picture.size) > size):
         return data, picture.suffix
     with refused():
         return encode(picture.rgb, size, quality), "jpg"
@@ -105,4 +111,4 @@ def add_arguments(parser) -> None:
 
 
 def make_stage(args, *, images: bool = True) -> Pack:
-    return Pack(args.save_size, args.quality, tuple(args.need))
+    return Pack(args.save_size, args.quality, tuple(args.need), None, images)

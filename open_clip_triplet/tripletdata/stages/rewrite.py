@@ -40,6 +40,7 @@ class Rewrite(Stage):
     """
 
     name: ClassVar[str] = "rewrite"
+    captions_first: ClassVar[bool] = True
     model: Any = None
     original: str = ""
     rewrites: tuple[str, ...] = ()

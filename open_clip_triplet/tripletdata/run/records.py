@@ -1,0 +1,279 @@
+"""What an output folder remembers: who made it (``stage.json``), who has which number (``plan.json``), and
+for every finished shard a record, written after the shard.
+
+Beside ``00017.record.json`` there may be ``00017.values.json`` (a value for each sample that was kept, by
+name) and ``00017.dropped.json`` (the keys of dropped samples, by reason).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from open_clip_triplet import files
+from open_clip_triplet.errors import PipelineError, ShardError
+from open_clip_triplet.tripletdata.run.plan import read_json, write_plan
+from open_clip_triplet.tripletdata.run.stage import Stage, config_hash
+from open_clip_triplet.tripletdata.run.tables import TABLES
+from open_clip_triplet.tripletdata.run.task import ShardTask
+
+REFUSED = 2
+#: errors that say that there is no room
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+RECORD, VALUES, DROPPED = ".record.json", ".values.json", ".dropped.json"
+
+
+def dump(value, **options) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, **options) + "\n"
+
+
+@dataclass
+class Run:
+    """A stage, its tasks, and the folder or url that their shards go to.
+
+    ``failed``: input -> why; those of ``unreadable`` among them because they cannot be read.
+    """
+
+    stage: Stage
+    tasks: list[ShardTask]
+    output: str
+    failed: dict[str, str] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
+    plan: dict[int, str] = field(default_factory=dict)
+    _records: dict[str, dict] | None = None
+    _sizes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def failures(self, skip_unreadable: bool) -> dict[str, str]:
+        """``failed``, but for what cannot be read where that is allowed."""
+        allowed = self.unreadable if skip_unreadable else set()
+        return {shard: error for shard, error in self.failed.items() if shard not in allowed}
+
+    def path(self, name: str) -> str:
+        return files.join(self.output, name)
+
+    def load(self) -> None:
+        """Read the folder's records again."""
+        self._sizes.clear()
+        self._records = {}
+        for name, data in files.read_many(self.output, RECORD).items():
+            with contextlib.suppress(ValueError):  # a damaged record is none
+                self._records[name.removesuffix(RECORD)] = json.loads(data)
+
+    def record(self, task: ShardTask) -> dict | None:
+        """A task's record; None where it is not done."""
+        if self._records is None:
+            self.load()
+        return (self._records or {}).get(task.name)
+
+    def note(self, task: ShardTask, record: dict | None) -> None:
+        """Take over the record of a task that was worked just now."""
+        if self._records is not None:
+            self._records.pop(task.name, None)
+            if record:
+                self._records[task.name] = record
+
+    def read_values(self, task: ShardTask) -> dict[str, list]:
+        """What the stage found for each sample of a done task: name -> one value per kept sample."""
+        return json.loads(files.read_bytes(self.path(task.name + VALUES)))
+
+    def records(self, numbers: Iterable[int] | None = None) -> list[dict]:
+        """Records of finished shards, those of inputs that are no longer listed too, in order of number."""
+        if self._records is None:
+            self.load()
+        chosen = sorted({*self.plan, *(t.index for t in self.tasks)} if numbers is None else numbers)
+        return [record for n in chosen if (record := (self._records or {}).get(f"{n:05d}"))]
+
+    def size_of(self, url: str) -> int:
+        """Bytes of a file; a remote folder is listed once."""
+        if files.is_local(url):
+            return files.size_of(url)
+        folder, name = url.rsplit("/", 1)
+        if folder not in self._sizes:
+            self._sizes[folder] = files.list_files(folder)
+        if name not in self._sizes[folder]:
+            raise FileNotFoundError(2, "no such file", url)
+        return self._sizes[folder][name]
+
+    def claim(self, *, replace: bool = False) -> None:
+        """Write down what makes this folder, and which input has which number.
+
+        Args:
+            replace: another configuration replaces the one there, shard by shard.
+
+        Raises:
+            PipelineError: the folder is of another configuration or of other inputs.
+        """
+        path = self.path("stage.json")
+        mine = json.loads(dump({"stage": self.stage.name, **self.stage.config()}))
+        theirs = read_json(path)
+        if not theirs and files.exists(path):
+            raise PipelineError(f"{path}: damaged. Remove the folder to start again.", REFUSED)
+        if theirs and theirs != mine and not replace:
+            names = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+            changes = "; ".join(f"{n}: {_short(theirs.get(n))} there, {_short(mine.get(n))} now" for n in names)
+            raise PipelineError(
+                f"{self.output} was made with another configuration ({changes}). "
+                "Choose another --output, or use the same settings to continue.",
+                REFUSED,
+            )
+        self.plan = write_plan(self.output, self.tasks)
+        if theirs != mine:
+            files.write_text_durably(path, dump(mine, indent=1))
+
+    def state(self, task: ShardTask) -> str:
+        """``todo``, ``redo`` (some samples are asked for again) or ``done``.
+
+        Raises:
+            PipelineError: the finished shard was made from something else.
+        """
+        record = self.record(task)
+        if record is None or record["config"] != config_hash(self.stage) or not self._whole(record):
+            self.note(task, None)
+            return "todo"
+        redo = task.policy.redo
+        was, now = record["inputs"], self._inputs_now(task)
+        # Inputs that are gone are no reason to redo finished work.
+        if len(was) != len(now) or any(item not in (None, before) for before, item in zip(was, now)):
+            if record.get("salvaged"):
+                return "todo"
+            if redo is not None and _asked_again(was, task):
+                return "redo"
+            raise PipelineError(
+                f"{self.path(task.shard)} was made from {', '.join(map(_described, was))}; {task.inputs[0]} is "
+                f"now {', '.join(_described(item) for item in now if item)}. "
+                "Choose another --output, or restore the input and its options.",
+                REFUSED,
+            )
+        if redo is not None and any(reason in record["dropped"] for reason in redo or record["dropped"]):
+            return "redo"
+        return "done"
+
+    def _inputs_now(self, task: ShardTask) -> list[dict | None]:
+        """``ShardTask.identity``, None for an input that is not there."""
+        found: list[dict | None] = []
+        for number, url in enumerate(task.inputs):
+            alone = task if not number and len(task.inputs) == 1 else dataclasses.replace(
+                task, inputs=(url,), rows=None if number else task.rows
+            )
+            try:
+                found += alone.identity(self.size_of)
+            except ShardError:
+                found.append(None)
+        return found
+
+    def _whole(self, record: dict) -> bool:
+        """Whether a record's shard is there, with the bytes that it was written with."""
+        if not record["kept"]:
+            return True
+        try:
+            return self.size_of(self.path(record["shard"])) == record["bytes"]
+        except OSError:
+            return False
+
+
+def _asked_again(inputs: list[dict], task: ShardTask) -> bool:
+    """Whether an input of ``task`` differs only because its own dropped samples were asked for again."""
+    for item, url in zip(inputs, task.inputs):
+        record = read_json(url.removesuffix(".tar") + RECORD)
+        if item["name"] == os.path.basename(url) and record.get("redo_round"):
+            return True
+    return False
+
+
+def _short(value, width: int = 60) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _described(item: dict) -> str:
+    """One input of ``ShardTask.identity`` for people."""
+    more = [f"{item['bytes']} bytes"] if "bytes" in item else []
+    if "rows" in item:
+        more.append("rows {} to {}".format(*item["rows"]))
+        more += [f"{name} {value!r}" for name, value in sorted(item["table"].items()) if value]
+    return f"{item['name']} ({', '.join(more)})"
+
+
+def refuse_foreign(output: str | os.PathLike, tasks: list[ShardTask]) -> None:
+    """Refuse a folder whose shards a run would overwrite without having made them.
+
+    Raises:
+        PipelineError: it is a folder of the input, or holds shards but no ``stage.json``.
+    """
+    output = os.fspath(output)
+    files.require_scheme(output)
+    if output.startswith("pipe:"):
+        raise PipelineError(f"{output}: shards cannot be written to a command", REFUSED)
+    folders = {os.path.dirname(p) for t in tasks for p in t.inputs if not p.lower().endswith(TABLES)}
+    same = os.path.realpath if files.is_local(output) else (lambda url: url.rstrip("/"))
+    if same(files.local_path(output)) in {same(f) for f in folders if files.is_local(f) == files.is_local(output)}:
+        raise PipelineError(
+            f"{output}: holds the input, which must not be overwritten. Choose another --output.", REFUSED
+        )
+    shard = next((name for name in files.list_files(output) if name.endswith(".tar")), None)
+    if shard and not files.exists(files.join(output, "stage.json")):
+        raise PipelineError(
+            f"{output}: holds {shard}, which no stage made (there is no stage.json). "
+            "Choose another --output.",
+            REFUSED,
+        )
+
+
+def make_folder(output: str) -> None:
+    """Create an output folder.
+
+    Raises:
+        PipelineError: it cannot be created there.
+    """
+    if files.is_remote(output):
+        return
+    try:
+        Path(files.local_path(output)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PipelineError(f"{output}: cannot be made ({error.strerror})", REFUSED) from error
+
+
+@contextlib.contextmanager
+def locked(output: str, part: tuple[int, int] | None = None) -> Iterator[None]:
+    """Keep a second run, or a second run of the same part, out of a local folder. Parts let each other in."""
+    if files.is_remote(output):  # stores have no locks
+        yield
+        return
+    folder = Path(files.local_path(output))
+    wanted = [(folder / ".lock", fcntl.LOCK_SH if part else fcntl.LOCK_EX)]
+    if part:
+        wanted.append((folder / ".lock-{}-of-{}".format(*part), fcntl.LOCK_EX))
+    with contextlib.ExitStack() as held:
+        for path, kind in wanted:
+            try:
+                fcntl.flock(held.enter_context(open(path, "w")), kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PipelineError(
+                    f"{output}: another run is writing here. Wait for it, or stop it first.", REFUSED
+                ) from None
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+        yield
+
+
+def remove_stale(output: str, names: Iterable[str], *, common: bool) -> None:
+    """Remove the half-written files that killed workers left.
+
+    Args:
+        names: of the tasks whose files may go. common: those of the whole folder as well, which other
+            parts may be writing.
+    """
+    if files.is_remote(output):
+        return
+    ours = {*names, *(("stage", "plan", "sizes", "summary", "README") if common else ())}
+    for stale in Path(files.local_path(output)).glob(".*.tmp"):
+        if stale.name[1:].split(".", 1)[0] in ours:
+            stale.unlink(missing_ok=True)
