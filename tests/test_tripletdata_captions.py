@@ -401,7 +401,7 @@ def test_an_answer_cut_by_the_server_is_a_fault_and_a_reasoning_model_may_run_ou
     server.RequestHandlerClass = Raw
     answers = [completion("A cat on a", "length"), completion(None, "length"), completion("A cat on a mat there.")]
     server.script = lambda body, number: answers[min(number, 3) - 1]
-    assert ask_server(tmp_path / "a", server.url, "--concurrency", "1", "--attempts", "1") == 0
+    assert ask_server(tmp_path / "a", server.url, "--concurrency", "1", "--attempts", "1", "--max-drop", "1") == 0
     err = capfd.readouterr().err
     assert "kept 1 of 3" in err and "unfinished 2" in err
 
@@ -471,7 +471,8 @@ def test_a_sample_without_a_good_rewrite_keeps_its_caption(tmp_path):
     run = run_stage(Rewrite(model), plan_tasks(shards), tmp_path / "out", Local(cpu=True), quiet=True)
     dog, cat = read_samples(tmp_path / "out/00000.tar")
     assert (dog["txt"], cat["txt"]) == (b"A hound on the sand", b"A cat")
-    assert totals(run.records()) == {"read": 2, "kept": 2, "dropped": {}, "left_out": {}, "counts": {"kept as it was": 1}}
+    total = totals(run.records())
+    assert (total["read"], total["kept"], total["counts"]) == (2, 2, {"kept as it was": 1})
 
 
 def test_stages_are_picklable(chat):
