@@ -19,8 +19,8 @@ from open_clip_triplet.shards import read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.run.card import cell
 
-pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'open_clip_triplet[build]'")
-pytest.importorskip("spacy", reason="spaCy is not installed: pip install 'open_clip_triplet[build]'")
+pytest.importorskip("diffusers", reason="diffusers is not installed: install open_clip_triplet with its extra `build`")
+pytest.importorskip("spacy", reason="spaCy is not installed: install open_clip_triplet with its extra `build`")
 
 ROOT = Path(__file__).parents[1]
 CAPTIONS = [

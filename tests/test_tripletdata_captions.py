@@ -142,7 +142,7 @@ def test_the_checker_takes_any_text(caption, answer):
 
 @pytest.fixture(scope="module")
 def rules():
-    pytest.importorskip("spacy", reason="spaCy is not installed: pip install 'open_clip_triplet[build]'")
+    pytest.importorskip("spacy", reason="spaCy is not installed: install open_clip_triplet with its extra `build`")
     from open_clip_triplet.tripletdata.backends.rules import Rules
 
     model = Rules()

@@ -20,7 +20,7 @@ from open_clip_triplet.tripletdata.run.runner import run_stage
 from open_clip_triplet.tripletdata.stages.images import Diffusers, Images
 from open_clip_triplet.tripletdata.stages.pack import Pack, fit
 
-pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'open_clip_triplet[build]'")
+pytest.importorskip("diffusers", reason="diffusers is not installed: install open_clip_triplet with its extra `build`")
 
 
 @pytest.fixture(scope="module")

@@ -149,13 +149,13 @@ def test_statistics_by_hand():
 
 
 def test_wordnet_that_is_not_there_is_named(tmp_path):
-    pytest.importorskip("nltk", reason="NLTK is not installed: pip install 'open_clip_triplet[build]'")
+    pytest.importorskip("nltk", reason="NLTK is not installed: install open_clip_triplet with its extra `build`")
     with pytest.raises(PipelineError, match="wordnet-base"):
         load_wordnet(str(tmp_path))
 
 
 def test_concepts_of_real_captions_and_growing_subsets(tmp_path, capfd):
-    pytest.importorskip("nltk", reason="NLTK is not installed: pip install 'open_clip_triplet[build]'")
+    pytest.importorskip("nltk", reason="NLTK is not installed: install open_clip_triplet with its extra `build`")
     try:
         load_wordnet("")
     except PipelineError as stop:

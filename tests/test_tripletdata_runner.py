@@ -292,7 +292,7 @@ def test_a_ray_worker_that_cannot_start_says_why(capfd):
 @pytest.fixture(scope="module")
 def ray_cluster():
     """A real local cluster of two CPUs."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'open_clip_triplet[ray]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: install open_clip_triplet with its extra `ray`")
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     ray.init(
         num_cpus=2,

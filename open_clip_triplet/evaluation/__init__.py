@@ -1,4 +1,4 @@
-"""The paper's evaluation suite. Command line: ``triplet-evaluate`` (``tools/evaluate.py`` in a checkout).
+"""The paper's evaluation suite. Command line: ``triplet-evaluate``.
 
 From Python, for any object with ``encode_image`` and ``encode_text``::
 

@@ -31,7 +31,7 @@ class CaptionEmbedder:
             from sklearn.feature_extraction.text import TfidfVectorizer
         except ImportError as error:
             raise SystemExit(
-                "--embedder captions needs scikit-learn: pip install 'open_clip_triplet[build]'"
+                "--embedder captions needs scikit-learn: install open_clip_triplet with its extra `build`"
             ) from error
         self._words = TfidfVectorizer(sublinear_tf=True, stop_words="english", min_df=2, dtype=np.float32)
         self._reduce, self._width = TruncatedSVD, width
@@ -59,7 +59,7 @@ class SentenceEmbedder:
             from transformers import AutoModel, AutoTokenizer
         except ImportError as error:
             raise SystemExit(
-                "a sentence model needs transformers: pip install 'open_clip_triplet[build]'"
+                "a sentence model needs transformers: install open_clip_triplet with its extra `build`"
             ) from error
         self.name, self._device = folder, device
         self._tokenizer = AutoTokenizer.from_pretrained(folder)

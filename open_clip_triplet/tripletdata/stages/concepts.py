@@ -102,7 +102,7 @@ def load_wordnet(folder: str = ""):
         from nltk import data
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
     except ImportError as error:
-        raise PipelineError("concepts needs NLTK: pip install 'open_clip_triplet[build]'") from error
+        raise PipelineError("concepts needs NLTK: install open_clip_triplet with its extra `build`") from error
 
     class Reader(WordNetCorpusReader):
         def map_wn(self, version="wordnet"):

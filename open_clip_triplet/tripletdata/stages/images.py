@@ -58,7 +58,9 @@ class Diffusers:
             import transformers
             from diffusers import AutoencoderTiny, AutoPipelineForText2Image
         except ImportError as error:
-            raise PipelineError(f"images needs diffusers ({error}): pip install 'open_clip_triplet[build]'") from error
+            raise PipelineError(
+                f"images needs diffusers ({error}): install open_clip_triplet with its extra `build`"
+            ) from error
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         dtype = getattr(torch, self.dtype)
