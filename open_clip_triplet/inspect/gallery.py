@@ -29,10 +29,11 @@ from open_clip_triplet.inspect.thumbnails import Thumbnail, with_thumbnails
 
 #: samples that a page shows without --sample
 MOST = 10_000
-#: samples up to which thumbnails are large, and the sides of large and small ones in pixels
-FEW, LARGE, SMALL = 1_000, 320, 192
-#: bytes of a sample's json beyond which its details are cut
-DETAILS = 4_000
+#: samples up to which thumbnails are large; the sides in pixels of large ones, of small ones, and of small
+#: ones inside the page: 10,000 samples stay below 150 MB
+FEW, LARGE, SMALL, INSIDE = 1_000, 320, 192, 160
+#: characters of a sample's json beyond which its details are cut; what is shown elsewhere
+DETAILS, SHOWN = 4_000, ("captions", "neg_captions", "neg_categories", "category", "scores")
 
 EXAMPLES = """examples:
   triplet-inspect gallery triplets/ --html gallery.html
@@ -49,7 +50,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--title", help="heading (default: the first SHARDS)")
     parser.add_argument(
         "--thumbnail", type=int, metavar="PIXELS",
-        help=f"longer side of thumbnails (default {LARGE}, beyond {FEW:,} samples {SMALL})",
+        help=f"longer side of thumbnails (default {LARGE}; beyond {FEW:,} samples {SMALL}, inside the page {INSIDE})",
     )
 
 
@@ -99,7 +100,7 @@ def write_gallery(
     samples = itertools.islice(samples, limit)
     if pixels is None:
         head = list(itertools.islice(samples, FEW + 1))
-        pixels = LARGE if len(head) <= FEW else SMALL
+        pixels = LARGE if len(head) <= FEW else INSIDE if single_file else SMALL
         samples = itertools.chain(head, samples)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if single_file else html.with_name(f"{html.stem}_files")
@@ -158,7 +159,7 @@ def _entry(sample: ViewSample, image: Thumbnail, negative: Thumbnail) -> dict:
         "facets": sample.facets,
         "scores": {name: round(value, 6) for name, value in sample.scores.items()},
         "images": [_image(image), _image(negative)],
-        "details": page.shorten(sample.details, DETAILS),
+        "details": page.shorten({k: v for k, v in sample.details.items() if k not in SHOWN}, DETAILS),
     }
     return {name: value for name, value in entry.items() if value}
 

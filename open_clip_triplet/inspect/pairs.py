@@ -22,9 +22,10 @@ COLUMNS = ("s00", "s01", "s10", "s11", "image", "text", "image of another", "tex
 
 
 def similarities(
-    samples: Iterable[ViewSample], encoder: PairEncoder, batch_size: int = 64, *, quiet: bool = True
+    samples: Iterable[ViewSample], encoder: PairEncoder, batch_size: int = 64, *,
+    quiet: bool = True, keep_images: bool = False,
 ) -> tuple[list[ViewSample], np.ndarray]:
-    """Every sample, its image bytes let go, and [n, 8] cosine similarities (``COLUMNS``).
+    """Every sample, its image bytes let go unless ``keep_images``, and [n, 8] cosine similarities (``COLUMNS``).
 
     NaN where a part is missing, cannot be decoded, or the encoder has no such half.
     """
@@ -34,7 +35,7 @@ def similarities(
         batches = _prepared(pool, samples, encoder, batch_size)
         for batch, tensors in batches:
             rows.append(_similarities(batch, tensors, encoder))
-            for sample in batch:
+            for sample in batch if not keep_images else ():
                 sample.image = sample.neg_image = None
             kept += batch
             if not quiet:
