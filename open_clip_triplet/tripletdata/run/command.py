@@ -49,8 +49,9 @@ def report(run: Run, *, skip_unreadable: bool = False) -> int:
     for kind in ("dropped", "left_out"):
         if total[kind]:
             print(f"  {kind.replace('_', ' ')}: {by_count(total[kind])}", file=sys.stderr)
-    unlisted = [f"{n:05d}.tar ({label})" for n, label in run.plan.items() if n not in listed]
-    if unlisted and run.records(n for n in run.plan if n not in listed):
+    done = {record["shard"] for record in run.records(n for n in run.plan if n not in listed)}
+    unlisted = [f"{n:05d}.tar ({name})" for n, name in run.plan.items() if f"{n:05d}.tar" in done]
+    if unlisted:
         print(f"  kept from inputs that are no longer listed: {_few(unlisted)}", file=sys.stderr)
     for shard, error in run.failed.items():
         how = "skipped" if skip_unreadable and shard in run.unreadable else "not done"

@@ -9,6 +9,7 @@ from dataclasses import replace
 from open_clip_triplet import files
 from open_clip_triplet.tripletdata.run.cluster import Ray
 from open_clip_triplet.tripletdata.run.engines import Local
+from open_clip_triplet.tripletdata.run.estimate import rate
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.tables import Table
 from open_clip_triplet.tripletdata.run.task import Policy, ShardTask
@@ -140,6 +141,17 @@ def add_engine(parser) -> None:
     )
     group.add_argument("--seed", type=int, default=0, help="base of every sample's seed (default 0)")
     group.add_argument("--dry-run", action="store_true", help="print plan, disk and GPU-hours, then stop")
+    group.add_argument(
+        "--rates",
+        nargs="+",
+        type=rate,
+        default=[],
+        metavar="STAGE=N",
+        help="with --dry-run: samples per second of one GPU, captions=300 images=35, instead of the paper's",
+    )
+    group.add_argument(
+        "--calibrate", action="store_true", help="with --dry-run: measure the rates here, on 64 samples"
+    )
     group.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

@@ -78,7 +78,7 @@ def count_rows(path: str, table: Table) -> int:
             with _arrow(path) as stream:
                 table.columns(path, stream.schema.names)
                 return sum(batch.num_rows for batch in stream)
-        return len(_read_text(path, table))
+        return len(_read_text(path, table, files.size_of(path)))
 
 
 def iter_rows(path: str, table: Table, start: int, stop: int) -> Iterator[tuple]:
@@ -88,7 +88,7 @@ def iter_rows(path: str, table: Table, start: int, stop: int) -> Iterator[tuple]
         PipelineError: as :func:`count_rows`.
     """
     if not path.endswith((".parquet", ".arrow")):
-        yield from _read_text(path, table)[start:stop]
+        yield from _read_text(path, table, files.size_of(path))[start:stop]
         return
     with _explained(path), (_parquet if path.endswith(".parquet") else _arrow)(path) as file:
         names = file.schema_arrow.names if path.endswith(".parquet") else file.schema.names
@@ -140,8 +140,8 @@ def _explained(path: str):
 
 
 @functools.lru_cache(maxsize=2)
-def _read_text(path: str, table: Table) -> list[tuple]:
-    """Rows of a csv or tsv."""
+def _read_text(path: str, table: Table, size: int) -> list[tuple]:
+    """Rows of a csv or tsv of ``size`` bytes: one that has grown is read again."""
     with _explained(path):
         import pandas
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -11,13 +12,20 @@ from functools import partial
 from tqdm import tqdm
 
 from open_clip_triplet.errors import ImageError, ShardError
-from open_clip_triplet.shards import by_role, read_meta, read_samples, read_sizes
+from open_clip_triplet.files import join
+from open_clip_triplet.shards import by_role, read_meta, read_samples
+from open_clip_triplet.tripletdata.run.options import positive
 from open_clip_triplet.tripletdata.run.pictures import decode
-from open_clip_triplet.tripletdata.run.plan import plan_tasks
+from open_clip_triplet.tripletdata.run.plan import plan_tasks, read_json
 
 HELP = "check shards: missing members, broken images, repeated keys"
 
-NEEDED = {"pair": ("image", "text"), "paired": ("image", "text", "neg_image", "neg_text")}
+NEEDED = {
+    "pair": ("image", "text"),
+    "text": ("image", "text", "neg_text"),
+    "image": ("image", "text", "neg_image"),
+    "paired": ("image", "text", "neg_image", "neg_text"),
+}
 #: exit status where something is broken
 BROKEN = 3
 
@@ -71,9 +79,12 @@ def add_arguments(parser) -> None:
         "--input", nargs="+", required=True, help="folder of shards or pattern a/{000..999}.tar"
     )
     parser.add_argument(
-        "--need", choices=sorted(NEEDED), default="paired", help="members needed (default paired)"
+        "--need",
+        choices=list(NEEDED),
+        default="paired",
+        help="negatives that each pair needs: pair none, text, image, paired both (default paired)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--workers", type=positive, default=1, help="processes (default 1)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -89,6 +100,7 @@ def run(args) -> int:
 
 def _report(results: dict[str, dict], as_json: bool) -> int:
     owner: dict[str, str] = {}
+    sizes: dict[str, dict] = {}
     for shard, result in results.items():
         for key in result.pop("keys"):
             if owner.setdefault(key, shard) != shard or key in result.setdefault("seen", set()):
@@ -96,9 +108,14 @@ def _report(results: dict[str, dict], as_json: bool) -> int:
                 result["first"].setdefault("repeated key", key)
             result.setdefault("seen", set()).add(key)
         result.pop("seen", None)
-        sizes = read_sizes([shard])
-        if sizes and sizes[0] != result["samples"]:
-            result["faults"][f"sizes.json says {sizes[0]} samples"] += 1
+        folder, name = os.path.split(shard)
+        if folder not in sizes:
+            sizes[folder] = read_json(join(folder, "sizes.json"))
+        expected = sizes[folder].get(name)
+        if sizes[folder] and expected is None:
+            result["faults"]["not in sizes.json"] += 1
+        elif expected is not None and expected != result["samples"]:
+            result["faults"][f"sizes.json says {expected} samples"] += 1
     broken = {shard: result for shard, result in results.items() if result["faults"]}
     samples = sum(result["samples"] for result in results.values())
     if as_json:
