@@ -1,7 +1,8 @@
 """The paper's losses as functions of features. N samples, D width, unit rows, results in nats.
 
-``logit_scale`` is a scalar, already exponentiated. Every function also takes, by keyword:
+``logit_scale`` is a scalar, already exponentiated. ``options`` are the keywords of ``negclip_terms``:
 
+* ``neg_scope``: whose hard negatives a row is classified over, "batch" (the paper), "own" or "none".
 * ``chunk_size``: rows of the similarity matrix that exist at a time (None: automatic); it changes
   memory and time, not the result.
 * ``ranks``: ``Ranks.from_process_group()`` makes the loss that of all ranks' samples, each rank giving
@@ -14,19 +15,22 @@ Reference: Patel et al., NeurIPS 2024, arXiv:2411.02545, Eqs. 1-4.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from open_clip_triplet.losses.contrast import sigmoid_contrast, softmax_contrast
 from open_clip_triplet.losses.cyclic import cyclic_consistency
 from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
 
+Scale = torch.Tensor | float
 NEG_SCOPES = ("batch", "own", "none")
 
 
 def negclip_terms(
     images: torch.Tensor,
     captions: torch.Tensor,
-    logit_scale: torch.Tensor | float,
+    logit_scale: Scale,
     *,
     neg_scope: str = "batch",
     same_polarity: bool = True,
@@ -51,7 +55,7 @@ def negclip_terms(
         [A], one term for each polarity of pairs.
     """
     scale = _scalar(logit_scale, images)
-    if neg_scope == "batch":
+    if check_neg_scope(neg_scope) == "batch":
         by_image, by_caption = softmax_contrast(
             images, captions, scale, same_polarity=same_polarity, chunk_size=chunk_size, ranks=ranks
         )
@@ -71,12 +75,7 @@ def negclip_terms(
 
 
 def clip_loss(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    logit_scale: torch.Tensor | float,
-    *,
-    chunk_size: int | None = None,
-    ranks: Ranks = SINGLE_PROCESS,
+    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: Scale, **options: Any
 ) -> torch.Tensor:
     """CLIP: each image classified over the captions and each caption over the images, halved (Eq. 1).
 
@@ -90,19 +89,15 @@ def clip_loss(
         ValueError: the two shapes differ.
     """
     _require_same_shape(image_features=image_features, text_features=text_features)
-    images, captions = image_features[None], text_features[None]
-    return negclip_terms(images, captions, logit_scale, chunk_size=chunk_size, ranks=ranks).sum()
+    return negclip_terms(image_features[None], text_features[None], logit_scale, **options)[0]
 
 
 def negclip_loss(
     image_features: torch.Tensor,
     text_features: torch.Tensor,
     neg_text_features: torch.Tensor,
-    logit_scale: torch.Tensor | float,
-    *,
-    neg_scope: str = "batch",
-    chunk_size: int | None = None,
-    ranks: Ranks = SINGLE_PROCESS,
+    logit_scale: Scale,
+    **options: Any,
 ) -> torch.Tensor:
     """NegCLIP: CLIP whose images are also classified over every hard negative caption (Eq. 3, halved).
 
@@ -112,33 +107,21 @@ def negclip_loss(
         image_features: [N, D].
         text_features: [N, D]; row i belongs with image i.
         neg_text_features: [N * K, D]; rows i * K to i * K + K - 1 belong to sample i.
-        neg_scope: "batch", "own" or "none" as in ``negclip_terms``.
 
     Raises:
         ValueError: the shapes do not fit; they are printed.
     """
     _require_same_shape(image_features=image_features, text_features=text_features)
     captions = torch.cat([text_features[None], _polarities(neg_text_features, text_features)])
-    terms = negclip_terms(
-        image_features[None],
-        captions,
-        logit_scale,
-        neg_scope=check_neg_scope(neg_scope),
-        chunk_size=chunk_size,
-        ranks=ranks,
-    )
-    return terms.sum()
+    return negclip_terms(image_features[None], captions, logit_scale, **options)[0]
 
 
 def negimage_loss(
     image_features: torch.Tensor,
     text_features: torch.Tensor,
     neg_image_features: torch.Tensor,
-    logit_scale: torch.Tensor | float,
-    *,
-    neg_scope: str = "batch",
-    chunk_size: int | None = None,
-    ranks: Ranks = SINGLE_PROCESS,
+    logit_scale: Scale,
+    **options: Any,
 ) -> torch.Tensor:
     """NegImage: NegCLIP with the modalities exchanged, each caption classified over 2N images.
 
@@ -150,15 +133,7 @@ def negimage_loss(
     Raises:
         ValueError: the shapes do not fit; they are printed.
     """
-    return negclip_loss(
-        text_features,
-        image_features,
-        neg_image_features,
-        logit_scale,
-        neg_scope=neg_scope,
-        chunk_size=chunk_size,
-        ranks=ranks,
-    )
+    return negclip_loss(text_features, image_features, neg_image_features, logit_scale, **options)
 
 
 def triplet_clip_loss(
@@ -166,13 +141,11 @@ def triplet_clip_loss(
     text_features: torch.Tensor,
     neg_image_features: torch.Tensor,
     neg_text_features: torch.Tensor,
-    logit_scale: torch.Tensor | float,
+    logit_scale: Scale,
     *,
     neg_weight: float = 1.0,
-    neg_scope: str = "batch",
     neg_images_in_text_denominator: bool = False,
-    chunk_size: int | None = None,
-    ranks: Ranks = SINGLE_PROCESS,
+    **options: Any,
 ) -> torch.Tensor:
     """TripletCLIP: NegCLIP on the positive pairs plus NegCLIP on the negative pairs (Eq. 4).
 
@@ -186,7 +159,6 @@ def triplet_clip_loss(
         neg_image_features: [N, D].
         neg_text_features: [N * K, D]; rows i * K to i * K + K - 1 belong to sample i.
         neg_weight: weight of the second term, above 0.
-        neg_scope: "batch", "own" or "none" as in ``negclip_terms``.
         neg_images_in_text_denominator: ablation; captions are classified over all 2N images.
 
     Raises:
@@ -197,27 +169,20 @@ def triplet_clip_loss(
     )
     images = torch.stack([image_features, neg_image_features])
     captions = torch.cat([text_features[None], _polarities(neg_text_features, text_features)])
-    terms = negclip_terms(
-        images,
-        captions,
-        logit_scale,
-        neg_scope=check_neg_scope(neg_scope),
-        same_polarity=not neg_images_in_text_denominator,
-        chunk_size=chunk_size,
-        ranks=ranks,
-    )
+    same_polarity = not neg_images_in_text_denominator
+    terms = negclip_terms(images, captions, logit_scale, same_polarity=same_polarity, **options)
     return terms[0] + check_neg_weight(neg_weight) * terms[1]
 
 
 def cyclip_loss(
     image_features: torch.Tensor,
     text_features: torch.Tensor,
-    logit_scale: torch.Tensor | float,
+    logit_scale: Scale,
     *,
     in_modal_weight: float = 0.25,
     cross_modal_weight: float = 0.25,
-    chunk_size: int | None = None,
     ranks: Ranks = SINGLE_PROCESS,
+    **options: Any,
 ) -> torch.Tensor:
     """CyCLIP: CLIP plus its two consistency terms, see ``cyclic_consistency``.
 
@@ -228,7 +193,7 @@ def cyclip_loss(
     Raises:
         ValueError: the two shapes differ.
     """
-    contrast = clip_loss(image_features, text_features, logit_scale, chunk_size=chunk_size, ranks=ranks)
+    contrast = clip_loss(image_features, text_features, logit_scale, ranks=ranks, **options)
     weights = in_modal_weight, cross_modal_weight
     return contrast + cyclic_consistency(image_features, text_features, *weights, ranks=ranks)
 
@@ -236,7 +201,7 @@ def cyclip_loss(
 def sigmoid_terms(
     images: torch.Tensor,
     captions: torch.Tensor,
-    logit_scale: torch.Tensor | float,
+    logit_scale: Scale,
     logit_bias: torch.Tensor,
     *,
     chunk_size: int | None = None,
@@ -274,7 +239,7 @@ def check_neg_scope(scope: str) -> str:
     return scope
 
 
-def _scalar(logit_scale: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
+def _scalar(logit_scale: Scale, like: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(logit_scale, device=like.device).reshape(())
 
 

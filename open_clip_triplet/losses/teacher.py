@@ -1,0 +1,44 @@
+"""A teacher that is the model itself: its start, or a moving average of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Teacher:
+    """A copy of the model at its start, frozen or following as a moving average (``--teacher``).
+
+    OpenCLIP's own distillation carries its features to the loss; this keeps its weights. All of them
+    travel in the checkpoint, for the model's start cannot be had from a later model.
+
+    Args:
+        model: the student, unwrapped, as training begins.
+        decay: of the average per optimizer step, see ``update``; None keeps the teacher frozen.
+    """
+
+    def __init__(self, model: nn.Module, decay: float | None = None):
+        self.student, self.decay = model, decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> Any:
+        """Update after every step of the optimizer; returns a handle with ``remove()``."""
+        return optimizer.register_step_post_hook(lambda *_: self.update())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """teacher = decay * teacher + (1 - decay) * student; counters and other whole numbers are copied.
+
+        Reference: DeGLA, arXiv:2504.16801, decay 0.9996.
+        """
+        if self.decay is None:
+            return
+        student = self.student.state_dict()
+        for name, mean in self.model.state_dict().items():
+            if mean.is_floating_point():
+                mean.lerp_(student[name].to(mean.dtype), 1 - self.decay)
+            else:
+                mean.copy_(student[name])
