@@ -169,6 +169,7 @@ def distillation(images, captions, teacher_images, teacher_captions):
 def with_options(name, images, captions, scale, bias=None, **options):
     """The loss of a method with the flags of ``LossOptions``, of step 0."""
     weight = options.get("paraphrase_weight", 0)
+    captions, units = captions.split([captions.shape[1] - 2 * options.get("units", 0), 2 * options.get("units", 0)], 1)
     members = captions[:, :-1] if weight else captions
     if options.get("plain_every") == 1:
         total = clip(images[:, 0], members[:, 0], scale)
@@ -179,4 +180,7 @@ def with_options(name, images, captions, scale, bias=None, **options):
         if options.get("hard_negative_weight"):
             focal = options.get("focal_gamma", 2.0), options.get("label_smoothing", 0.02)
             total = total + options["hard_negative_weight"] * own_classification(images, members, scale, *focal)
+        for first in range(0, units.shape[1], 2):
+            unit = own_negclip(images[:, 0], units[:, first], units[:, first + 1 : first + 2], scale)
+            total = total + options["unit_weight"] * unit / options["units"]
     return total + weight * paraphrase(captions[:, 0], captions[:, -1], scale) if weight else total

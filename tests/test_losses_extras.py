@@ -22,11 +22,11 @@ def features(*shape, seed=0):
     return F.normalize(rows, dim=-1).requires_grad_()
 
 
-def grouped(name, n=5, k=1, paraphrase=False, width=6):
+def grouped(name, n=5, k=1, more=0, width=6):
     method = METHODS[name]
     return (
         features(n, method.image_group(), width, seed=1),
-        features(n, method.text_group(k) + paraphrase, width, seed=2),
+        features(n, method.text_group(k) + more, width, seed=2),
     )
 
 
@@ -36,17 +36,18 @@ OPTIONS = {
     "own": {"hard_negative_weight": 0.5},
     "FSC-CLIP": {"neg_scope": "none", "hard_negative_weight": 0.5, "label_smoothing": 0.1},
     "cross-entropy": {"hard_negative_weight": 0.5, "focal_gamma": 0.0, "label_smoothing": 0.0},
+    "units": {"units": 2, "unit_weight": 0.5},
     "paraphrase": {"paraphrase_weight": 0.5},
     "plain": {"plain_every": 1, "margin": "fixed", "paraphrase_weight": 0.5},
     "all": {"neg_scope": "own", "margin": "adaptive", "margin_weight": 0.1, "hard_negative_weight": 0.2,
-            "paraphrase_weight": 0.3},
+            "paraphrase_weight": 0.3, "units": 1, "unit_weight": 0.4},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(("name", "k"), [("negclip", 1), ("negclip", 3), ("negimage", 1), ("triplet", 3)])
 def test_terms_equal_loops(name, k, options):
-    images, captions = grouped(name, k=k, paraphrase="paraphrase_weight" in options)
+    images, captions = grouped(name, k=k, more=("paraphrase_weight" in options) + 2 * options.get("units", 0))
     scale = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
     inputs = images, captions, scale
     module = METHODS[name].loss(neg_captions=k, chunk_size=2, **options)

@@ -49,6 +49,8 @@ class Case:
     margin_weight: float = 0.01
     hard_negative_weight: float = 0.0
     paraphrase_weight: float = 0.0
+    units: int = 0
+    unit_weight: float = 0.5
     plain_every: int = 0
     distill: bool = False
     distill_weight: float = 1.28
@@ -56,7 +58,7 @@ class Case:
     @property
     def options(self) -> dict:
         """Those of the added terms."""
-        names = "neg_scope margin margin_weight hard_negative_weight paraphrase_weight plain_every"
+        names = "neg_scope margin margin_weight hard_negative_weight paraphrase_weight units unit_weight plain_every"
         return {name: getattr(self, name) for name in names.split()}
 
     def __str__(self) -> str:
@@ -78,7 +80,7 @@ EXACT = [
     Case("negclip", neg_scope="none", hard_negative_weight=0.5, neg_captions=3),
     Case("triplet", accum_freq=2, margin="adaptive", margin_weight=0.3, hard_negative_weight=0.5),
     Case("negimage", "local+gather", margin="fixed", margin_weight=0.3),
-    Case("triplet", accum_freq=2, paraphrase_weight=0.5),
+    Case("triplet", accum_freq=2, paraphrase_weight=0.5, units=2),
     Case("cyclip", paraphrase_weight=0.5),
     Case("triplet", accum_freq=2, plain_every=1),
     Case("triplet", distill=True),
@@ -115,7 +117,7 @@ def joined_batch(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     method, k = METHODS[case.loss], case.neg_captions
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(SAMPLES, method.image_group(k), WIDTH, generator=generator)
-    text_rows = method.text_group(k) + (case.paraphrase_weight > 0)
+    text_rows = method.text_group(k) + (case.paraphrase_weight > 0) + 2 * case.units
     return images, torch.randn(SAMPLES, text_rows, WIDTH, generator=generator)
 
 

@@ -44,7 +44,9 @@ class LossOptions:
         neg_scope: whose hard negatives a row meets, see ``negclip_terms``.
         margin, margin_weight: see ``margin_loss``.
         hard_negative_weight, focal_gamma, label_smoothing: see ``own_classification_loss``.
-        paraphrase_weight: above 0, a sample's last text row is a paraphrase; see ``paraphrase_loss``.
+        paraphrase_weight: above 0, a paraphrase follows a sample's captions; see ``paraphrase_loss``.
+        units, unit_weight: M parts of the caption, each a row, with its own hard negative, a row after it,
+            follow at a sample's end. Their own-scope NegCLIP, averaged, is added (CS-CLIP: 0.5).
         plain_every: every so many steps is a CLIP step on the positive pairs (CLIC, arXiv:2505.24424: 2).
         distill_weight: of ``distillation_loss``, where the training loop has a teacher.
     """
@@ -57,6 +59,8 @@ class LossOptions:
     focal_gamma: float = 2.0
     label_smoothing: float = 0.02
     paraphrase_weight: float = 0.0
+    units: int = 0
+    unit_weight: float = 0.5
     plain_every: int = 0
     distill_weight: float = 1.28
 
@@ -120,8 +124,13 @@ class GroupedLoss(ClipLoss):  # type: ignore[misc]
             )
         self.image_group = 1 + self.reads_neg_images
         self.options = LossOptions(**options)
-        self.paraphrases = int(self.options.paraphrase_weight > 0)
-        self.text_group = 1 + self.options.neg_captions * self.reads_neg_captions + self.paraphrases
+        #: captions, positive and negative; then a paraphrase; then units with their hard negatives
+        self.text_rows = (
+            1 + self.options.neg_captions * self.reads_neg_captions,
+            int(self.options.paraphrase_weight > 0),
+            2 * self.options.units,
+        )
+        self.text_group = sum(self.text_rows)
         self.accum_freq, self.chunk_size, self.sigmoid = accum_freq, chunk_size, sigmoid
         self.given_ranks = None if world_size is None else Ranks(rank or 0, world_size)
         self.calls = 0
@@ -197,7 +206,7 @@ class GroupedLoss(ClipLoss):  # type: ignore[misc]
     ) -> LossDict:
         """``losses``, or a plain step's, with the terms that the options add, and ``metrics``."""
         options, ranks = self.options, self.ranks
-        members = captions[: self.text_group - self.paraphrases]
+        members, paraphrases, units = torch.split(captions, self.text_rows)
         gains = comparisons(images, members)
         step = self.calls // self.accum_freq
         losses = LossDict()
@@ -212,9 +221,14 @@ class GroupedLoss(ClipLoss):  # type: ignore[misc]
                 focal = options.focal_gamma, options.label_smoothing
                 own = own_classification_loss(gains, logit_scale, *focal, ranks=ranks)
                 losses["hard_negative_loss"] = options.hard_negative_weight * own
-        if self.paraphrases:
+            if options.units:
+                pairs = [units[first : first + 2] for first in range(0, len(units), 2)]
+                shared: dict[str, Any] = {"chunk_size": self.chunk_size, "ranks": ranks}
+                terms = [negclip_terms(images[:1], p, logit_scale, neg_scope="own", **shared) for p in pairs]
+                losses["unit_loss"] = options.unit_weight * torch.stack(terms).mean()
+        for paraphrase in paraphrases:
             term = paraphrase_loss(
-                captions[0], captions[-1], logit_scale, chunk_size=self.chunk_size, ranks=ranks
+                captions[0], paraphrase, logit_scale, chunk_size=self.chunk_size, ranks=ranks
             )
             losses["paraphrase_loss"] = options.paraphrase_weight * term
         losses.update(metrics(images, members, gains))

@@ -57,7 +57,7 @@ class Method:
         return 1 + neg_captions * self.reads_neg_captions
 
 
-_RETENTION = ("paraphrase_weight", "teacher", "teacher_decay", "distill_weight")
+_RETENTION = ("paraphrase_weight", "units", "unit_weight", "teacher", "teacher_decay", "distill_weight")
 _OWN = ("margin", "margin_weight", "hard_negative_weight", "focal_gamma", "label_smoothing", "plain_every")
 _TRIPLET = ("neg_weight", "neg_images_in_text_denominator")
 _CYCLIP = ("cyclip_in_modal", "cyclip_cross_modal")
