@@ -4,9 +4,13 @@ import json
 import time
 from pathlib import Path
 
+import pytest
+
+from build_fixtures import plain_shards
 from conftest import paired_sample, write_shards
 from open_clip_triplet.inspect.preview import Preview
 from open_clip_triplet.shards import ShardWriter
+from open_clip_triplet.tripletdata.cli import main
 
 
 def folder(parent: Path, name: str) -> Path:
@@ -56,3 +60,16 @@ def test_thread_writes_by_itself_and_a_broken_folder_stops_nothing(tmp_path, cap
     (tmp_path / "build" / "00000.tar").write_bytes(b"x" * 2000)
     with Preview(tmp_path / "build", tmp_path / "no" / "\0", every=0.05):
         time.sleep(0.2)
+
+
+def test_build_keeps_a_preview(tmp_path):
+    pytest.importorskip("spacy")
+    texts = ["A brown dog runs on the green grass.", "Two men ride a red bicycle.", "A small boy eats an apple."]
+    source = plain_shards(folder(tmp_path, "source"), [texts])
+    argv = ["build", "--input", source, "--output", str(tmp_path / "out"), "--backend", "rules", "--no-images"]
+    assert main([*argv, "--preview"]) == 0
+    found = entries(tmp_path / "out" / "preview.html")
+    assert {"".join(entry["captions"][0]) for entry in found} <= set(texts) and found
+    assert all(entry["negatives"] and entry["images"][0] for entry in found)
+    assert main([*argv, "--preview", str(tmp_path / "again.html")]) == 0  # nothing left to do: the same samples
+    assert len(entries(tmp_path / "again.html")) == len(found)

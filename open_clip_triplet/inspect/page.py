@@ -20,7 +20,7 @@ def render(name: str, **values: Any) -> Iterator[str]:
         UsageError: Jinja2 is not installed.
     """
     style, script = (_resource(f"{name}.{suffix}") for suffix in ("css", "js"))
-    return _environment().get_template(f"{name}.html.j2").generate(
+    return environment().get_template(f"{name}.html.j2").generate(
         style=style, script=script, policy=policy(style, script), **values
     )
 
@@ -42,18 +42,18 @@ def _resource(name: str) -> str:
 
 
 @functools.cache
-def _environment():
+def environment():
     try:
         import jinja2
     except ImportError as error:
         raise UsageError("pages need Jinja2: install open_clip_triplet with its extra `inspect`") from error
     from markupsafe import Markup
 
-    environment = jinja2.Environment(loader=jinja2.FunctionLoader(_resource), autoescape=True, trim_blocks=True)
-    environment.filters["json"] = lambda value: Markup(script_json(value))
-    environment.filters["code"] = Markup  # our own style and script, checked by the policy's hash
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    return environment
+    made = jinja2.Environment(loader=jinja2.FunctionLoader(_resource), autoescape=True, trim_blocks=True)
+    made.filters["json"] = lambda value: Markup(script_json(value))
+    made.filters["code"] = Markup  # our own style and script, checked by the policy's hash
+    made.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return made
 
 
 def script_json(value: Any) -> str:

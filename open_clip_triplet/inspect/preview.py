@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from open_clip_triplet.errors import TripletError
+from open_clip_triplet.inspect import page
 from open_clip_triplet.inspect.gallery import write_gallery
 from open_clip_triplet.inspect.samples import ViewSample, read_some, view_sample
 
@@ -29,6 +30,9 @@ class Preview:
         sources: input shard of each output shard (``00017`` -> path or url), for images that a stage does
             not carry along.
         every: seconds between two looks.
+
+    Raises:
+        UsageError: Jinja2 is not installed.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class Preview:
         sources: Mapping[str, str] | None = None, every: float = EVERY,
     ):
         self.output, self.html, self.sources, self.every = Path(output), Path(html), dict(sources or {}), every
+        page.environment()  # what is missing is told now, not in the log of a thread
         self._shown: object = None
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="preview")

@@ -7,12 +7,13 @@ after a crash, and does nothing when all is done, with or without ``.work``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
 
 from open_clip_triplet import files
-from open_clip_triplet.errors import PipelineError, ShardError
+from open_clip_triplet.errors import PipelineError, ShardError, UsageError
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.card import write_card
 from open_clip_triplet.tripletdata.run.command import DONE, FAILED_SHARDS, report, run_as_asked
@@ -58,6 +59,13 @@ def add_arguments(parser) -> None:
         action="store_true",
         help="after the parts of --part: pack what is left, write sizes, summary and card; no model is run",
     )
+    group.add_argument(
+        "--preview",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="while the build runs, keep a gallery of its newest samples here (default OUTPUT/preview.html)",
+    )
     group.add_argument("--title", help="heading of the data card (default the output folder's name)")
 
 
@@ -68,7 +76,27 @@ def run(args) -> int:
     if args.dry_run:
         return print_plan(args, tasks, stages)
     refuse_foreign(args.output, tasks)  # now, and not after days of other stages
-    return Build(args, tasks).run(stages)
+    with _preview(args, tasks):
+        return Build(args, tasks).run(stages)
+
+
+def _preview(args, tasks: list[ShardTask]):
+    """The gallery of ``--preview`` as a context, or one that does nothing.
+
+    Raises:
+        PipelineError: the output folder is not local, or a package is missing.
+    """
+    if args.preview is None:
+        return contextlib.nullcontext()
+    if not files.is_local(args.output):
+        raise PipelineError(f"--preview looks into a local folder; --output is {args.output}", 2)
+    from open_clip_triplet.inspect.preview import Preview
+
+    sources = {task.name: task.inputs[0] for task in tasks if not task.rows}
+    try:
+        return Preview(args.output, args.preview or files.join(args.output, "preview.html"), sources)
+    except UsageError as error:
+        raise PipelineError(f"--preview: {error}") from error
 
 
 def check_arguments(args) -> None:
