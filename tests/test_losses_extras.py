@@ -170,3 +170,15 @@ def test_a_package_offers_a_loss(tmp_path, monkeypatch):
     assert find_method("pull").loss is sys.modules["offered"].Cosine
     with pytest.raises(UsageError, match="unknown loss 'push'; choose from clip, .*, pull"):
         find_method("push")
+
+
+@pytest.mark.parametrize("model", ["CLIP", "CustomTextCLIP"])
+def test_openclip_gives_no_image_tokens_without_another_forward(model):
+    """Why FSC-CLIP's token-level term is not offered; if this fails, it can be."""
+    import open_clip
+
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16, "output_tokens": True}
+    text = {"context_length": 8, "vocab_size": 100, "width": 32, "heads": 2, "layers": 1}
+    towers = getattr(open_clip, model)(embed_dim=16, vision_cfg=vision, text_cfg=text)
+    with pytest.raises(AttributeError, match="tuple"):
+        towers(torch.zeros(2, 3, 32, 32), torch.zeros(2, 8, dtype=torch.long))

@@ -125,11 +125,11 @@ class GroupedLoss(ClipLoss):  # type: ignore[misc]
         self.image_group = 1 + self.reads_neg_images
         self.options = LossOptions(**options)
         #: captions, positive and negative; then a paraphrase; then units with their hard negatives
-        self.text_rows = (
+        self.text_rows = [
             1 + self.options.neg_captions * self.reads_neg_captions,
             int(self.options.paraphrase_weight > 0),
             2 * self.options.units,
-        )
+        ]
         self.text_group = sum(self.text_rows)
         self.accum_freq, self.chunk_size, self.sigmoid = accum_freq, chunk_size, sigmoid
         self.given_ranks = None if world_size is None else Ranks(rank or 0, world_size)
