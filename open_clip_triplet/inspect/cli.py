@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gallery": ("gallery", "a page to look through samples, filter, sort and mark them"),
     "stats": ("stats", "sizes, lengths, edit categories, duplicates, overlap with evaluation sets, concepts"),
     "similarity": ("similarity", "how alike positives and negatives are to one or several encoders"),
+    "faithfulness": ("faithfulness", "whether negative images show what their captions say, by questions and answers"),
     "model": ("model", "what a checkpoint gets wrong, or where two checkpoints differ"),
 }
 EXAMPLES = """examples:

@@ -133,9 +133,12 @@ function actions(number) {
 
 function card(number) {
   const sample = samples[number], second = sample.negatives || (sample.images || [])[1];
-  const made = element("article", { className: "card", tabIndex: -1 },
+  const parts = [
     element("div", { className: "pair" + (second ? "" : " single") }, half(number, false), second ? half(number, true) : null),
-    facts(sample), actions(number));
+    sample.notes ? element("ul", { className: "notes" }, ...sample.notes.map((note) => element("li", {}, note))) : null,
+    facts(sample), actions(number),
+  ];
+  const made = element("article", { className: "card", tabIndex: -1 }, ...parts);
   made.dataset.number = number;
   made.setAttribute("aria-label", "Sample " + sample.key);
   made.addEventListener("focusin", () => { current = number; });
@@ -153,7 +156,7 @@ function enlarge(number) {
 
 function searchText(sample) {
   if (!sample.text) {
-    sample.text = [sample.key, ...[...(sample.captions || []), ...(sample.negatives || [])].map((c) => c.join(""))].join("\n").toLowerCase();
+    sample.text = [sample.key, ...[...(sample.captions || []), ...(sample.negatives || [])].map((c) => c.join("")), ...(sample.notes || [])].join("\n").toLowerCase();
   }
   return sample.text;
 }

@@ -158,6 +158,7 @@ def _entry(sample: ViewSample, image: Thumbnail, negative: Thumbnail) -> dict:
         "categories": sample.neg_categories,
         "facets": sample.facets,
         "scores": {name: round(value, 6) for name, value in sample.scores.items()},
+        "notes": sample.notes,
         "images": [_image(image), _image(negative)],
         "details": page.shorten({k: v for k, v in sample.details.items() if k not in SHOWN}, DETAILS),
     }

@@ -25,7 +25,7 @@ class ViewSample:
     """One sample as a person looks at it.
 
     ``captions`` and ``neg_captions`` start with the one in ``txt`` and ``neg.txt``. ``facets`` are
-    few-valued facts to filter by, ``scores`` numbers to sort by, ``details`` whatever else is known.
+    few-valued facts to filter by, ``scores`` numbers to sort by, ``notes`` lines to read, ``details`` the rest.
     """
 
     key: str
@@ -37,6 +37,7 @@ class ViewSample:
     neg_categories: list[str] = field(default_factory=list)
     facets: dict[str, str] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -137,6 +138,8 @@ def view_sample(sample: dict) -> ViewSample:
     meta = read_meta(roles)
     categories = _texts(meta.get("neg_categories"))
     facets = {name: meta[name] for name in ("category", "llm", "t2i") if isinstance(meta.get(name), str)}
+    if isinstance(failed := _inside(meta, "verify").get("failed"), list):
+        facets["verify"] = ", ".join(f"fails {name}" for name in failed) or "passes"
     if categories:
         facets.setdefault("category", categories[0])
     elif "category" in facets:
@@ -151,6 +154,7 @@ def view_sample(sample: dict) -> ViewSample:
         neg_categories=categories,
         facets=facets,
         scores=dict(_scores(meta)),
+        notes=list(_notes(meta)),
         details=meta,
     )
 
@@ -165,11 +169,38 @@ def _texts(values: Any) -> list[str]:
 
 
 def _scores(meta: dict) -> Iterator[tuple[str, float]]:
-    inner = meta.get("scores")
-    for name, value in {**meta, **(inner if isinstance(inner, dict) else {})}.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
-        if number and (name.endswith(SCORE_ENDINGS) or (isinstance(inner, dict) and name in inner)):
+    named = {name: value for name, value in meta.items() if name.endswith(SCORE_ENDINGS)}
+    checks = {
+        f"{check} {name}".removeprefix(f"{name} "): value
+        for check, found in _inside(meta, "verify").items() if isinstance(found, dict)
+        for name, value in found.items()
+    }
+    for name, value in {**named, **_inside(meta, "scores"), **checks}.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9:
             yield name, float(value)
+
+
+def questions(meta: dict) -> list[dict[str, str]]:
+    """What ``triplet-shards verify --checks questions`` asked: ``question``, ``expected``, ``answer`` of each."""
+    items = _inside(meta, "verify", "questions").get("items")
+    names = ("question", "expected", "answer")
+    return [
+        {name: item[name] for name in names}
+        for item in (items if isinstance(items, list) else [])
+        if isinstance(item, dict) and all(isinstance(item.get(name), str) for name in names)
+    ]
+
+
+def _notes(meta: dict) -> Iterator[str]:
+    for item in questions(meta):
+        if item["answer"] != item["expected"]:
+            yield f"{item['question']} {item['answer'] or 'no answer'} (expected {item['expected']})"
+
+
+def _inside(meta: dict, *names: str) -> dict:
+    for name in names:
+        meta = meta.get(name) if isinstance(meta, dict) else None
+    return meta if isinstance(meta, dict) else {}
 
 
 def add_shard_arguments(parser) -> None:
