@@ -1,9 +1,12 @@
 """``triplet-evaluate`` as a user types it."""
 
+import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ import torch
 
 from evaluation_fixtures import tiny_clip, write_config, write_suite
 from open_clip_triplet.evaluation import cli
+from open_clip_triplet.evaluation.benchmarks import names
+from open_clip_triplet.evaluation.encode import progress
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -166,6 +171,49 @@ def test_data_lists_every_benchmark(workplace, capsys):
     assert "mscoco: 8 of 5000 items" in out and "bivlc: no data under" in out
     for word in ("found", "expected", "licence", "from"):
         assert out.count(f"\n  {word}") >= 11
+
+
+def test_list_is_a_line_per_benchmark(workplace, capsys):
+    assert cli.main(["list", "--data-root", str(workplace / "data")]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() == {"benchmark", *names()}
+    assert lines["sugarcrepe"].split()[1:3] == ["7,511", "63"] and "MIT" in lines["sugarcrepe"]
+    assert lines["bivlc"].split()[1:3] == ["2,933", "no"]
+
+
+def test_progress_is_told_where_there_is_no_terminal(workplace, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "WORTH_A_LINE_S", 0.0)
+    arguments = ["--benchmarks", "cola", "--allow-partial", "--output", str(tmp_path)]
+    assert run(workplace, *arguments) == 0
+    error = capsys.readouterr().err
+    assert "cola: captions: 12 of 12, " in error and " per second, 0 s left" in error
+    assert run(workplace, *arguments, "--store", str(tmp_path / "other"), "--quiet") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_watch_evaluates_each_checkpoint_of_a_training_and_draws_the_curve(workplace, tmp_path, capsys):
+    """A training that writes its second checkpoint while the first is evaluated."""
+    logs, out = tmp_path / "logs" / "run-a", tmp_path / "out"
+    (logs / "checkpoints").mkdir(parents=True)
+    (logs / "params.txt").write_text("epochs: 2\nmodel: tiny-eval\n")
+    shutil.copy(workplace / "clip.pt", logs / "checkpoints" / "epoch_1.pt")
+    half = (workplace / "triplet.pt").read_bytes()[:4000]  # still being written
+    (logs / "checkpoints" / "epoch_2.pt").write_bytes(half)
+    threading.Timer(2, lambda: shutil.copy(workplace / "triplet.pt", logs / "checkpoints" / "epoch_2.pt")).start()
+    arguments = ["--watch", str(tmp_path / "logs"), "--model-config", str(workplace / "tiny-eval.json")]
+    places = ["--data-root", str(workplace / "data"), "--output", str(out), "--device", "cpu", "--allow-partial"]
+    assert cli.main(["run", *arguments, *places, "--benchmarks", "cola,sugarcrepe", "--watch-poll", "0.2"]) == 0
+    captured = capsys.readouterr()
+    assert "run-a-epoch_1: encoded" in captured.out and "run-a-epoch_2: encoded" in captured.out
+    rows = list(csv.DictReader((out / "curve.csv").open()))
+    assert {(row["run"], row["epoch"]) for row in rows} == {("run-a", "1"), ("run-a", "2")}
+    result = json.loads((out / "run-a-epoch_2" / "sugarcrepe.json").read_text())
+    (mean,) = [r for r in rows if r["epoch"] == "2" and r["headline"] == "mean of the 7 subsets"]
+    assert float(mean["value"]) == result["summary"]["overall"]["value"]
+    assert "<svg" in (out / "curve.svg").read_text()
+    assert cli.main(["run", *arguments[:1], str(tmp_path / "gone"), *places, "--benchmarks", "cola"]) == 2
+    assert "gone: no such folder" in capsys.readouterr().err
 
 
 def test_download_fetches_annotations_once(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from open_clip_triplet.command import add_arguments as add_common_arguments
 from open_clip_triplet.command import command_line
-from open_clip_triplet.errors import DataError, TripletError
+from open_clip_triplet.errors import DataError, TripletError, UsageError
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, RETENTION, SUITES, get, names, suite
 from open_clip_triplet.evaluation.checkpoints.command import add_arguments as add_convert_arguments
 
@@ -35,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_run(commands)
     _add_report(commands)
+    overview = commands.add_parser("list", help="benchmarks at a glance: items, size, licence, found or not")
+    overview.add_argument("--data-root", metavar="DIR", default="data", help="folder with the data (default: data)")
     data = commands.add_parser("data", help="what each benchmark expects, and what was found")
     data.add_argument(
         "--data-root", metavar="DIR", default="data", help="folder with the data (default: data)"
@@ -70,12 +72,24 @@ def _positive(text: str) -> int:
 def _add_run(commands) -> None:
     run = commands.add_parser("run", help="run benchmarks on one or several checkpoints")
     _add_model(run)
-    run.add_argument(
+    checkpoints = run.add_mutually_exclusive_group(required=True)
+    checkpoints.add_argument(
         "--pretrained",
         nargs="+",
-        required=True,
         metavar="[NAME=]PATH_OR_TAG",
-        help="checkpoints, Hugging Face folders or OpenCLIP's tags; NAME labels the results",
+        help="checkpoints, Hugging Face folders or repositories, OpenCLIP's tags; NAME labels the results",
+    )
+    checkpoints.add_argument(
+        "--watch",
+        metavar="LOGS",
+        help="evaluate each epoch_N.pt of the runs in this folder as it appears, and draw OUTPUT/curve.svg; "
+        "ends when the runs do",
+    )
+    run.add_argument(
+        "--watch-idle", type=float, metavar="MINUTES", help="end when no checkpoint came for so long"
+    )
+    run.add_argument(
+        "--watch-poll", type=float, default=30, metavar="SECONDS", help="between two looks (default: 30)"
     )
     which = run.add_mutually_exclusive_group(required=True)
     which.add_argument("--benchmarks", metavar="NAMES", help=f"comma-separated, of: {', '.join(names())}")
@@ -127,16 +141,19 @@ def _add_report(commands) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(command_line("triplet-evaluate", argv, subcommand=True))
-    command = {"run": _run, "report": _report, "data": _data, "convert": _convert}[args.command]
+    command = {"run": _run, "report": _report, "data": _data, "list": _list, "convert": _convert}[args.command]
     try:
         return command(args)
+    except KeyboardInterrupt:
+        print("interrupted; what is encoded and scored so far is kept, and the same command goes on", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         return 1
     except (TripletError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that cannot be written to
-        print(f"error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
 
 
@@ -144,17 +161,7 @@ def _specs(args) -> list:
     from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec
 
     many = args.pretrained if isinstance(args.pretrained, list) else [args.pretrained]
-    specs = [
-        CheckpointSpec.parse(
-            text,
-            model=Path(args.model_config).stem if args.model_config else args.model,
-            model_config=args.model_config,
-            precision=args.precision,
-            force_quick_gelu=args.force_quick_gelu,
-            force_image_size=args.force_image_size,
-        )
-        for text in many
-    ]
+    specs = [CheckpointSpec.parse(text, **_model_options(args)) for text in many]
     labels = [spec.label for spec in specs]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
@@ -162,6 +169,16 @@ def _specs(args) -> list:
             f"two checkpoints are called {', '.join(twice)}; name them: --pretrained a=PATH b=PATH"
         )
     return specs
+
+
+def _model_options(args) -> dict:
+    return {
+        "model": Path(args.model_config).stem if args.model_config else args.model,
+        "model_config": args.model_config,
+        "precision": args.precision,
+        "force_quick_gelu": args.force_quick_gelu,
+        "force_image_size": args.force_image_size,
+    }
 
 
 def _chosen(args) -> list:
@@ -176,26 +193,57 @@ def _chosen(args) -> list:
 
 def _run(args) -> int:
     from open_clip_triplet.evaluation import console
-    from open_clip_triplet.evaluation.result_files import safe_name
     from open_clip_triplet.evaluation.run import identify_all, run_checkpoint, start
 
+    if args.watch:
+        return _watch(args)
     specs, benchmarks = _specs(args), _chosen(args)
     session = start(args)
     scored = False
     for spec, facts in zip(specs, identify_all(session, specs), strict=True):
-        evaluation = run_checkpoint(
-            session, spec, benchmarks, facts, show=lambda result: print(console.result_line(result), flush=True)
-        )
+        evaluation = run_checkpoint(session, spec, benchmarks, facts, show=console.show_result)
         scored |= any(s["items"] for r in evaluation.results.values() for s in r["subsets"].values())
         if session.rank == 0:
-            place = session.output / safe_name(spec.label)
-            print(console.last_line(spec.label, evaluation.encoded, place), flush=True)
-            for why in evaluation.skipped.values():
-                print(f"skipped {why.splitlines()[0].removesuffix(' Expected:')}", file=sys.stderr)
+            console.show_end(session.label(spec), evaluation, session.output)
     if not scored:
         raise DataError(
             "no benchmark had anything to score; `triplet-evaluate data` says what is expected where"
         )
+    return 0
+
+
+def _watch(args) -> int:
+    from open_clip_triplet.evaluation import console
+    from open_clip_triplet.evaluation.checkpoints.params import training_options
+    from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec
+    from open_clip_triplet.evaluation.run import require_data, run_checkpoint, start
+    from open_clip_triplet.evaluation.watch import Found, watch
+
+    benchmarks, options = _chosen(args), _model_options(args)
+    session = start(args)
+    if session.world > 1:
+        raise UsageError("--watch runs in one process; leave torchrun out")
+    require_data([b.name for b in benchmarks], session.data_root, allow_partial=args.allow_partial)
+
+    def evaluate(found: Found) -> list[dict]:
+        model = options["model"] if args.model_config else training_options(found.path).get("model")
+        spec = CheckpointSpec(
+            pretrained=str(found.path), name=found.label, **{**options, "model": model or options["model"]}
+        )
+        evaluation = run_checkpoint(session, spec, benchmarks, show=console.show_result)
+        console.show_end(session.label(spec), evaluation, session.output)
+        return list(evaluation.results.values())
+
+    idle = args.watch_idle * 60 if args.watch_idle is not None else None
+    number = watch(Path(args.watch), evaluate, session.output, poll_s=args.watch_poll, idle_s=idle)
+    print(f"evaluated {number} checkpoints; the curve is in {session.output / 'curve.svg'}", file=sys.stderr)
+    return 0 if number else 2
+
+
+def _list(args) -> int:
+    from open_clip_triplet.evaluation.inventory import overview
+
+    print(overview([get(name) for name in names()], Path(args.data_root)))
     return 0
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from open_clip_triplet.evaluation.result_files import safe_name
+from open_clip_triplet.evaluation.run import Evaluation
 
 #: metrics shown of a subset, where a benchmark has no average
 SHOWN = ("accuracy", "macro", "text", "image", "group", "i2t_r5", "t2i_r5", "top1")
@@ -40,10 +45,19 @@ def _subset(result: dict, name: str) -> str:
     return f"{name} {numbers}{expected}"
 
 
-def last_line(label: str, encoded: Mapping[str, int], place: object) -> str:
-    """What was encoded, and where the results are."""
+def show_result(result: dict) -> None:
+    print(result_line(result), flush=True)
+
+
+def show_end(label: str, evaluation: Evaluation, output: Path) -> None:
+    """What was encoded, where the results are, and what was skipped, and why."""
+    encoded = evaluation.encoded
     rest = "the rest was stored" if any(encoded.values()) else "nothing new"
-    return (
+    place = output / safe_name(label)
+    print(
         f"{label}: encoded {encoded['images']} images and {encoded['texts']} captions ({rest}); "
-        f"results in {place}"
+        f"results in {place}",
+        flush=True,
     )
+    for why in evaluation.skipped.values():
+        print(f"skipped {why.splitlines()[0].removesuffix(' Expected:')}", file=sys.stderr)

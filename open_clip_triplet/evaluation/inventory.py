@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from open_clip_triplet.errors import DataError
@@ -29,6 +30,39 @@ DOWNLOADS = {
     },
     "cola": {f"cola/{_COLA}": f"{_GITHUB}/arijitray1993/COLA/main/data/{_COLA}"},
 }
+
+
+def overview(benchmarks: Sequence[Benchmark], root: Path) -> str:
+    """A table: a line per benchmark."""
+    rows = [("benchmark", "items", "found", "download", "licence")]
+    for benchmark in benchmarks:
+        expected = sum(benchmark.expected.values())
+        found = _usable(benchmark, root)
+        rows.append(
+            (
+                benchmark.name,
+                f"{expected:,}" if expected else "yours",
+                "no" if found is None else f"{found:,}" if found != expected else "all",
+                benchmark.size or "-",
+                benchmark.licence,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    aligned = [
+        f"{name:<{widths[0]}}  {items:>{widths[1]}}  {found:>{widths[2]}}  {size:<{widths[3]}}  {licence}"
+        for name, items, found, size, licence in rows
+    ]
+    return "\n".join(aligned)
+
+
+def _usable(benchmark: Benchmark, root: Path) -> int | None:
+    """Items of the expected subsets whose images are there; None where there is no data."""
+    try:
+        tasks = benchmark.load(root)
+    except DataError:
+        return None
+    counted = [task for name, task in tasks.items() if name in benchmark.expected or not benchmark.expected]
+    return sum(all(ref.exists() for ref in item.images) for task in counted for item in task.items)
 
 
 def describe(benchmark: Benchmark, root: Path) -> str:

@@ -203,7 +203,7 @@ def class_ranks(
 
 def per_class_counts(correct: ArrayLike, labels: ArrayLike, classes: int) -> tuple[Ints, Ints]:
     """(right [C], items [C]) per class."""
-    classes_of = np.asarray(labels)
+    classes_of = np.asarray(labels, dtype=np.int64)
     right = np.bincount(classes_of, weights=np.asarray(correct, dtype=float), minlength=classes)
     return right.astype(np.int64), np.bincount(classes_of, minlength=classes)
 

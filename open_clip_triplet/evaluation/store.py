@@ -8,6 +8,7 @@ number of processes may add to one store at once, and one killed leaves nothing 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import uuid
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from open_clip_triplet.evaluation.metrics import finite
-from open_clip_triplet.files import replace_durably, write_text_durably
+from open_clip_triplet.files import write_text_durably, write_whole
 
 KINDS = ("images", "texts")
 
@@ -96,12 +97,10 @@ class EmbeddingStore:
         rows = np.ascontiguousarray(rows, dtype=np.float32)
         if self.folder is not None:
             name = f"{kind}-{uuid.uuid4().hex}"
-            temporary = self.folder / f".{name}.tmp"
-            with open(temporary, "wb") as file:
-                np.save(file, rows, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
-            replace_durably(temporary, self.folder / f"{name}.npy")
+            content_bytes = io.BytesIO()  # numpy's own writing to a file tells a full disk without its reason
+            np.save(content_bytes, rows, allow_pickle=False)
+            with write_whole(self.folder / f"{name}.npy") as file:
+                file.write(content_bytes.getbuffer())
             write_text_durably(self.folder / f"{name}.json", json.dumps(content))
             self._read.add(f"{name}.json")
         self.encoded[kind] += len(ids)

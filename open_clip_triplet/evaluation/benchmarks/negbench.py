@@ -49,7 +49,7 @@ def load(root: Path) -> dict[str, ChoiceTask]:
             for number, row in enumerate(rows):
                 _append(task, row, f"{file} row {number + 2}", folders)
         except csv.Error as error:  # such as a field of more than 131,072 characters
-            raise DataError(f"{path} line {rows.line_num}: {error}; fetch it again") from error
+            raise DataError(f"{path} line {rows.line_num + 1}: {error}; fetch it again") from error
     if not tasks:
         raise BENCHMARK.missing(root)
     return tasks
@@ -79,6 +79,6 @@ BENCHMARK = Benchmark(
         *(Headline(name, "accuracy", name) for name in FILES),
         *(Headline(f"{name}, {kind}", "accuracy", name, kind) for name in FILES for kind in TYPES),
     ),
-    size="annotations; COCO val2017 1 GB, VOC 2007",
+    size="COCO val2017 1 GB, VOC 2007",
     reference="Alhamoud et al., CVPR 2025",
 )

@@ -60,6 +60,6 @@ BENCHMARK = Benchmark(
         Headline("weighted by items", "item_weighted"),
         *(Headline(name, "accuracy", name) for name in SIZES),
     ),
-    size="annotations 1.3 MB, COCO val2017 1 GB",
+    size="annotations 1.7 MB, COCO val2017 1 GB",
     reference="Hsieh et al., NeurIPS 2023",
 )

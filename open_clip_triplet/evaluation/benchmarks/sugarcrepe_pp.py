@@ -56,6 +56,6 @@ BENCHMARK = Benchmark(
         *(Headline(f"{name}, image-text", "accuracy", name) for name in SIZES),
         *(Headline(f"{name}, text-only", "text_only", name) for name in SIZES),
     ),
-    size="annotations 1.5 MB, COCO val2017 1 GB",
+    size="annotations 1.3 MB, COCO val2017 1 GB",
     reference="Dumpala et al., 2024",
 )

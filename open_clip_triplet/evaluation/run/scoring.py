@@ -121,6 +121,7 @@ def run_suite(
         barrier: returns once every process has called it.
         on_result: takes each benchmark's result, and the outcome of each of its subsets.
     """
+    allow_partial = allow_partial or limit is not None
     suite, skipped = load_suite(benchmarks, data_root, allow_partial=allow_partial)
     require_whole(suite, allow_partial)
     if limit is not None:
@@ -129,7 +130,7 @@ def run_suite(
                 task.limit(limit)
     get_encoder = lru_cache(maxsize=1)(get_encoder)
     job = EncodingJob(get_encoder, store, batch_size, progress, share)
-    scorer = _Scorer(job, hashes or ContentHashes(), barrier, allow_partial or limit is not None)
+    scorer = _Scorer(job, hashes or ContentHashes(), barrier, allow_partial)
     results = {}
     for benchmark, tasks in suite.values():
         identities = scorer.encode(benchmark, tasks)

@@ -38,6 +38,10 @@ class Session:
     barrier: Callable[[], None] = lambda: None
     hashes: ContentHashes = field(default_factory=ContentHashes)
 
+    def label(self, spec: CheckpointSpec) -> str:
+        """What results are called; those of a trial run do not replace the real ones."""
+        return f"{spec.label}-limit{self.limit}" if self.limit else spec.label
+
 
 def start(args) -> Session:
     """A session from the command line; joins torchrun's processes where there are several.
@@ -93,14 +97,14 @@ def identify_all(session: Session, specs: Sequence[CheckpointSpec]) -> list[dict
     """
     facts = [identify(spec, session.hashes.digest) for spec in specs]
     session.hashes.save()
-    claim_folders(session.output, [_describe(spec, fact) for spec, fact in zip(specs, facts)])
+    claim_folders(session.output, [_describe(session, spec, fact) for spec, fact in zip(specs, facts)])
     return facts
 
 
-def _describe(spec: CheckpointSpec, facts: dict) -> dict:
+def _describe(session: Session, spec: CheckpointSpec, facts: dict) -> dict:
     """What a result says of its checkpoint."""
     return {
-        "name": spec.label,
+        "name": session.label(spec),
         "model": spec.model,
         "pretrained": spec.pretrained,
         "weights": facts["weights"],
@@ -126,7 +130,7 @@ def run_checkpoint(
     store = EmbeddingStore(session.store, facts)
     # what is missing is dealt out by place in the list, so all must have opened the store before one adds
     session.barrier()
-    checkpoint = {**_describe(spec, facts), "store": store_key(facts)}
+    checkpoint = {**_describe(session, spec, facts), "store": store_key(facts)}
 
     def on_result(result: dict, outcomes: dict[str, Outcome]) -> None:
         write_result(session.output, result, outcomes)
