@@ -27,6 +27,8 @@ from open_clip_triplet.inspect.samples import (
 )
 from open_clip_triplet.inspect.thumbnails import Thumbnail, with_thumbnails
 
+#: what the halves of a sample are called
+LABELS = ("Positive", "Hard negative")
 #: samples that a page shows without --sample
 MOST = 10_000
 #: samples up to which thumbnails are large; the sides in pixels of large ones, of small ones, and of small
@@ -39,6 +41,7 @@ EXAMPLES = """examples:
   triplet-inspect gallery triplets/ --html gallery.html
   triplet-inspect gallery 'cc3m/{00000..00331}.tar' --sample 500 --seed 1 --html cc3m.html --single-file
   triplet-inspect gallery triplets/ --sample 24 --png sheet.png
+  triplet-inspect gallery triplets/ --rejected --source cc3m/ --html rejected.html
 """
 
 
@@ -47,6 +50,13 @@ def add_arguments(parser) -> None:
     parser.add_argument("--html", metavar="FILE", help="the page to write")
     parser.add_argument("--png", metavar="FILE", help="a contact sheet (of 24 samples unless --sample)")
     parser.add_argument("--single-file", action="store_true", help="thumbnails inside the page")
+    parser.add_argument(
+        "--rejected", action="store_true",
+        help="what was dropped instead, and why: SHARDS is the output folder of a build or of a stage",
+    )
+    parser.add_argument(
+        "--source", nargs="+", metavar="INPUT", help="with --rejected: the build's --input, for captions and images"
+    )
     parser.add_argument("--title", help="heading (default: the first SHARDS)")
     parser.add_argument(
         "--thumbnail", type=int, metavar="PIXELS",
@@ -60,18 +70,17 @@ def run(args) -> int:
         raise UsageError("nothing to write; give --html FILE or --png FILE")
     if args.thumbnail is not None and not 16 <= args.thumbnail <= 2048:
         raise UsageError(f"--thumbnail {args.thumbnail}: must be 16 to 2048 pixels")
-    shards = find_shards(args.shards)
+    if args.source and not args.rejected:
+        raise UsageError("--source goes with --rejected")
     title = args.title or re.sub(r"\.tar$", "", args.shards[0].rstrip("/").rpartition("/")[2])
     if args.png:
         from open_clip_triplet.inspect.sheet import SHEET, write_sheet
 
-        few = read_view_samples(shards, sample=args.sample, first=None if args.sample else SHEET, seed=args.seed)
-        print(f"{args.png}: {write_sheet(few, args.png, title)} samples", file=sys.stderr)
+        print(f"{args.png}: {write_sheet(_samples(args, SHEET), args.png, title)} samples", file=sys.stderr)
     if args.html:
-        first = None if args.sample else MOST + 1
-        samples = read_view_samples(shards, sample=args.sample, first=first, seed=args.seed)
         written = write_gallery(
-            samples, args.html, title=title, pixels=args.thumbnail, single_file=args.single_file
+            _samples(args, MOST), args.html, title=title, pixels=args.thumbnail, single_file=args.single_file,
+            labels=("Source", "Refused answer") if args.rejected else LABELS,
         )
         print(f"{args.html}: {written:,} samples", file=sys.stderr)
         if written == MOST and not args.sample:
@@ -79,9 +88,19 @@ def run(args) -> int:
     return 0
 
 
+def _samples(args, first: int) -> Iterator[ViewSample]:
+    """The samples that the options ask for; without ``--sample`` the ``first`` ones."""
+    if args.rejected:
+        from open_clip_triplet.inspect.rejected import read_rejected
+
+        return read_rejected(args.shards, args.source, sample=args.sample, first=first, seed=args.seed)
+    shards = find_shards(args.shards)
+    return read_view_samples(shards, sample=args.sample, first=None if args.sample else first, seed=args.seed)
+
+
 def write_gallery(
     samples: Iterable[ViewSample], html: str | Path, *, title: str, pixels: int | None = None,
-    single_file: bool = False, limit: int = MOST, labels: tuple[str, str] = ("Positive", "Hard negative"),
+    single_file: bool = False, limit: int = MOST, labels: tuple[str, str] = LABELS,
     refresh: int | None = None,
 ) -> int:
     """Write the page and its thumbnails; returns the number of samples on it.

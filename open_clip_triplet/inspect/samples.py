@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from open_clip_triplet.errors import ShardError, UsageError
-from open_clip_triplet.files import filesystem, is_remote, local_path
+from open_clip_triplet.files import join, list_files
 from open_clip_triplet.shards import by_role, expand_shards, group_samples, read_meta, read_sizes
 from open_clip_triplet.tar import TarMembers, open_tar
 
@@ -64,9 +64,7 @@ def find_shards(specs: str | Sequence[str]) -> list[str]:
 
 
 def _in_folder(url: str) -> list[str]:
-    fs, path = filesystem(url if is_remote(url) else local_path(url))
-    names = [name for name in fs.glob(f"{path.rstrip('/')}/*.tar") if "/." not in name]
-    return sorted(fs.unstrip_protocol(name) if is_remote(url) else name for name in names)
+    return [join(url, name) for name in list_files(url) if name.endswith(".tar")]
 
 
 def read_view_samples(

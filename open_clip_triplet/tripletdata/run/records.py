@@ -2,7 +2,8 @@
 for every finished shard a record, written after the shard.
 
 Beside ``00017.record.json`` there may be ``00017.values.json`` (a value for each sample that was kept, by
-name) and ``00017.dropped.json`` (the keys of dropped samples, by reason).
+name), ``00017.dropped.json`` (the keys of dropped samples, by reason) and ``00017.answers.json`` (what a
+model answered for those, by key, where the answer was refused).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from open_clip_triplet.tripletdata.run.task import ShardTask
 REFUSED = 2
 #: errors that say that there is no room
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-RECORD, VALUES, DROPPED = ".record.json", ".values.json", ".dropped.json"
+RECORD, VALUES, DROPPED, ANSWERS = ".record.json", ".values.json", ".dropped.json", ".answers.json"
 
 
 def dump(value, **options) -> str:

@@ -18,6 +18,7 @@ from open_clip_triplet.shards import ShardWriter, write_sizes
 from open_clip_triplet.tripletdata.run.overlap import Background, Cancelled
 from open_clip_triplet.tripletdata.run.plan import read_json
 from open_clip_triplet.tripletdata.run.records import (
+    ANSWERS,
     DROPPED,
     FULL,
     RECORD,
@@ -144,10 +145,21 @@ def _record(
         files.write_text_durably(path + DROPPED, dump({r: sorted(names) for r, names in keys.items()}))
     elif redo:
         files.remove(path + DROPPED)
+    _write_answers(path, stats, {key for names in keys.values() for key in names}, redo)
     if not kept:
         files.remove(path + ".tar")
     files.write_text_durably(path + RECORD, dump(record))
     return record
+
+
+def _write_answers(path: str, stats: Stats, dropped: set[str], redo: Redo | None) -> None:
+    """Refused answers of the samples that stay dropped, to be looked at."""
+    answers = {**(read_json(path + ANSWERS) if redo else {}), **stats.answers}
+    answers = {key: answer for key, answer in answers.items() if key in dropped}
+    if answers:
+        files.write_text_durably(path + ANSWERS, dump(answers))
+    elif redo:
+        files.remove(path + ANSWERS)
 
 
 def _salvaged(url: str) -> str:

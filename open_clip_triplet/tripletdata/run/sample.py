@@ -34,7 +34,8 @@ class Stats:
     """Counts of one task: samples read, dropped by reason, and whatever else a stage counts.
 
     ``values`` are lists with a value for each sample that is kept. ``dropped_keys`` has the keys behind
-    ``dropped``, as far as they were told: only those can be asked for again. ``redo_round`` is 0 the first
+    ``dropped``, as far as they were told: only those can be asked for again. ``answers`` has what a model
+    answered for them, where that was refused. ``redo_round`` is 0 the first
     time a sample is asked for, and grows each time that dropped ones are asked for again.
     ``report(fraction)`` is called by a stage now and then with the share of the task that is done.
     """
@@ -43,17 +44,20 @@ class Stats:
         self.read = 0
         self.dropped: dict[str, int] = {}
         self.dropped_keys: dict[str, list[str]] = {}
+        self.answers: dict[str, str] = {}
         self.left_out: dict[str, int] = {}
         self.counts: dict[str, int] = {}
         self.values: dict[str, list] = {}
         self.salvaged = ""
         self.report, self.redo_round = report, redo_round
 
-    def drop(self, reason: str, key: str | None = None) -> None:
-        """Count a sample that could not be used or made."""
+    def drop(self, reason: str, key: str | None = None, answer: str | None = None) -> None:
+        """Count a sample that could not be used or made. ``answer``: what a model made of it, and was refused."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
         if key is not None:
             self.dropped_keys.setdefault(reason, []).append(key)
+            if answer:
+                self.answers[key] = answer
 
     def leave_out(self, reason: str) -> None:
         """Count a sample that a selection does not want: no fault, so ``--max-drop`` does not count it."""
