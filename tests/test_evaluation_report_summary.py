@@ -10,6 +10,7 @@ import pytest
 from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks import get
 from open_clip_triplet.evaluation.report.coverage import Run, coverage_series, read_coverage
+from open_clip_triplet.evaluation.report.figures import shown_names
 from open_clip_triplet.evaluation.report.reference import composition_block, known_models
 from open_clip_triplet.evaluation.report.render import render
 from open_clip_triplet.evaluation.report.retention import leaderboard, retention_block
@@ -205,6 +206,8 @@ def test_long_names_are_whole_and_values_beyond_whiskers(results):
     many = [share("sugarcrepe", n, {"accuracy": 0.5 + i / 100}) for i, n in enumerate(names)]
     page = render(many, "html", baseline="n10")
     assert "Not drawn, for want of colours: n7, n8, n9." in re.sub(r"\s+", " ", page)
+    ranked = Results([r for i, n in enumerate(names) for r in model(n, 0.5 + i / 100, 0.5)], "n0")
+    assert shown_names(ranked) == ["n0", "n10", "n9", "n8", "n7", "n6", "n5", "n4"]
 
 
 def test_value_labels_start_right_of_their_whisker():

@@ -63,8 +63,12 @@ class Figure:
 
 
 def shown_names(results: Results) -> list[str]:
-    """The checkpoints that plots show: as many as there are colours, the baseline first."""
-    return results.names[: plots.SERIES]
+    """The checkpoints that plots show: as many as there are colours, the baseline, then the leaderboard's first."""
+    if len(results.names) <= plots.SERIES:
+        return results.names
+    board = leaderboard(results)
+    ranked = [standing.name for standing in board.standings] if board else []
+    return list(dict.fromkeys([results.baseline, *ranked, *results.names]))[: plots.SERIES]
 
 
 def figures(report: Report) -> list[Figure]:
@@ -92,16 +96,8 @@ def _pareto(results: Results, names: list[str]) -> Figure | None:
     board = leaderboard(results)
     if board is None:
         return None
-    points = [
-        (
-            s.name,
-            s.composition,
-            s.retention,
-            s.front,
-            names.index(s.name) if s.name in names else plots.SERIES - 1,
-        )
-        for s in board.standings
-    ]
+    colours = {name: index for index, name in enumerate(names)}
+    points = [(s.name, s.composition, s.retention, s.front, colours.get(s.name)) for s in board.standings]
     return Figure("Composition against retention (dashed: Pareto front)", plots.pareto(points))
 
 

@@ -176,20 +176,22 @@ def histograms(edges: Sequence[float], series: Sequence[Sequence[int]]) -> str:
     return _draw((5, 2.2), draw)
 
 
-def pareto(points: Sequence[tuple[str, float, float, bool, int]]) -> str:
+def pareto(points: Sequence[tuple[str, float, float, bool, int | None]]) -> str:
     """Composition (up) against retention (right); the front is joined by a line.
 
     Args:
-        points: (name, composition, retention, on the front, index of its colour), values in percent.
+        points: (name, composition, retention, on the front, index of its colour), values in percent. Without
+            a colour a point is small and grey, and named on the front alone.
     """
 
     def draw(axes) -> None:
         front = sorted((p[2], p[1]) for p in points if p[3])
         axes.plot(*zip(*front), color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for _, up, right, _, index in points:
-            axes.plot([right], [up], "o", color=colour(index), markersize=7, zorder=2)
+            shade, size = (_SOFT, 4) if index is None else (colour(index), 7)
+            axes.plot([right], [up], "o", color=shade, markersize=size, zorder=2)
         axes.margins(0.16, 0.16)
-        _label_points(axes, points)
+        _label_points(axes, [point for point in points if point[3] or point[4] is not None])
         axes.set_xlabel("retention, %")
         axes.set_ylabel("composition, %")
 
@@ -197,15 +199,20 @@ def pareto(points: Sequence[tuple[str, float, float, bool, int]]) -> str:
 
 
 def _label_points(axes, points: Sequence[tuple]) -> None:
-    """Names right of their points, pushed apart where two would overlap."""
-    low, high = axes.get_ylim()
-    gap, last = (high - low) * 0.055, -math.inf
-    for name, up, right, *_ in sorted(points, key=lambda p: p[1]):
-        y = max(up, last + gap)
-        last = y
+    """Names right of their points, pushed up where they would stand on a name that is there."""
+    (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
+    line, letter = (high - low) * 0.055, (right - left) * 0.0155
+    placed: list[tuple[float, float, float]] = []
+    for name, up, across, *_ in sorted(points, key=lambda p: p[1]):
+        text = name if len(name) <= 40 else f"{name[:39]}…"
+        end, y = across + letter * (len(text) + 2), up
+        for other_y, start, stop in sorted(placed):
+            if abs(y - other_y) < line and across < stop and start < end:
+                y = other_y + line
+        placed.append((y, across, end))
         axes.annotate(
-            name if len(name) <= 40 else f"{name[:39]}…",
-            (right, y),
+            text,
+            (across, y),
             (8, 0),
             textcoords="offset points",
             va="center",
