@@ -112,7 +112,7 @@ def write_crepe(root: Path, items: int = 3) -> None:
 
 
 def write_half_truths(root: Path, items: int = 12) -> None:
-    for subset in ("coco_qwen", "cc3m_qwen"):
+    for subset in ("coco_qwen", "coco_mistral", "cc3m_qwen"):
         rows = [
             {
                 "id": f"{subset}-{i}",

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from open_clip_triplet.errors import DataError
-from open_clip_triplet.evaluation.benchmarks import get
+from open_clip_triplet.evaluation.benchmarks import get, names
 from open_clip_triplet.evaluation.report.coverage import Run, coverage_series, read_coverage
 from open_clip_triplet.evaluation.report.figures import shown_names
-from open_clip_triplet.evaluation.report.reference import composition_block, known_models
+from open_clip_triplet.evaluation.report.reference import composition_block, known_models, published
 from open_clip_triplet.evaluation.report.render import render
 from open_clip_triplet.evaluation.report.retention import leaderboard, retention_block
 from open_clip_triplet.evaluation.report.sources import Results
@@ -190,6 +190,22 @@ def test_authors_numbers_have_a_table(results):
     assert rows and all(r["text"] == "partial" and not r["value"] for r in rows)
 
 
+def test_published_values_are_of_headlines_that_exist():
+    for name in names():
+        labels = {headline.label for headline in get(name).headlines}
+        for entry in published(name):
+            assert set(entry["values"]) <= labels and entry["source"], (name, entry["model"])
+    spec = next(iter(published("spec")))["values"]
+    for label, percent in spec.items():  # the authors' two decimals are whole numbers of our item counts
+        items = get("spec").expected[label.replace(" ", "_")]
+        assert round(100 * round(percent * items / 100) / items, 2) == percent, label
+    ours = share("spec", "x", {"accuracy": 0.5})
+    page = render([ours], "md", reference="")
+    assert (
+        "published CLIP ViT-B-32 openai" in page and "57.00" in page and "57.00" not in render([ours], "md")
+    )
+
+
 def test_a_near_zero_radar_becomes_bars(results):
     """A radar has its axes' names at angles and no bars; near zero it would be a dot."""
     low = model("low", 0.03, 0.02)
@@ -202,11 +218,11 @@ def test_long_names_are_whole_and_values_beyond_whiskers(results):
     name = "a-checkpoint-with-a-very-long-name_ViT-B-32_cc3m_lr5e-4_bs1024_epoch_30"
     page = render([*results, *model(name, 0.7, 0.45)], "html")
     assert page.count(name) > 5
-    names = [f"n{i}" for i in range(11)]
-    many = [share("sugarcrepe", n, {"accuracy": 0.5 + i / 100}) for i, n in enumerate(names)]
+    labels = [f"n{i}" for i in range(11)]
+    many = [share("sugarcrepe", n, {"accuracy": 0.5 + i / 100}) for i, n in enumerate(labels)]
     page = render(many, "html", baseline="n10")
     assert "Not drawn, for want of colours: n7, n8, n9." in re.sub(r"\s+", " ", page)
-    ranked = Results([r for i, n in enumerate(names) for r in model(n, 0.5 + i / 100, 0.5)], "n0")
+    ranked = Results([r for i, n in enumerate(labels) for r in model(n, 0.5 + i / 100, 0.5)], "n0")
     assert shown_names(ranked) == ["n0", "n10", "n9", "n8", "n7", "n6", "n5", "n4"]
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Benchmark:
     licence: str
     source: str
     layout: tuple[str, ...]
-    load: Callable[[Path], dict[str, Task]]
+    load: Callable[[Path], Mapping[str, Task]]
     expected: Mapping[str, int]
     groups: tuple | None = None
     averages: tuple[tuple[str, str], ...] = (("overall", "accuracy"),)
@@ -103,7 +103,7 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read as text ({error}); fetch it again") from error
 
 
-def is_caption(value: Any) -> bool:
+def is_caption(value: Any) -> TypeGuard[str]:
     """Whether a value from an annotation file is a caption: text that UTF-8 can hold and is not empty."""
     if not isinstance(value, str) or not value.strip():
         return False

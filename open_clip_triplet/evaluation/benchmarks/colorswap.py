@@ -20,7 +20,7 @@ def load(root: Path) -> dict[str, PairTask]:
         raise BENCHMARK.missing(root)
     task = PairTask([], expected=300)
     for key, entry in entries(path, FIELDS, task):
-        images = tuple(_image(path.parent, entry[f"image_{i}"]) for i in (1, 2))
+        images = (_image(path.parent, entry["image_1"]), _image(path.parent, entry["image_2"]))
         captions = (entry["caption_1"], entry["caption_2"])
         source = entry.get("caption_source")
         groups = (source,) if isinstance(source, str) and source else ()

@@ -8,6 +8,7 @@ Reference: Wang et al., ICCV 2023; github.com/Wangt-CN/EqBen (evaluate_eqben_loc
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
@@ -55,19 +56,25 @@ def load(root: Path) -> dict[str, PairTask]:
     return tasks
 
 
-def _subset(entry) -> str:
+def _subset(entry: Any) -> str:
     image = entry.get("image0") if isinstance(entry, dict) else None
     return image.partition("/")[0].removeprefix("eqben").strip("_") if isinstance(image, str) else ""
 
 
-def _item(entry: dict, name: str, folder: Path) -> Pair | None:
+def _item(entry: Any, name: str, folder: Path) -> Pair | None:
     if not isinstance(entry, dict):
         return None
-    images, captions = ([entry.get(f"{what}{i}") for i in (0, 1)] for what in ("image", "caption"))
-    captions = [c[0] if isinstance(c, list) and c else c for c in captions]  # the authors take the first
-    if not all(map(is_caption, (*images, *captions))):
+    first, second = (_side(entry, side, folder) for side in (0, 1))
+    if first is None or second is None:
         return None
-    return Pair(name, (_image(folder, images[0]), _image(folder, images[1])), (captions[0], captions[1]))
+    return Pair(name, (first[0], second[0]), (first[1], second[1]))
+
+
+def _side(entry: dict, side: int, folder: Path) -> tuple[ImageRef, str] | None:
+    image, caption = entry.get(f"image{side}"), entry.get(f"caption{side}")
+    if isinstance(caption, list) and caption:
+        caption = caption[0]  # as the authors do
+    return (_image(folder, image), caption) if is_caption(image) and is_caption(caption) else None
 
 
 def _image(folder: Path, name: str) -> ImageRef:

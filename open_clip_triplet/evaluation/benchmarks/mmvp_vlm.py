@@ -65,8 +65,9 @@ def load(root: Path) -> dict[str, PairTask]:
 
 def _pair(folder: Path, first: int, pair: list) -> Pair:
     kind = Path(pair[0][0]).name  # the authors look for both images in the folder of the first one's type
-    images = tuple(find_image([folder / IMAGES / kind], f"{first + i}.jpg") for i in (0, 1))
-    return Pair(str(first), images, tuple(PREFIX + statement for _, statement in pair))
+    images = [find_image([folder / IMAGES / kind], f"{first + i}.jpg") for i in (0, 1)]
+    captions = [PREFIX + statement for _, statement in pair]
+    return Pair(str(first), (images[0], images[1]), (captions[0], captions[1]))
 
 
 BENCHMARK = Benchmark(

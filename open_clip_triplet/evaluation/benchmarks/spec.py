@@ -7,6 +7,7 @@ Reference: Peng et al., CVPR 2024; github.com/wjpoom/SPEC (spec/dataset.py, spec
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
@@ -35,7 +36,9 @@ SIZES = {f"{name}_{way}": count for way in FILES for name, count in COUNTS.items
 def load(root: Path) -> dict[str, Task]:
     folder = first_folder(root, ["spec/data", "spec"])
     tasks: dict[str, Task] = {}
-    for name in COUNTS if folder else ():
+    if folder is None:
+        raise BENCHMARK.missing(root)
+    for name in COUNTS:
         for way, file in FILES.items():
             path = folder / name / file
             if path.is_file():
@@ -59,7 +62,7 @@ def _task(path: Path, way: str, size: int) -> Task:
     return task
 
 
-def _item(entry, name: str, folder: Path, way: str) -> Choice | ImageChoice | None:
+def _item(entry: Any, name: str, folder: Path, way: str) -> Choice | ImageChoice | None:
     """``{"query": image or caption, "keys": the candidates, "label": place of the right one}``"""
     if not isinstance(entry, dict):
         return None

@@ -31,11 +31,11 @@ def load(root: Path) -> dict[str, PairTask]:
     task = PairTask([], expected=2084)
     for path in files:
         for number, row in parquet_rows(path, ("id", "category", *TEXTS)):
-            captions = tuple(row[name] for name in TEXTS)
+            captions = (row["text_0"], row["text_1"])
             if not all(map(is_caption, captions)) or not is_caption(row["category"]):
                 task.leave_out("annotation incomplete", f"{path.name}/{number}")
                 continue
-            images = tuple(parquet_image(path, f"image_{i}", number) for i in (0, 1))
+            images = (parquet_image(path, "image_0", number), parquet_image(path, "image_1", number))
             task.items.append(Pair(str(row["id"]), images, captions, (row["category"],)))
     return {"vismin": task}
 

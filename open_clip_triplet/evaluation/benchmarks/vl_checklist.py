@@ -9,6 +9,7 @@ Reference: Zhao et al., EMNLP demos 2022; github.com/om-ai-lab/VL-CheckList (cor
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
@@ -81,7 +82,9 @@ def _tree(kind: str, files: dict[str, str]) -> tuple:
 def load(root: Path) -> dict[str, ChoiceTask]:
     folder = first_folder(root, ["vl_checklist/data", "VL-CheckList/data"])
     tasks = {}
-    for kind, files in TYPES.items() if folder else ():
+    if folder is None:
+        raise BENCHMARK.missing(root)
+    for kind, files in TYPES.items():
         for name, file in files.items():
             if (folder / file).is_file():
                 images = _image_folders(Path(root), name.partition("_")[0])
@@ -112,17 +115,18 @@ def _task(path: Path, folders: list[Path], size: int) -> ChoiceTask:
     return task
 
 
-def _item(entry, name: str, folders: list[Path]) -> Choice | None:
+def _item(entry: Any, name: str, folders: list[Path]) -> Choice | None:
     """``[image path, {"POS": [captions], "NEG": [captions]}]``"""
     if not (
         isinstance(entry, list) and len(entry) == 2 and is_caption(entry[0]) and isinstance(entry[1], dict)
     ):
         return None
-    captions = [entry[1].get(side) for side in ("POS", "NEG")]
-    if not all(isinstance(c, list) and c and is_caption(c[0]) for c in captions):
+    positives, negatives = (entry[1].get(side) for side in ("POS", "NEG"))
+    if not (isinstance(positives, list) and positives and is_caption(positives[0])):
         return None
-    image = _image(folders, entry[0])
-    return Choice(name, image, (captions[0][0],), (captions[1][0],))
+    if not (isinstance(negatives, list) and negatives and is_caption(negatives[0])):
+        return None
+    return Choice(name, _image(folders, entry[0]), (positives[0],), (negatives[0],))
 
 
 def _image(folders: list[Path], name: str) -> ImageRef:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def load(root: Path) -> dict[str, ChoiceTask]:
     return tasks
 
 
-def _controlled(entry, name: str, folders: list[Path]) -> Choice | None:
+def _controlled(entry: Any, name: str, folders: list[Path]) -> Choice | None:
     """``{"image_path": ..., "caption_options": [right, wrong, wrong, wrong]}``"""
     if not isinstance(entry, dict):
         return None
@@ -147,7 +148,7 @@ def _place(path: str) -> tuple[str, str]:
     return f"{parts[0]} {parts[-1]}", AXES[parts[1]]
 
 
-def _question(entry, name: str, folders: list[Path]) -> Choice | None:
+def _question(entry: Any, name: str, folders: list[Path]) -> Choice | None:
     """``[image id, right caption, wrong caption]``"""
     if not isinstance(entry, list) or len(entry) != 3 or not all(map(is_caption, entry[1:])):
         return None

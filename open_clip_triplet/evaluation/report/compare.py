@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from open_clip_triplet.evaluation.benchmarks import get
@@ -78,15 +80,19 @@ def _average_rows(benchmark: str, ours: dict, differences: dict, mark: str) -> l
     for average, metric in described.averages:
         if average not in ours["summary"]:
             continue
-        leaves = [x for x in tree_leaves(described.groups) if metric in ours["subsets"][x]["outcomes"]]
-        groups = described.groups if average == "overall" else tuple(leaves)
+        tree = described.groups or ()
+        leaves = [x for x in tree_leaves(tree) if metric in ours["subsets"][x]["outcomes"]]
+        groups = tree if average == "overall" else tuple(leaves)
         if all((leaf, metric) in differences for leaf in leaves):
-            bounds = paired_bootstrap(
-                [differences[leaf, metric] for leaf in leaves],
-                lambda drawn, leaves=leaves, groups=groups: tree_mean(groups, dict(zip(leaves, drawn))),
-            )
+            parts = [differences[leaf, metric] for leaf in leaves]
+            bounds = paired_bootstrap(parts, functools.partial(_mean_over, groups, leaves))
             rows.append(_comparison_row(f"{benchmark} {average}{mark}", bounds, bounds["p"], ("", "")))
     return rows
+
+
+def _mean_over(groups: tuple, leaves: list[str], drawn: np.ndarray) -> np.ndarray:
+    """[leaves, draws] -> [draws] means over the tree."""
+    return tree_mean(groups, dict(zip(leaves, drawn)))
 
 
 def _comparison_row(label: str, bounds: dict, p: float, counts: tuple[str, str]) -> Row:

@@ -48,10 +48,11 @@ def sections(report: Report) -> list[Section]:
     ]
     if report.coverage:
         summary.append(coverage_block(results, list(report.coverage)))
+    authors = headline_blocks(results, report.reference is not None)
     found = [
         Section("summary", "Summary", tuple(block for block in summary if block is not None)),
         Section("paper", "The paper's tables", tuple(paper_blocks(results))),
-        Section("headlines", "The authors' numbers", tuple(headline_blocks(results)), plain=True),
+        Section("headlines", "The authors' numbers", tuple(authors), plain=True),
         Section("tests", "Paired tests", tuple(comparison_blocks(results)), plain=True),
         Section("all", "All values", tuple(interval_blocks(results)), plain=True),
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import numpy as np
+
 from open_clip_triplet.evaluation.benchmarks import get
 from open_clip_triplet.evaluation.benchmarks.base import tree_leaves, tree_mean
 from open_clip_triplet.evaluation.report import plots
@@ -140,10 +142,11 @@ def _tree_bars(benchmark: str, found: list[dict | None]) -> Figure | None:
     for node in nodes:
         leaves = tree_leaves([node])
         values = [[_triple(result, leaf, metric) for leaf in leaves] for result in found]
-        means = [
-            None if None in triples else float(tree_mean([node], dict(zip(leaves, (t[0] for t in triples)))))
-            for triples in values
-        ]
+        means = []
+        for triples in values:
+            known = [np.asarray(triple[0]) for triple in triples if triple is not None]
+            whole = len(known) == len(leaves)
+            means.append(float(tree_mean([node], dict(zip(leaves, known)))) if whole else None)
         if any(mean is not None for mean in means):
             name = os.path.commonprefix(leaves) if len(leaves) > 1 else leaves[0].rpartition("_")[0]
             rows.append((name.rpartition("_")[0] if len(leaves) > 1 else name, means))

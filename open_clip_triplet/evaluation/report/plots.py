@@ -18,7 +18,7 @@ SERIES = 8
 #: stand-in colour -> CSS variable
 _INK, _SOFT, _LINE = "#00fe10", "#00fe11", "#00fe12"
 _VARIABLES = {_INK: "ink", _SOFT: "soft", _LINE: "line"} | {f"#00fe0{i}": f"s{i}" for i in range(SERIES)}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be read, searched and copied
     "svg.hashsalt": "open_clip_triplet",  # the same page for the same results
     "text.parse_math": False,  # a checkpoint may be called $x$

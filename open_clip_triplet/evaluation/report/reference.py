@@ -70,8 +70,8 @@ def known_models(which: str = "") -> list[KnownModel]:
 
 
 def _model(row: dict[str, str]) -> KnownModel:
-    names = [row.pop(name) for name in ("model", "pretrained", "family")]
-    return KnownModel(*names, {source: float(value) for source, value in row.items()})
+    model, weights, family = (row.pop(name) for name in ("model", "pretrained", "family"))
+    return KnownModel(model, weights, family, {source: float(value) for source, value in row.items()})
 
 
 def composition_block(results: Results, which: str | None = None) -> Block | None:
@@ -107,8 +107,8 @@ def composition_block(results: Results, which: str | None = None) -> Block | Non
 def _cells(model: KnownModel, columns: list) -> tuple[Cell, ...]:
     cells = []
     for *_, sources in columns:
-        values = [model.value(source) for source in sources]
-        cells.append(Cell() if None in values else Cell(float(np.mean(values))))
+        values = [value for source in sources if (value := model.value(source)) is not None]
+        cells.append(Cell(float(np.mean(values))) if len(values) == len(sources) else Cell())
     return tuple(cells)
 
 
@@ -117,3 +117,8 @@ def twofold_notes(sources: Iterable[str]) -> list[str]:
     definitions = load_toml("reference.toml")["twofold"]
     benchmarks = dict.fromkeys(source.partition(":")[0] for source in sources)
     return [definitions[benchmark] for benchmark in benchmarks if benchmark in definitions]
+
+
+def published(benchmark: str) -> list[dict]:
+    """Models whose headlines the authors of a benchmark print: ``model``, ``source``, ``values`` by headline."""
+    return [entry for entry in load_toml("reference.toml")["published"] if entry["benchmark"] == benchmark]

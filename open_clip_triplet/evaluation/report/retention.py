@@ -120,7 +120,7 @@ def leaderboard(results: Results) -> Leaderboard | None:
         for name in ranked
     }
     standings = [
-        Standing(name, *point, front=not any(_dominates(other, point) for other in points.values()))
+        Standing(name, point[0], point[1], not any(_dominates(other, point) for other in points.values()))
         for name, point in points.items()
     ]
     standings.sort(key=lambda s: (-s.composition, -s.retention))

@@ -57,7 +57,7 @@ class Results:
         if len(known) < len(found):
             return Cell(text=PARTIAL)
         if len(known) == 1:
-            return Cell(*(_percent(known[0][part]) for part in ("value", "low", "high")))
+            return value_cell(known[0])
         return Cell(100 * float(np.mean([metric["value"] for metric in known])))
 
     def metric(self, name: str, source: str) -> dict | str | None:
@@ -76,5 +76,7 @@ class Results:
         return metric if subset["complete"] else PARTIAL
 
 
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
+def value_cell(numbers: dict) -> Cell:
+    """{value, low, high} in 0..1 as a cell in percent."""
+    value, low, high = (None if numbers[x] is None else 100 * numbers[x] for x in ("value", "low", "high"))
+    return Cell(value, low, high)
