@@ -96,6 +96,7 @@ def test_bad_answers_are_asked_again_with_another_seed_then_counted():
     assert GenerateWithRetries(model, Checker(PROMPT))(samples, stats) == [["A white bird on the roof"], []]
     assert len(set(seeds)) == len(seeds) == 5
     assert stats.dropped == {"prompt echo": 1} and stats.counts == {"asked again": 3}
+    assert stats.answers == {"0_1": "A dog to the right of the cat."}
 
 
 def test_what_can_never_be_answered_is_not_asked_again():

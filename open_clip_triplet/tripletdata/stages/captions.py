@@ -58,6 +58,7 @@ class GenerateWithRetries:
         faults: list[str | None] = [
             "caption too long" if len(s.text) > self.longest else None for s in samples
         ]
+        last: list[list[str]] = [[] for _ in samples]
         pending = [i for i, fault in enumerate(faults) if fault is None]
         attempts = self.attempts if self.model.retries else 1
         first = stats.redo_round * attempts  # asked again after a run: other seeds
@@ -75,15 +76,16 @@ class GenerateWithRetries:
             hopeless = set()
             for i, candidates in zip(pending, answers, strict=True):
                 faults[i] = self._take(samples[i].text, candidates, accepted[i])
+                last[i] = [str(candidate) for candidate in candidates if isinstance(candidate, str)]
                 if any(isinstance(candidate, NoAnswer) for candidate in candidates):
                     hopeless.add(i)
             pending = [i for i in pending if len(accepted[i]) < self.count and i not in hopeless]
             stats.report(1 - len(pending) / max(len(samples), 1))
             if not pending:
                 break
-        for sample, taken, fault in zip(samples, accepted, faults):
+        for sample, taken, fault, answers in zip(samples, accepted, faults, last):
             if not taken:
-                stats.drop(fault or "empty", sample.key)
+                stats.drop(fault or "empty", sample.key, next(iter(answers), None))
             elif len(taken) < self.count:
                 stats.count("fewer negatives than asked")
         return accepted
