@@ -79,6 +79,31 @@ def test_eight_gpus_and_several_nodes_keep_the_batch():
     assert args.batch_size * args.accum_freq * 8 * 2 == 1024
 
 
+def test_slurm_starts_one_torchrun_a_node_with_the_jobs_own_port(tmp_path):
+    """With a ``srun`` that runs its task and tells what it was given, and a ``scontrol`` that names two nodes."""
+    for name, script in {
+        "scontrol": "printf 'node1\\nnode2\\n'",
+        "srun": 'echo "cpus $SRUN_CPUS_PER_TASK"; echo "args $*"; shift; exec "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "DRY_RUN": "1", "GPUS": "8", "SLURM_JOB_ID": "123456",
+        "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "48",
+    }
+    command = ["bash", FOLDER / "slurm.sh", FOLDER / "tripletclip.sh", "--lr", "1e-3"]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert found.returncode == 0, found.stderr
+    cpus, arguments, *line = found.stdout.splitlines()
+    assert cpus == "cpus 48" and arguments.startswith("args --kill-on-bad-exit bash ")
+    argv = shlex.split(line[-1])
+    assert argv[argv.index("--rdzv_endpoint") + 1] == "node1:23456"
+    assert argv[argv.index("--rdzv_id") + 1] == "123456" and argv[argv.index("--nnodes") + 1] == "2"
+    assert parse(argv).lr == 1e-3 and parse(argv).batch_size == 64
+    directives = [line for line in (FOLDER / "slurm.sh").read_text().splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --output=%x-%j.out" in directives
+
+
 def test_lit_locks_the_tower_that_is_pretrained():
     for tower, other in (("image", "text"), ("text", "image")):
         args = parse(dry_run(FOLDER / "lit.sh", FROZEN=tower))

@@ -49,7 +49,10 @@ train() {
     launcher=("$PYTHON" -m)
     if ((world > 1)); then
         launcher=(torchrun --nproc_per_node "$GPUS" --nnodes "$NODES")
-        ((NODES > 1)) && launcher+=(--rdzv_backend c10d --rdzv_endpoint "${HEAD_NODE:?set by slurm.sh}:29500")
+        ((NODES > 1)) && launcher+=(
+            --rdzv_backend c10d --rdzv_id "${RDZV_ID:-0}"
+            --rdzv_endpoint "${HEAD_NODE:?set by slurm.sh}:${RDZV_PORT:-29500}"
+        )
         launcher+=(-m --)  # else torchrun takes OpenCLIP's --logs for its own
         set -- --local-loss --gather-with-grad "$@"
     fi

@@ -9,9 +9,15 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
 #SBATCH --requeue
 set -euo pipefail
 : "${1:?give a recipe: sbatch slurm.sh examples/recipes/tripletclip.sh}"
 HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export HEAD_NODE GPUS=${GPUS:-8}
+# since Slurm 22.05 srun does not take --cpus-per-task from the job: without this a task gets one core
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-64}
+# of the job's own, so that two jobs on one node do not meet
+export RDZV_ID=$SLURM_JOB_ID RDZV_PORT=$((20000 + SLURM_JOB_ID % 10000))
 srun --kill-on-bad-exit bash "$@"
