@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: install test test-vllm demo demo-short reproduce-short lint docs clean
+.PHONY: install test test-package test-vllm demo demo-short reproduce-short lint docs clean
 
 install: $(VENV)/.installed
 
@@ -15,7 +15,12 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 test: install
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report= $(ARGS)
+	@echo "coverage: $$($(BIN)/coverage report --format=total)% of the lines in open_clip_triplet/"
+
+# sdist and wheel, built, installed and used; FULL=1 installs all dependencies from PyPI
+test-package: install
+	PYTHON=$(BIN)/python FULL=$(FULL) bash tests/package/run.sh
 
 test-vllm:
 	PYTHON=$(PYTHON) bash tests/vllm/run.sh

@@ -42,7 +42,7 @@ def open_clip_folder(pretrained: str) -> Path | None:
 
 def _converted(pretrained: str, folder: Path) -> Path:
     from open_clip_triplet.evaluation.checkpoints.export import export
-    from open_clip_triplet.evaluation.images import file_digest
+    from open_clip_triplet.evaluation.hashes import file_digest
 
     facts = identify(CheckpointSpec("", str(folder)), file_digest)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "open_clip_triplet" / "converted"
