@@ -91,6 +91,5 @@ BENCHMARK = Benchmark(
         for kind in ("", *KINDS)
         for label, metric in (("half-truth accuracy", "accuracy"), ("correct ordering", "ordering"))
     ),
-    size="Parquet with images",
     reference="Kargi et al., arXiv:2602.23906",
 )

@@ -93,6 +93,5 @@ BENCHMARK = Benchmark(
     expected=SIZES,
     groups=(tuple(f"{name}_i2t" for name in COUNTS), tuple(f"{name}_t2i" for name in COUNTS)),
     headlines=tuple(Headline(name.replace("_", " "), "accuracy", name) for name in SIZES),
-    size="data.zip",
     reference="Peng et al., CVPR 2024",
 )
