@@ -32,7 +32,7 @@ demo-short: install
 	$(BIN)/python tools/demo.py --output demo --short
 
 reproduce-short: install
-	PYTHON=$(BIN)/python SHORT=1 bash examples/reproduce_shapes.sh
+	PYTHON=$(BIN)/python SHORT=1 bash examples/reproduce.sh
 
 lint: install
 	$(BIN)/ruff check .

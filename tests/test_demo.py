@@ -18,9 +18,9 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import demo  # noqa: E402
-import reproduce_shapes  # noqa: E402
-import shape_page  # noqa: E402
-import shape_runs  # noqa: E402
+import reproduce  # noqa: E402
+import world_page  # noqa: E402
+import world_runs  # noqa: E402
 import sweep  # noqa: E402
 from open_clip_triplet import options  # noqa: E402
 from open_clip_triplet.shards import by_role, read_meta, read_samples  # noqa: E402
@@ -38,7 +38,7 @@ def result(label: str, group_correct: str, **more) -> dict:
 
 def test_difference_is_paired():
     """Four items: a is right where b is wrong once, and wrong where b is right never."""
-    lead, low, high = shape_runs.difference(result("a", "1110"), result("b", "1100"))
+    lead, low, high = world_runs.difference(result("a", "1110"), result("b", "1100"))
     assert lead == pytest.approx(0.25)
     # the differences 0, 0, 1, 0 have the standard deviation 0.5, and their mean that of 0.25
     assert (low, high) == (pytest.approx(0.25 - 0.49, abs=1e-3), pytest.approx(0.25 + 0.49, abs=1e-3))
@@ -46,9 +46,9 @@ def test_difference_is_paired():
 
 def test_recall_counts_ties_as_above():
     similarity = np.array([[0.9, 0.1, 0.1], [0.5, 0.5, 0.1], [0.3, 0.2, 0.1]])
-    assert shape_runs.recall_at(similarity, 1) == pytest.approx(1 / 3)
-    assert shape_runs.recall_at(similarity, 2) == pytest.approx(2 / 3)
-    assert shape_runs.recall_at(similarity, 3) == 1
+    assert world_runs.recall_at(similarity, 1) == pytest.approx(1 / 3)
+    assert world_runs.recall_at(similarity, 2) == pytest.approx(2 / 3)
+    assert world_runs.recall_at(similarity, 3) == 1
 
 
 @pytest.mark.parametrize(
@@ -83,32 +83,32 @@ def test_the_page_holds_everything_and_escapes_it(tmp_path):
 def test_a_finished_run_is_not_repeated_unless_its_command_changed(tmp_path, monkeypatch):
     (tmp_path / "shards" / "train").mkdir(parents=True)
     (tmp_path / "shards" / "train" / "00000.tar").write_bytes(b"")
-    run = shape_runs.Run("NegCLIP++", 1, 10, ("--loss", "negclip"))
+    run = world_runs.Run("NegCLIP++", 1, 10, ("--loss", "negclip"))
     assert run.name == "negclip-plus-plus-10-steps-seed-1"
     trained = []
-    monkeypatch.setattr(shape_runs, "_train", lambda run, argv, folder, **_: trained.append(argv) or "x.pt")
-    monkeypatch.setattr(shape_runs, "_position", lambda checkpoint: {})
-    monkeypatch.setattr(shape_runs, "score", lambda checkpoint, val: {"group": 0.5})
-    first = shape_runs.execute(run, tmp_path, ("--batch-size", "128"))
-    assert shape_runs.execute(run, tmp_path, ("--batch-size", "128")) == first and len(trained) == 1
-    shape_runs.execute(run, tmp_path, ("--batch-size", "64"))
+    monkeypatch.setattr(world_runs, "_train", lambda run, argv, folder, **_: trained.append(argv) or "x.pt")
+    monkeypatch.setattr(world_runs, "_position", lambda checkpoint: {})
+    monkeypatch.setattr(world_runs, "score", lambda checkpoint, val: {"group": 0.5})
+    first = world_runs.execute(run, tmp_path, ("--batch-size", "128"))
+    assert world_runs.execute(run, tmp_path, ("--batch-size", "128")) == first and len(trained) == 1
+    world_runs.execute(run, tmp_path, ("--batch-size", "64"))
     assert len(trained) == 2
     record = json.loads(next((tmp_path / "results").glob("*.json")).read_text())
     assert "64" in record["command"] and record["label"] == "NegCLIP++"
 
 
 def test_runs_have_different_names():
-    runs = reproduce_shapes.plan(150, [0, 1])
+    runs = reproduce.plan(150, [0, 1])
     assert len({run.name for run in runs}) == len(runs)
 
 
 def test_equal_work_counts_what_is_encoded():
-    assert reproduce_shapes.equal_work_steps(150, 2) == 300
-    assert reproduce_shapes.equal_work_steps(150, 6) == 100
-    runs = reproduce_shapes.plan(150, [0])
-    assert sum(run.steps == 150 for run in runs) == len(reproduce_shapes.ROWS)
+    assert reproduce.equal_work_steps(150, 2) == 300
+    assert reproduce.equal_work_steps(150, 6) == 100
+    runs = reproduce.plan(150, [0])
+    assert sum(run.steps == 150 for run in runs) == len(reproduce.ROWS)
     # LaCLIP+HN and both triplet rows encode what TripletCLIP does, so they are not run again
-    assert len(runs) == 2 * len(reproduce_shapes.ROWS) - 3
+    assert len(runs) == 2 * len(reproduce.ROWS) - 3
 
 
 def shape_results(seeds=(0, 1)) -> list[dict]:
@@ -121,31 +121,31 @@ def shape_results(seeds=(0, 1)) -> list[dict]:
 
 
 def test_the_page_orders_and_pairs():
-    groups = shape_page.by_label(shape_results())
+    groups = world_page.by_label(shape_results())
     assert list(groups) == ["LaCLIP", "NegImage", "NegCLIP++", "TripletCLIP"]
-    words = shape_page.ordering(groups)
+    words = world_page.ordering(groups)
     assert "Here (group score): NegCLIP++ < LaCLIP < NegImage < TripletCLIP: not the same." in words
     # both seeds are alike: the differences are 0 0 0 0 0 1 1 1 0 0, mean 0.3, deviation 0.483
-    lead, low, high = shape_page.lead(groups["TripletCLIP"], groups["LaCLIP"])
+    lead, low, high = world_page.lead(groups["TripletCLIP"], groups["LaCLIP"])
     assert (lead, low, high) == (
         pytest.approx(0.3), pytest.approx(0.3 - 0.2994, abs=1e-3), pytest.approx(0.3 + 0.2994, abs=1e-3)
     )
-    table = shape_page.score_table(groups)
+    table = world_page.score_table(groups)
     assert "| +30.0 [+0.1, +59.9] |" in table and "| 80.0 80.0 |" in table
-    assert "| TripletCLIP | 75.0 | 83.3 | 79.2 |" in shape_page.category_table(groups)
+    assert "| TripletCLIP | 75.0 | 83.3 | 79.2 |" in world_page.category_table(groups)
 
 
 def test_a_lead_uses_the_seeds_that_both_have():
     runs = [result("TripletCLIP", "1111", seed=0), result("TripletCLIP", "0000", seed=1)]
-    assert shape_page.lead(runs, [result("LaCLIP", "1100", seed=0)])[0] == pytest.approx(0.5)
+    assert world_page.lead(runs, [result("LaCLIP", "1100", seed=0)])[0] == pytest.approx(0.5)
 
 
 def test_the_page_is_written_from_what_is_done(tmp_path, capsys):
     (tmp_path / "results").mkdir()
-    for run in reproduce_shapes.plan(300, [0], ["steps"], ["LaCLIP", "TripletCLIP"]):
+    for run in reproduce.plan(300, [0], ["steps"], ["LaCLIP", "TripletCLIP"]):
         done = result(run.label, "1110" * 5, images_seen=1, captions_seen=1)
         (tmp_path / "results" / f"{run.name}.json").write_text(json.dumps(done))
-    assert reproduce_shapes.main(["--output", str(tmp_path), "--page-only", "--budgets", "steps"]) == 0
+    assert reproduce.main(["--output", str(tmp_path), "--page-only", "--budgets", "steps"]) == 0
     page = (tmp_path / "shapes.md").read_text()
     assert "22 of 24 runs are not done" in page and "| TripletCLIP | 63.49 |" in page
     assert (tmp_path / "shapes.png").read_bytes().startswith(b"\x89PNG")
@@ -161,8 +161,8 @@ def test_the_sweep_is_one_change_at_a_time(tmp_path, monkeypatch, capsys):
         (tmp_path / "results" / f"{run.name}.json").write_text(json.dumps(made))
 
     (tmp_path / "results").mkdir()
-    monkeypatch.setattr(shape_runs, "execute", execute)
-    monkeypatch.setattr(shape_runs, "last_checkpoint", lambda run, output: Path(f"{run.name}.pt"))
+    monkeypatch.setattr(world_runs, "execute", execute)
+    monkeypatch.setattr(world_runs, "last_checkpoint", lambda run, output: Path(f"{run.name}.pt"))
     monkeypatch.setattr(sweep, "build_shards", lambda output: None)
     monkeypatch.setattr(sweep, "prepare", lambda shards, args: None)
     assert sweep.main(["--output", str(tmp_path), "--seeds", "0", "1"]) == 0
@@ -182,8 +182,8 @@ def test_the_sweeps_shards_are_made_by_the_tools(tmp_path, monkeypatch):
     shapes.build(tmp_path / "shards", samples=400, val_samples=80, shards=8, world="single", image_size=32,
                  seed=0, workers=1)
     weights = tmp_path / "weights.pt"
-    open_clip.add_model_config(shape_runs.MODEL_CONFIG)
-    torch.save({"state_dict": open_clip.create_model(shape_runs.MODEL).state_dict()}, weights)
+    open_clip.add_model_config(world_runs.MODEL_CONFIG)
+    torch.save({"state_dict": open_clip.create_model(world_runs.MODEL).state_dict()}, weights)
     monkeypatch.setattr(sweep, "first_stage", lambda seed, args: weights)
     args = argparse.Namespace(output=tmp_path)
 

@@ -20,11 +20,11 @@ import sys
 import time
 from pathlib import Path
 
-import shape_runs
+import world_runs
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.shards import by_role, read_samples
 from open_clip_triplet.tripletdata.worlds import shapes
-from shape_runs import SCORES, Run, difference, interval
+from world_runs import SCORES, Run, difference, interval
 
 METHODS = ("clip", "negclip", "triplet")
 #: No crops: where a thing is belongs to its caption. The second moment of 0.999, OpenCLIP's default for
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(f"2. training: {', '.join(METHODS)}; {steps} steps each from seed {args.seed}", flush=True)
     results = [
-        shape_runs.execute(Run(method, args.seed, steps, ("--loss", method)), args.output, COMMON)
+        world_runs.execute(Run(method, args.seed, steps, ("--loss", method)), args.output, COMMON)
         for method in METHODS
     ]
     print("\n3. held-out scenes, percent [95% interval]\n")

@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import shape_page
-import shape_runs
+import world_page
+import world_runs
 from demo import COMMON
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.shards import ShardWriter, by_role, read_meta, read_samples, write_sizes
 from open_clip_triplet.tripletdata import cli
-from reproduce_shapes import build_shards
-from shape_runs import MODEL, MODEL_CONFIG, Run
+from reproduce import build_shards
+from world_runs import MODEL, MODEL_CONFIG, Run
 
 CLIP, TRIPLET, NEGCLIP = ("--loss", "clip"), ("--loss", "triplet"), ("--loss", "negclip")
 MINED, RULES, SPOILT = "shards-mined", "shards-rules", "shards-spoilt"
@@ -103,23 +103,23 @@ def main(argv: list[str] | None = None) -> int:
 def write(args: argparse.Namespace) -> None:
     """Csv and plot of what is done, in the output folder, and the scores on the screen."""
     runs = {label: done(label, args) for label in ABLATIONS_BY_LABEL}
-    write_text_durably(args.output / "sweep.csv", shape_page.table_csv([r for group in runs.values() for r in group]))
+    write_text_durably(args.output / "sweep.csv", world_page.table_csv([r for group in runs.values() for r in group]))
     panels = {}
     for name in ABLATIONS:
         groups = {label: runs[label] for label in ABLATIONS[name] if runs[label]}
         panels[f"{HEADINGS[name]} ({args.steps} steps)"] = groups
         print(f"\n{HEADINGS[name]}")
         for label, runs_of_label in groups.items():
-            value, low, high = shape_page.percent(*shape_page.mean_interval(shape_page.item_means(runs_of_label)))
-            seeds = " ".join(shape_page.percent(*(run["group"] for run in runs_of_label)))
+            value, low, high = world_page.percent(*world_page.mean_interval(world_page.item_means(runs_of_label)))
+            seeds = " ".join(world_page.percent(*(run["group"] for run in runs_of_label)))
             print(f"  {label:34} group {value} [{low}, {high}]  each seed {seeds}")
-    (args.output / "sweep.png").write_bytes(shape_page.figure(panels))
+    (args.output / "sweep.png").write_bytes(world_page.figure(panels))
 
 
 def done(label: str, args: argparse.Namespace) -> list[dict]:
     """Results of an ablation, in order of seed."""
     runs = (Run(label, seed, args.steps, ()) for seed in args.seeds)
-    return [found for run in runs if (found := shape_runs.result_of(run, args.output))]
+    return [found for run in runs if (found := world_runs.result_of(run, args.output))]
 
 
 def train(label: str, ablation: Ablation, seed: int, args: argparse.Namespace) -> None:
@@ -129,16 +129,16 @@ def train(label: str, ablation: Ablation, seed: int, args: argparse.Namespace) -
     if ablation.continues:
         flags += ("--pretrained", str(first_stage(seed, args)))
     run = Run(label, seed, args.steps, flags, ablation.shards)
-    shape_runs.execute(run, args.output, COMMON, keep_checkpoint=False)
+    world_runs.execute(run, args.output, COMMON, keep_checkpoint=False)
 
 
 def first_stage(seed: int, args: argparse.Namespace) -> Path:
     """Checkpoint of LaCLIP after as many steps."""
     run = Run(FIRST_STAGE, seed, args.steps, CLIP)
-    if shape_runs.last_checkpoint(run, args.output) is None:
+    if world_runs.last_checkpoint(run, args.output) is None:
         (args.output / "results" / f"{run.name}.json").unlink(missing_ok=True)
-    shape_runs.execute(run, args.output, COMMON)
-    return shape_runs.last_checkpoint(run, args.output)
+    world_runs.execute(run, args.output, COMMON)
+    return world_runs.last_checkpoint(run, args.output)
 
 
 # --- shards ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shape_runs import SCORES
+from world_runs import SCORES
 
 #: SugarCrepe on CC3M in the paper (Table 3; Tables 4 and 15 for the others, Table 15 at batch 512)
 PAPER = {

@@ -1,4 +1,4 @@
-"""Train and score methods on the shape world; what the demo and the reproduction share.
+"""Train and score methods on an embedded world; what the demo and the reproduction share.
 
 A run trains one method with ``python -m open_clip_triplet.train``, scores the checkpoint on the
 held-out scenes and leaves ``OUTPUT/results/NAME.json``. A run whose result is there is not repeated.
@@ -159,7 +159,8 @@ def score(checkpoint: Path, val: Path) -> dict:
         ``text``, ``image``, ``group``: Winoground's scores, 0..1; ``items``: how many samples;
         ``group_correct``: a string of 0 and 1, one per item; ``categories``: {category: [right,
         items]}, the caption preferred to its hard negative for the positive image (SugarCrepe);
-        ``r5``: mean of image-to-text and text-to-image recall at 5 among all the positives.
+        ``category_correct``: {category: string of 0 and 1}, the group score of its items, in their order;
+        ``r1``, ``r5``: mean of image-to-text and text-to-image recall among all the positives.
     """
     import open_clip
 
@@ -182,16 +183,20 @@ def score(checkpoint: Path, val: Path) -> dict:
     s00, s01, s10, s11, _, _ = pair_similarities(x0, x1, y0, y1).T
     correct = composition_correct(s00, s01, s10, s11)
     categories: dict[str, list[int]] = {}
-    for sample, right in zip(samples, s00 > s01, strict=True):
-        counts = categories.setdefault(read_meta(sample)["category"], [0, 0])
+    by_category: dict[str, str] = {}
+    for sample, right, group in zip(samples, s00 > s01, correct["group"], strict=True):
+        category = read_meta(sample)["category"]
+        counts = categories.setdefault(category, [0, 0])
         counts[0] += int(right)
         counts[1] += 1
+        by_category[category] = by_category.get(category, "") + "01"[int(group)]
     return {
         **{name: float(correct[name].mean()) for name in SCORES},
         "items": len(samples),
         "group_correct": "".join("1" if right else "0" for right in correct["group"]),
         "categories": dict(sorted(categories.items())),
-        "r5": (recall_at(x0 @ y0.T, 5) + recall_at(y0 @ x0.T, 5)) / 2,
+        "category_correct": dict(sorted(by_category.items())),
+        **{f"r{k}": (recall_at(x0 @ y0.T, k) + recall_at(y0 @ x0.T, k)) / 2 for k in (1, 5)},
     }
 
 

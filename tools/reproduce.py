@@ -6,8 +6,8 @@ many steps as encode the images and captions that TripletCLIP's steps encode. Ru
 not repeated, so the command can be stopped and given again. Writes OUTPUT/results/*.json after each
 run, and shapes.md, shapes.png and shapes.csv at the end (--page-only: from the runs there are).
 
-  python tools/reproduce_shapes.py --output repro --steps 300 --seeds 0 1 2
-  python tools/reproduce_shapes.py --output repro --page-only --page examples/results --notes notes.md
+  python tools/reproduce.py --output repro --steps 300 --seeds 0 1 2
+  python tools/reproduce.py --output repro --page-only --page examples/results --notes notes.md
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import shape_page
-import shape_runs
+import world_page
+import world_runs
 from demo import COMMON
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.tripletdata.worlds import shapes
-from shape_runs import Run
+from world_runs import Run
 
 #: row of the paper -> (flags, images and captions encoded per sample)
 ROWS = {
@@ -96,7 +96,7 @@ def train(args: argparse.Namespace) -> None:
     runs = plan(args.steps, args.seeds, args.budgets, args.methods)
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {run.name}", flush=True)
-        shape_runs.execute(run, args.output, COMMON, keep_checkpoint=False)
+        world_runs.execute(run, args.output, COMMON, keep_checkpoint=False)
 
 
 def write_page(args: argparse.Namespace) -> None:
@@ -104,7 +104,7 @@ def write_page(args: argparse.Namespace) -> None:
     budgets = {}
     headings = {"steps": f"Equal steps: {args.steps} for all", "work": "Equal encoder work"}
     planned = plan(args.steps, args.seeds, args.budgets, args.methods)
-    done = {run.name: shape_runs.result_of(run, args.output) for run in planned}
+    done = {run.name: world_runs.result_of(run, args.output) for run in planned}
     for budget in args.budgets:
         budgets[headings[budget]] = [
             result
@@ -114,7 +114,7 @@ def write_page(args: argparse.Namespace) -> None:
     results = [result for result in done.values() if result]
     if not results:
         raise SystemExit(f"no results in {args.output}/results: run without --page-only first")
-    command = f"python tools/reproduce_shapes.py --steps {args.steps}"
+    command = f"python tools/reproduce.py --steps {args.steps}"
     for flag in ("seeds", "budgets", "methods"):
         command += f" --{flag} {' '.join(map(str, getattr(args, flag)))}"
     missing = len(planned) - len(results)
@@ -123,11 +123,11 @@ def write_page(args: argparse.Namespace) -> None:
         notes = f"{missing} of {len(planned)} runs are not done; the tables average those that are.\n\n{notes}"
     folder = args.page or args.output
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "shapes.png").write_bytes(shape_page.figure(
-        {heading: shape_page.by_label(chosen) for heading, chosen in budgets.items()}
+    (folder / "shapes.png").write_bytes(world_page.figure(
+        {heading: world_page.by_label(chosen) for heading, chosen in budgets.items()}
     ))
-    write_text_durably(folder / "shapes.csv", shape_page.table_csv(results))
-    write_text_durably(folder / "shapes.md", shape_page.page(results, budgets, command, notes))
+    write_text_durably(folder / "shapes.csv", world_page.table_csv(results))
+    write_text_durably(folder / "shapes.md", world_page.page(results, budgets, command, notes))
     print(f"{folder}/shapes.md: {len(results)} of {len(planned)} runs")
 
 
