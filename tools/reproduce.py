@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Every method of the paper that needs no pretrained tower, on the shape world, over several seeds.
+"""Every method that needs no pretrained tower, on an embedded world, over several seeds.
 
-Two budgets: the same number of optimizer steps for all (the paper's), and the same encoder work: as
-many steps as encode the images and captions that TripletCLIP's steps encode. Runs that are done are
-not repeated, so the command can be stopped and given again. Writes OUTPUT/results/*.json after each
-run, and shapes.md, shapes.png and shapes.csv at the end (--page-only: from the runs there are).
+Three budgets: the same number of optimizer steps for all (the paper's); the same encoder work, as many
+steps as encode the images and captions that TripletCLIP's steps encode; the same number of image-caption
+pairs. Runs that are done are not repeated, so the command can be stopped and given again. Writes
+OUTPUT/results/*.json after each run, and WORLD.md, WORLD.png and WORLD.csv at the end (--page-only: from
+the runs there are).
 
-  python tools/reproduce.py --output repro --steps 300 --seeds 0 1 2
+  python tools/reproduce.py --output repro --seeds 0 1 2
+  python tools/reproduce.py --output repro --world single --budgets steps work
   python tools/reproduce.py --output repro --page-only --page examples/results --notes notes.md
 """
 
@@ -15,51 +17,70 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import world_page
 import world_runs
-from demo import COMMON
 from open_clip_triplet.files import write_text_durably
+from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.worlds import shapes
-from world_runs import Run
+from world_runs import COMMON, Run
 
-#: row of the paper -> (flags, images and captions encoded per sample)
+MINED = "shards-mined"
+#: one pass of 400 steps of 64; the shape world's older results are of 20,000
+SAMPLES = {"glyphs": 25_600, "single": 20_000}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method: its flags, images and captions encoded per sample, image-caption pairs per sample."""
+
+    flags: tuple[str, ...]
+    encoded: int
+    pairs: int
+    shards: str = "shards/train"
+
+
+_CLIP, _TRIPLET, _NEGCLIP = ("--loss", "clip"), ("--loss", "triplet"), ("--loss", "negclip")
 ROWS = {
-    "LaCLIP": (("--loss", "clip"), 2),
-    "TripletCLIP": (("--loss", "triplet"), 4),
-    "NegCLIP++": (("--loss", "negclip"), 3),
-    "NegImage": (("--loss", "negimage"), 3),
-    "LaCLIP+HN": (("--loss", "clip-hn"), 4),
-    "NegCLIP": (("--loss", "negclip", "--neg-captions", "4"), 6),
-    "CyCLIP": (("--loss", "cyclip"), 2),
-    "CyCLIP+TripletLoss": (("--loss", "cyclip-triplet"), 4),
+    "LaCLIP": Row(_CLIP, 2, 1),
+    "TripletCLIP": Row(_TRIPLET, 4, 2),
+    "NegCLIP++": Row(_NEGCLIP, 3, 1),
+    "NegImage": Row(("--loss", "negimage"), 3, 1),
+    "LaCLIP+HN": Row(("--loss", "clip-hn"), 4, 2, MINED),
+    "drawn pairs as ordinary pairs": Row(("--loss", "clip-hn"), 4, 2),
+    "NegCLIP": Row((*_NEGCLIP, "--neg-captions", "3"), 5, 1),
+    "CyCLIP": Row(("--loss", "cyclip"), 2, 1),
+    "CyCLIP+TripletLoss": Row(("--loss", "cyclip-triplet"), 4, 2),
+    "TripletCLIP, own negatives": Row((*_TRIPLET, "--neg-scope", "own"), 4, 2),
+    "TripletCLIP, adaptive margin": Row((*_TRIPLET, "--margin", "adaptive"), 4, 2),
+    "TripletCLIP, focal term": Row((*_TRIPLET, "--hard-negative-weight", "0.5"), 4, 2),
+    "TripletCLIP, every 2nd step plain": Row((*_TRIPLET, "--plain-every", "2"), 4, 2),
 }
-
-BUDGETS = ("steps", "work")
+BUDGETS = {"steps": "Equal steps: {steps} for all", "work": "Equal encoder work", "pairs": "Equal pairs"}
 
 
 def plan(
-    steps: int, seeds: Sequence[int], budgets: Sequence[str] = BUDGETS, methods: Sequence[str] = tuple(ROWS)
+    steps: int, seeds: Sequence[int], budgets: Sequence[str] = tuple(BUDGETS), methods: Sequence[str] = tuple(ROWS)
 ) -> list[Run]:
-    """All runs, the equal-steps table first; a row whose steps are the same in both budgets runs once."""
+    """All runs, the equal-steps table first; a row whose steps are the same in two budgets runs once."""
     runs = {}
     for budget in budgets:
         for seed in seeds:
             for label in methods:
-                run = Run(label, seed, budget_steps(budget, label, steps), ROWS[label][0])
+                row = ROWS[label]
+                run = Run(label, seed, budget_steps(budget, label, steps), row.flags, row.shards)
                 runs[run.name] = run
     return list(runs.values())
 
 
 def budget_steps(budget: str, label: str, steps: int) -> int:
     """Steps of a method under a budget, where TripletCLIP takes ``steps``."""
-    return steps if budget == "steps" else equal_work_steps(steps, ROWS[label][1])
-
-
-def equal_work_steps(steps: int, encoded: int) -> int:
-    """Steps after which as much was encoded as by ``steps`` of TripletCLIP."""
-    return round(steps * ROWS["TripletCLIP"][1] / encoded)
+    row, reference = ROWS[label], ROWS["TripletCLIP"]
+    if budget == "work":
+        return round(steps * reference.encoded / row.encoded)
+    return round(steps * reference.pairs / row.pairs) if budget == "pairs" else steps
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,9 +89,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--output", type=Path, default=Path("repro"), help="folder for everything (%(default)s)")
-    add("--steps", type=int, default=300, help="optimizer steps of the first budget (%(default)s)")
+    add("--world", choices=COMMON, default="glyphs", help="of triplet-shards shapes (%(default)s)")
+    add("--steps", type=int, default=400, help="optimizer steps of the first budget (%(default)s)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (%(default)s)")
-    add("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS, help="which tables (both)")
+    add("--budgets", nargs="+", choices=BUDGETS, default=tuple(BUDGETS), help="which tables (all)")
     add("--methods", nargs="+", choices=ROWS, default=tuple(ROWS), help="which rows (all)")
     add("--page", type=Path, help="folder of the page, plot and csv (OUTPUT)")
     add("--page-only", action="store_true", help="train nothing: write the page from the results there are")
@@ -82,53 +104,61 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def build_shards(output: Path) -> None:
-    """The world that all runs share; nothing happens where it is there."""
+def build_shards(output: Path, world: str = "single") -> None:
+    """The shards that all runs share; nothing happens where they are there."""
     shapes.build(
-        output / "shards", samples=20_000, val_samples=2_000, shards=8, world="single",
-        image_size=32, seed=0, workers=2,
+        output / "shards", samples=SAMPLES[world], val_samples=2_000, shards=8, world=world, image_size=32,
+        seed=0, workers=2,
     )
+
+
+def mine_shards(output: Path) -> None:
+    """LaCLIP+HN's shards: to every pair the nearest real pair by its caption; the drawn negatives are left."""
+    plain = sorted(str(path) for path in (output / "shards" / "train").glob("*.tar"))
+    if cli.main(["mine", "--input", *plain, "--output", str(output / MINED)]):
+        raise SystemExit(f"mining into {output / MINED} failed")
 
 
 def train(args: argparse.Namespace) -> None:
     """Do the runs that are not done."""
-    build_shards(args.output)
+    build_shards(args.output, args.world)
     runs = plan(args.steps, args.seeds, args.budgets, args.methods)
+    if any(run.shards == MINED for run in runs) and not (args.output / MINED / "sizes.json").exists():
+        mine_shards(args.output)
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {run.name}", flush=True)
-        world_runs.execute(run, args.output, COMMON, keep_checkpoint=False)
+        world_runs.execute(run, args.output, COMMON[args.world], keep_checkpoint=False)
 
 
 def write_page(args: argparse.Namespace) -> None:
     """Page, plot and csv of the planned runs that are done; says how many are not."""
-    budgets = {}
-    headings = {"steps": f"Equal steps: {args.steps} for all", "work": "Equal encoder work"}
     planned = plan(args.steps, args.seeds, args.budgets, args.methods)
     done = {run.name: world_runs.result_of(run, args.output) for run in planned}
-    for budget in args.budgets:
-        budgets[headings[budget]] = [
+    budgets = {
+        BUDGETS[budget].format(steps=args.steps): [
             result
             for run in planned
             if (result := done[run.name]) and run.steps == budget_steps(budget, run.label, args.steps)
         ]
+        for budget in args.budgets
+    }
     results = [result for result in done.values() if result]
     if not results:
         raise SystemExit(f"no results in {args.output}/results: run without --page-only first")
-    command = f"python tools/reproduce.py --steps {args.steps}"
-    for flag in ("seeds", "budgets", "methods"):
-        command += f" --{flag} {' '.join(map(str, getattr(args, flag)))}"
+    command = f"python tools/reproduce.py --world {args.world} --steps {args.steps} --seeds " + " ".join(
+        map(str, args.seeds)
+    )
     missing = len(planned) - len(results)
     notes = args.notes.read_text(encoding="utf-8") if args.notes else ""
     if missing:
         notes = f"{missing} of {len(planned)} runs are not done; the tables average those that are.\n\n{notes}"
-    folder = args.page or args.output
+    folder, name = args.page or args.output, args.world
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "shapes.png").write_bytes(world_page.figure(
-        {heading: world_page.by_label(chosen) for heading, chosen in budgets.items()}
-    ))
-    write_text_durably(folder / "shapes.csv", world_page.table_csv(results))
-    write_text_durably(folder / "shapes.md", world_page.page(results, budgets, command, notes))
-    print(f"{folder}/shapes.md: {len(results)} of {len(planned)} runs")
+    groups = {heading: world_page.by_label(chosen, ROWS) for heading, chosen in budgets.items()}
+    (folder / f"{name}.png").write_bytes(world_page.figure(groups, world_page.HEADLINE[name]))
+    write_text_durably(folder / f"{name}.csv", world_page.table_csv(results))
+    write_text_durably(folder / f"{name}.md", world_page.page(name, results, groups, command, notes))
+    print(f"{folder}/{name}.md: {len(results)} of {len(planned)} runs")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,11 @@ from pathlib import Path
 
 import world_page
 import world_runs
-from demo import COMMON
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.shards import ShardWriter, by_role, read_meta, read_samples, write_sizes
 from open_clip_triplet.tripletdata import cli
 from reproduce import build_shards
-from world_runs import MODEL, MODEL_CONFIG, Run
+from world_runs import COMMON, MODEL, MODEL_CONFIG, Run
 
 CLIP, TRIPLET, NEGCLIP = ("--loss", "clip"), ("--loss", "triplet"), ("--loss", "negclip")
 MINED, RULES, SPOILT = "shards-mined", "shards-rules", "shards-spoilt"
@@ -110,7 +109,7 @@ def write(args: argparse.Namespace) -> None:
         panels[f"{HEADINGS[name]} ({args.steps} steps)"] = groups
         print(f"\n{HEADINGS[name]}")
         for label, runs_of_label in groups.items():
-            value, low, high = world_page.percent(*world_page.mean_interval(world_page.item_means(runs_of_label)))
+            value, low, high = world_page.percent(*world_page.mean_interval(world_page.correct(runs_of_label)))
             seeds = " ".join(world_page.percent(*(run["group"] for run in runs_of_label)))
             print(f"  {label:34} group {value} [{low}, {high}]  each seed {seeds}")
     (args.output / "sweep.png").write_bytes(world_page.figure(panels))
@@ -129,7 +128,7 @@ def train(label: str, ablation: Ablation, seed: int, args: argparse.Namespace) -
     if ablation.continues:
         flags += ("--pretrained", str(first_stage(seed, args)))
     run = Run(label, seed, args.steps, flags, ablation.shards)
-    world_runs.execute(run, args.output, COMMON, keep_checkpoint=False)
+    world_runs.execute(run, args.output, COMMON["single"], keep_checkpoint=False)
 
 
 def first_stage(seed: int, args: argparse.Namespace) -> Path:
@@ -137,7 +136,7 @@ def first_stage(seed: int, args: argparse.Namespace) -> Path:
     run = Run(FIRST_STAGE, seed, args.steps, CLIP)
     if world_runs.last_checkpoint(run, args.output) is None:
         (args.output / "results" / f"{run.name}.json").unlink(missing_ok=True)
-    world_runs.execute(run, args.output, COMMON)
+    world_runs.execute(run, args.output, COMMON["single"])
     return world_runs.last_checkpoint(run, args.output)
 
 
