@@ -25,9 +25,8 @@ minilm=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["tex
 
 # Neighbours by MiniLM's caption embeddings. Validation pairs are mined among themselves.
 train=("$DATA"/flickr8k/train-*.tar)
-[ -e "$OUT/mined/mined.json" ] || shards mine --input "${train[@]}" --output "$OUT/mined" --embedder "$minilm"
-[ -e "$OUT/eval/tripletdata/mined.json" ] ||
-    shards mine --input "$DATA"/flickr8k/val-*.tar --output "$OUT/eval/tripletdata" --embedder "$minilm"
+shards mine --input "${train[@]}" --output "$OUT/mined" --embedder "$minilm"
+shards mine --input "$DATA"/flickr8k/val-*.tar --output "$OUT/eval/tripletdata" --embedder "$minilm"
 shards build --input "${train[@]}" --output "$OUT/rules" --backend rules --no-images --quiet
 if [ -n "${LLM:-}" ]; then
     shards build --input "${train[@]}" --output "$OUT/llm" --backend "$LLM_BACKEND" \

@@ -99,6 +99,21 @@ def read_bytes(url: str | os.PathLike) -> bytes:
         return fs.cat_file(path)
 
 
+def read_range(url: str | os.PathLike, offset: int, size: int) -> bytes:
+    """``size`` bytes of a file, from ``offset`` on.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    if is_local(url):
+        with open(local_path(url), "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    fs, path = filesystem(url)
+    with _as_os_error(url):
+        return fs.cat_file(path, start=offset, end=offset + size)
+
+
 def read_many(folder: str | os.PathLike, suffix: str) -> dict[str, bytes]:
     """All files of a folder whose names end with ``suffix``, by name; ``{}`` where there is no folder."""
     names = [name for name in list_files(folder) if name.endswith(suffix)]

@@ -150,7 +150,7 @@ def prepare(shards: str, args: argparse.Namespace) -> None:
     """
     target = args.output / shards
     source = f"{args.output}/shards/train/{{00000..00007}}.tar"
-    if shards == MINED and not (target / "mined.json").exists():
+    if shards == MINED:
         make_shards("mine", "--input", source, "--output", str(target))
     elif shards == RULES:
         make_shards("build", "--input", source, "--output", str(target), "--backend", "rules", "--no-images")

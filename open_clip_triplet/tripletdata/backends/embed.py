@@ -7,11 +7,13 @@ A row of NaN marks a pair that cannot be embedded, such as an image that cannot 
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+from open_clip_triplet.errors import ImageError, PipelineError
+from open_clip_triplet.tripletdata.run.pictures import decode, refused
 
 BATCH = 256
 
@@ -30,17 +32,17 @@ class CaptionEmbedder:
             from sklearn.decomposition import TruncatedSVD
             from sklearn.feature_extraction.text import TfidfVectorizer
         except ImportError as error:
-            raise SystemExit(
+            raise PipelineError(
                 "--embedder captions needs scikit-learn: install open_clip_triplet with its extra `build`"
             ) from error
         self._words = TfidfVectorizer(sublinear_tf=True, stop_words="english", min_df=2, dtype=np.float32)
         self._reduce, self._width = TruncatedSVD, width
 
-    def fit(self, captions: Sequence[list[str]]) -> None:
+    def fit(self, captions: Iterable[list[str]]) -> None:
         try:
             words = self._words.fit_transform(map(" ".join, captions))
         except ValueError as error:  # scikit-learn's words for "no word occurs twice"
-            raise SystemExit(f"these captions have too little in common to be compared: {error}") from error
+            raise PipelineError(f"these captions have too little in common to be compared: {error}", 2) from error
         width = min(self._width, min(words.shape) - 1)
         self._space = self._reduce(width, random_state=0).fit(words) if width >= 2 else None
 
@@ -58,14 +60,14 @@ class SentenceEmbedder:
         try:
             from transformers import AutoModel, AutoTokenizer
         except ImportError as error:
-            raise SystemExit(
+            raise PipelineError(
                 "a sentence model needs transformers: install open_clip_triplet with its extra `build`"
             ) from error
         self.name, self._device = folder, device
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._model = AutoModel.from_pretrained(folder).to(device).eval()
 
-    def fit(self, captions: Sequence[list[str]]) -> None:
+    def fit(self, captions: Iterable[list[str]]) -> None:
         pass
 
     def __call__(self, captions: Sequence[list[str]], images: Sequence[bytes]) -> np.ndarray:
@@ -93,7 +95,9 @@ class OpenClipEmbedder:
 
     def __init__(self, model: str, pretrained: str | None, device: str):
         import open_clip
+        import torch
 
+        torch.manual_seed(0)  # without weights, the same ones in every process
         self.name = f"{model}/{pretrained or 'random'}"
         self._device = device
         try:
@@ -102,10 +106,10 @@ class OpenClipEmbedder:
             )
             self._tokenizer = open_clip.get_tokenizer(model)
         except (RuntimeError, FileNotFoundError) as error:
-            raise SystemExit(f"--model {model} --pretrained {pretrained}: {error}") from error
+            raise PipelineError(f"--model {model} --pretrained {pretrained}: {error}", 2) from error
         self._model.eval()
 
-    def fit(self, captions: Sequence[list[str]]) -> None:
+    def fit(self, captions: Iterable[list[str]]) -> None:
         pass
 
     def __call__(self, captions: Sequence[list[str]], images: Sequence[bytes]) -> np.ndarray:
@@ -131,12 +135,10 @@ class OpenClipEmbedder:
         return np.concatenate([np.broadcast_to(b, (len(b), width)) for b in rows]).astype(np.float32)
 
     def _decode(self, data: bytes):
-        from PIL import Image
-
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                return self._preprocess(image)
-        except Exception:  # whatever a damaged file makes Pillow raise; the row says NaN and is counted
+            with refused():
+                return self._preprocess(decode(data).rgb)
+        except ImageError:  # the row says NaN and is counted
             return None
 
 

@@ -1,89 +1,182 @@
-"""Nearest neighbours that are not near-duplicates: exact blockwise search, or candidates from FAISS."""
+"""Nearest neighbours that are not near-duplicates: exact search shard by shard, or candidates from FAISS.
+
+Features stay on disk and are mapped into memory, a file of each shard: 10 million rows of 512 halves are
+10.2 GB there, and what the search holds beside its index is 200 bytes a row.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-CANDIDATES = 64  # neighbours looked at before a full sort of the row
+from open_clip_triplet.errors import PipelineError
+
+CANDIDATES = 64  # neighbours looked at first; more where all of them are near-duplicates
+MOST_CANDIDATES = 65_536
 BLOCK_BYTES = 256 << 20  # of similarities held at once
+TRAIN_ROWS = 1_000_000  # that a FAISS index is trained on
+
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass
+class Collection:
+    """All rows that may be neighbours.
+
+    Args:
+        features: one [n, D] array for each shard, unit rows of halves or floats; a row of zeros takes no part.
+        digests: [N] of the image bytes: equal means the same image.
+        captions: [N, C] of each caption's words, 0 where there are fewer: one in common means the same.
+    """
+
+    features: list[np.ndarray]
+    digests: np.ndarray
+    captions: np.ndarray
+
+    def __post_init__(self):
+        sizes = [len(block) for block in self.features]
+        self.first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.usable = np.concatenate([(block != 0).any(axis=1) for block in self.features] or [np.empty(0)])
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Float rows ``start`` to ``stop``, of any shards."""
+        parts = [
+            block[max(start - at, 0) : max(stop - at, 0)]
+            for block, at in zip(self.features, self.first)
+            if at < stop and at + len(block) > start
+        ]
+        return np.concatenate(parts).astype(np.float32)
+
+    def same(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Whether rows ``a`` and ``b`` (indices [n]) show the same image or share a caption: [n] bools."""
+        mine, theirs = self.captions[a], self.captions[b]
+        shared = ((mine[:, :, None] == theirs[:, None, :]) & (mine[:, :, None] != 0)).any(axis=(1, 2))
+        return shared | (self.digests[a] == self.digests[b])
 
 
 def nearest_different(
-    features: np.ndarray, duplicate: Callable[[int, int], bool], max_similarity: float, device: str = "cpu",
-    index: str | None = None, progress: bool = False,
+    collection: Collection, rows: range, search: Search, max_similarity: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's nearest neighbour that is not a near-duplicate.
+    """The nearest neighbour of each of ``rows`` that is not a near-duplicate of it.
 
     Args:
-        features: [N, D], unit rows; a row with NaN takes no part.
-        duplicate: whether rows i and j are the same thing.
+        search: (queries [b, D], k) to cosines [b, k] and indices [b, k], -1 where there are fewer.
         max_similarity: cosine from which a neighbour counts as the same thing.
-        index: FAISS's description of an index, to look for candidates in; None searches exactly.
 
     Returns:
-        Neighbour [N] (-1 where there is none) and cosine [N] (NaN there). Among equals the lower wins.
+        Neighbour [len(rows)] (-1 where there is none) and cosine (NaN there). Among equals the lower wins.
     """
-    import torch
-
-    from open_clip_triplet.tripletdata.run.progress import bar
-
-    usable = np.flatnonzero(np.isfinite(features).all(axis=1))
-    rows = torch.from_numpy(features[usable]).to(device)
-    search = _exact(rows) if index is None else _faiss(features[usable], index)
-    neighbour, cosine = np.full(len(features), -1), np.full(len(features), np.nan, np.float32)
-    block = max(1, BLOCK_BYTES // (4 * max(1, len(usable))))
-    for start in bar(range(0, len(usable), block), "search", unit="block", disable=not progress):
-        for r, candidates in enumerate(zip(*search(slice(start, start + block))), start):
-            me = usable[r]
-            found = _first_different(me, *candidates, usable, duplicate, max_similarity)
-            if found is None and len(usable) > CANDIDATES:
-                every = (rows @ rows[r]).tolist()
-                found = _first_different(me, every, range(len(usable)), usable, duplicate, max_similarity)
-            if found is not None:
-                neighbour[me], cosine[me] = found
+    neighbour = np.full(len(rows), -1, np.int64)
+    cosine = np.full(len(rows), np.nan, np.float32)
+    waiting = np.arange(rows.start, rows.stop)
+    waiting = waiting[collection.usable[waiting]]
+    queries = collection.rows(rows.start, rows.stop)
+    block = max(1, BLOCK_BYTES // (4 * max(map(len, collection.features), default=1)))
+    k = min(CANDIDATES, len(collection))
+    while len(waiting):
+        left = []
+        for start in range(0, len(waiting), block):
+            chosen = waiting[start : start + block]
+            values, indices = search(queries[chosen - rows.start], k)
+            column = _first_different(collection, chosen, values, indices, max_similarity)
+            found = column >= 0
+            at = chosen[found] - rows.start
+            neighbour[at] = indices[found, column[found]]
+            cosine[at] = values[found, column[found]]
+            left.append(chosen[~found])
+        if k >= min(len(collection), MOST_CANDIDATES):
+            break
+        waiting, k = np.concatenate(left), min(k * 8, len(collection), MOST_CANDIDATES)
     return neighbour, cosine
 
 
-def _exact(rows):
-    """A search of a slice of ``rows`` [n, D] in all of them: lists [b][k] of cosines and of columns."""
+def _first_different(
+    collection: Collection, me: np.ndarray, values: np.ndarray, indices: np.ndarray, max_similarity: float
+) -> np.ndarray:
+    """Column [b] of the first candidate of each row that counts, -1 where none does; sorts both in place."""
+    order = np.lexsort((indices, -values), axis=-1)
+    values[:], indices[:] = np.take_along_axis(values, order, 1), np.take_along_axis(indices, order, 1)
+    allowed = (indices >= 0) & (values < max_similarity) & (indices != me[:, None])
+    allowed &= collection.usable[np.maximum(indices, 0)]
+    column = np.where(allowed.any(axis=1), allowed.argmax(axis=1), -1)
+    rows = np.flatnonzero(column >= 0)
+    while len(rows):
+        same = collection.same(me[rows], indices[rows, column[rows]])
+        rows = rows[same]
+        allowed[rows, column[rows]] = False
+        column[rows] = np.where(allowed[rows].any(axis=1), allowed[rows].argmax(axis=1), -1)
+        rows = rows[column[rows] >= 0]
+    return column
 
-    def search(part: slice) -> tuple[list, list]:
-        top = (rows[part] @ rows.T).topk(min(CANDIDATES, len(rows)), dim=1)
-        return top.values.tolist(), top.indices.tolist()
+
+def exact_search(features: Sequence[np.ndarray], device: str = "cpu") -> Search:
+    """Every row against every row, one shard in memory at a time. In halves on a GPU, floats on a CPU."""
+    import torch
+
+    kind = torch.float32 if device == "cpu" else torch.float16
+    first = np.concatenate([[0], np.cumsum([len(block) for block in features])])
+
+    def search(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        wanted = torch.from_numpy(queries).to(device, kind)
+        values = torch.empty(len(queries), 0, device=device)
+        indices = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
+        for block, at in zip(features, first):
+            cosines = (wanted @ torch.from_numpy(np.array(block)).to(device, kind).T).float()
+            top = cosines.topk(min(k, len(block)), dim=1)
+            values = torch.cat([values, top.values], 1)
+            indices = torch.cat([indices, top.indices + int(at)], 1)
+            if values.shape[1] > k:
+                values, kept = values.topk(k, dim=1)
+                indices = indices.gather(1, kept)
+        return values.cpu().numpy(), indices.cpu().numpy()
 
     return search
 
 
-def _faiss(rows: np.ndarray, description: str):
-    """As ``_exact``, among the candidates that a FAISS index comes up with."""
+def faiss_search(features: Sequence[np.ndarray], description: str, nprobe: int, path: str) -> Search:
+    """Candidates from a FAISS index, built once and kept in a file that all processes map.
+
+    Args:
+        description: FAISS's, e.g. ``IVF16384,SQfp16``.
+        nprobe: lists looked at, of those that an IVF index has. path: the index's file.
+
+    Raises:
+        PipelineError: FAISS is missing, or does not know the description.
+    """
     try:
         import faiss
     except ImportError as error:
-        raise SystemExit("--index needs FAISS: install open_clip_triplet with its extra `build`") from error
-    rows = np.ascontiguousarray(rows, np.float32)
-    try:
-        index = faiss.index_factory(rows.shape[1], description, faiss.METRIC_INNER_PRODUCT)
-        index.train(rows)
-    except RuntimeError as error:
-        raise SystemExit(f"--index {description}: {error}") from error
-    index.add(rows)
+        raise PipelineError("--index needs FAISS: install open_clip_triplet with its extra `build`") from error
+    if not os.path.exists(path):
+        _build_index(faiss, features, description, path)
+    index = faiss.read_index(path, faiss.IO_FLAG_MMAP)
+    if "IVF" in description:
+        faiss.ParameterSpace().set_index_parameter(index, "nprobe", nprobe)
 
-    def search(part: slice) -> tuple[list, list]:
-        cosines, columns = index.search(rows[part], min(CANDIDATES, len(rows)))
-        return cosines.tolist(), columns.tolist()
+    def search(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return index.search(queries, k)
 
     return search
 
 
-def _first_different(
-    me: int, values: list, columns: Sequence[int], usable: np.ndarray, duplicate: Callable, max_similarity: float
-) -> tuple[int, float] | None:
-    for value, column in sorted(zip(values, columns), key=lambda found: (-found[0], found[1])):
-        other = usable[column]
-        if column < 0 or other == me or value >= max_similarity:  # FAISS fills up with -1
-            continue
-        if not duplicate(me, other):
-            return other, value
-    return None
+def _build_index(faiss, features: Sequence[np.ndarray], description: str, path: str) -> None:
+    total = sum(map(len, features))
+    step = max(1, total // TRAIN_ROWS)
+    try:
+        index = faiss.index_factory(features[0].shape[1], description, faiss.METRIC_INNER_PRODUCT)
+        index.train(np.concatenate([block[::step] for block in features]).astype(np.float32))
+    except RuntimeError as error:
+        raise PipelineError(f"--index {description}: {error}", 2) from error
+    for block in features:
+        index.add(np.asarray(block, np.float32))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    faiss.write_index(index, temporary)
+    os.replace(temporary, path)

@@ -147,7 +147,7 @@ class Run:
             if redo is not None and _asked_again(was, task):
                 return "redo"
             raise PipelineError(
-                f"{self.path(task.shard)} was made from {', '.join(map(_described, was))}; {task.inputs[0]} is "
+                f"{self.path(task.shard)} was made from {', '.join(map(_described, was))}; {task.origin} is "
                 f"now {', '.join(_described(item) for item in now if item)}. "
                 "Choose another --output, or restore the input and its options.",
                 REFUSED,

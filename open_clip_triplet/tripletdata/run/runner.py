@@ -119,7 +119,7 @@ def _record(
 ) -> dict:
     lost = stats.read - len(made) - sum(stats.dropped.values()) - sum(stats.left_out.values())
     if lost:
-        raise RuntimeError(f"{stage.name} lost count of {lost} of {stats.read} samples of {task.inputs[0]}")
+        raise RuntimeError(f"{stage.name} lost count of {lost} of {stats.read} samples of {task.origin}")
     path = files.join(output, task.name)
     kept = redo.kept_with(made) if redo else made
     dropped = redo.dropped(stats) if redo else stats.dropped
@@ -141,6 +141,8 @@ def _record(
     }
     if stats.values and not redo:  # apart from the record, which every resumed run reads
         files.write_text_durably(path + VALUES, dump({"key": kept, **stats.values}))
+    for name, array in stats.arrays.items():
+        _write_array(f"{path}.{name}.npy", array)
     if keys:
         files.write_text_durably(path + DROPPED, dump({r: sorted(names) for r, names in keys.items()}))
     elif redo:
@@ -160,6 +162,13 @@ def _write_answers(path: str, stats: Stats, dropped: set[str], redo: Redo | None
         files.write_text_durably(path + ANSWERS, dump(answers))
     elif redo:
         files.remove(path + ANSWERS)
+
+
+def _write_array(url: str, array) -> None:
+    import numpy as np
+
+    with files.write_whole(url) as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def _salvaged(url: str) -> str:
@@ -227,9 +236,9 @@ def _work(run: Run, mine: list[ShardTask], todo: list[ShardTask], engine, quiet:
                 progress.done(task, value)
                 continue
             run.note(task, None)
-            run.failed[task.inputs[0]] = value
+            run.failed[task.origin] = value
             if kind == "unreadable":
-                run.unreadable.add(task.inputs[0])
+                run.unreadable.add(task.origin)
             progress.say(f"{run.stage.name}: {task.shard} failed: {value}")
             progress.done(task, {"kept": 0})
 

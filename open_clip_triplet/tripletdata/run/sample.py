@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass
@@ -33,7 +37,8 @@ class Sample:
 class Stats:
     """Counts of one task: samples read, dropped by reason, and whatever else a stage counts.
 
-    ``values`` are lists with a value for each sample that is kept. ``dropped_keys`` has the keys behind
+    ``values`` are lists with a value for each sample that is kept, ``arrays`` the same for numbers in bulk
+    (a file of each, ``00017.NAME.npy``, to be mapped into memory). ``dropped_keys`` has the keys behind
     ``dropped``, as far as they were told: only those can be asked for again. ``answers`` has what a model
     answered for them, where that was refused. ``redo_round`` is 0 the first
     time a sample is asked for, and grows each time that dropped ones are asked for again.
@@ -48,6 +53,7 @@ class Stats:
         self.left_out: dict[str, int] = {}
         self.counts: dict[str, int] = {}
         self.values: dict[str, list] = {}
+        self.arrays: dict[str, np.ndarray] = {}
         self.salvaged = ""
         self.report, self.redo_round = report, redo_round
 

@@ -61,6 +61,11 @@ class ShardTask:
     def shard(self) -> str:
         return f"{self.name}.tar"
 
+    @property
+    def origin(self) -> str:
+        """What it is made from, for messages."""
+        return self.inputs[0] if self.inputs else self.source
+
     def beside(self, *sides: str) -> ShardTask:
         """The same task with side shards to join."""
         return replace(self, inputs=(*self.inputs, *sides))
@@ -86,7 +91,7 @@ class ShardTask:
             except OSError as error:
                 raise ShardError(f"{url}: cannot be read ({error.strerror or error})") from error
             found.append({"name": os.path.basename(url), "bytes": size})
-        if self.rows:
+        if self.rows and found:
             found[0]["rows"] = list(self.rows)
             found[0]["table"] = asdict(self.table or Table())
         return found

@@ -1,81 +1,129 @@
 """Real hard negatives: for every pair of ordinary shards, its nearest different pair.
 
 Reads img2dataset-style shards (jpg, txt, json) and writes paired shards, one for each it read. The
-nearest pair's image and caption become ``neg.jpg`` and ``neg.txt``. Passed over as near-duplicates:
-the same image bytes, a caption in common, and any similarity above ``--max-similarity``. The search
-is exact unless ``--index`` is given; the same input and options give the same bytes.
+nearest pair's image and caption become ``neg.jpg`` and ``neg.txt``. Not taken, as near-duplicates: the
+same image bytes, a caption in common, and any similarity above ``--max-similarity``. The search is exact
+unless ``--index`` is given; the same input and options give the same bytes.
 
-  triplet-shards mine --input 'cc3m/{00000..00331}.tar' --output mined
-  triplet-shards mine --input 'cc3m/{00000..00331}.tar' --output mined --model ViT-B-32 --pretrained openai
+Two stages: ``embed`` (features, digests and places of all pairs, in ``.work/embed``), then ``mine``. Both
+work in several processes with ``--workers``; a run that was killed continues.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
-from collections import Counter
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, ClassVar
 
 import numpy as np
 
-from open_clip_triplet.errors import ShardError
-from open_clip_triplet.files import write_text_durably
-from open_clip_triplet.shards import IMAGE_SUFFIXES, ShardWriter, expand_shards, group_samples, write_sizes
+from open_clip_triplet import files
+from open_clip_triplet.errors import PipelineError, ShardError
+from open_clip_triplet.shards import IMAGE_SUFFIXES, group_samples
 from open_clip_triplet.tar import TarMembers, open_tar
 from open_clip_triplet.tripletdata.backends import embed
-from open_clip_triplet.tripletdata.backends.neighbours import nearest_different
-from open_clip_triplet.tripletdata.run import folder
-from open_clip_triplet.tripletdata.run.progress import bar
+from open_clip_triplet.tripletdata.backends.neighbours import (
+    Collection,
+    exact_search,
+    faiss_search,
+    nearest_different,
+)
+from open_clip_triplet.tripletdata.run import options
+from open_clip_triplet.tripletdata.run.command import report, run_as_asked
+from open_clip_triplet.tripletdata.run.records import refuse_foreign
+from open_clip_triplet.tripletdata.run.sample import Sample, Stats
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
+from open_clip_triplet.tripletdata.run.task import ShardTask
+from open_clip_triplet.tripletdata.stages.filter import kept_tasks
 
 HELP = "real hard negatives: the nearest different pair of every pair"
+EXAMPLES = """\
+examples:
+  triplet-shards mine --input 'cc3m/{00000..00331}.tar' --output mined
+  triplet-shards mine --input cc12m/ --output mined --model ViT-B-32 --pretrained openai --index IVF4096,SQfp16
+
+"""
+NOT_EMBEDDABLE = "not embeddable (image cannot be decoded, or no known word)"
+#: captions that a space of words is fitted to
+FIT_ROWS = 1_000_000
+#: captions of a pair that are compared
+CAPTIONS = 16
 
 
 @dataclass
 class Pair:
-    """One pair of the input. The image stays in its tar, at ``offset`` bytes."""
+    """One pair of the input. The image stays in its tar, at ``offset`` bytes of ``shard``."""
 
     key: str
+    source_key: str
     shard: str
     captions: list[str]
     suffix: str
     offset: int
     size: int
-    digest: bytes
+    digest: int
     meta: dict
 
     def image(self) -> bytes:
-        with open(self.shard, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        return files.read_range(self.shard, self.offset, self.size)
+
+    def line(self) -> bytes:
+        """All of it but the digest, as one json line without the shard's folder."""
+        values = [self.key, self.source_key, self.captions, self.suffix, self.offset, self.size, self.meta]
+        return json.dumps(values, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
+
+    def caption_hashes(self) -> list[int]:
+        """A number for each different caption, case and spacing aside."""
+        words = {" ".join(caption.lower().split()).rstrip(".") for caption in self.captions}
+        return sorted(map(_number, map(str.encode, words)))[:CAPTIONS]
 
 
-def read_pairs(shard: str, dropped: Counter) -> Iterator[Pair]:
-    """The pairs of one local shard, images left in place. ``dropped`` counts what is unusable, by reason."""
-    members_read = 0
+def _number(data: bytes) -> int:
+    """64 bits of SHA-256, never 0."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little") or 1
+
+
+def read_pairs(task: ShardTask, stats: Stats) -> Iterator[Pair]:
+    """The pairs of one uncompressed shard, images left in place; what is unusable is dropped by reason.
+
+    Raises:
+        ShardError: it cannot be read in place, or is damaged and not to be salvaged.
+    """
 
     def take(members: TarMembers, number: int, suffix: str) -> tuple[bytes, int]:
-        nonlocal members_read
-        members_read += 1
         return members.read(), members.offset
 
+    shard, ordinal = task.inputs[0], -1
     try:
         with open_tar(shard, in_place=True) as members:
-            for sample in group_samples(members, shard, take):
-                yield from _pair(shard, sample["__key__"], sample, dropped)
-    except (ShardError, OSError) as error:
-        if not members_read:
-            raise SystemExit(f"{shard}: not a readable, uncompressed tar ({error})") from error
-        dropped["shard damaged, rest lost"] += 1
+            for ordinal, sample in enumerate(group_samples(members, shard, take)):
+                stats.read += 1
+                key = f"{task.name}_{ordinal:06d}"
+                found = _pair(shard, key, sample)
+                if isinstance(found, str):
+                    stats.drop(found, key)
+                else:
+                    yield found
+    except OSError as error:
+        raise ShardError(f"{shard}: cannot be read ({error.strerror or error})") from error
+    except ShardError as error:
+        if ordinal < 0 or not task.policy.salvage:
+            raise
+        stats.salvaged = str(error)
+        stats.count("damaged shards cut short")
 
 
-def _pair(shard: str, key: str, parts: dict, dropped: Counter) -> Iterator[Pair]:
+def _pair(shard: str, key: str, parts: dict) -> Pair | str:
+    """The pair of a sample's members, or why it is none."""
     suffix = next((name for name in IMAGE_SUFFIXES if name in parts), None)
     if suffix is None or "txt" not in parts:
-        dropped["no image" if suffix is None else "no caption"] += 1
-        return
+        return "no image" if suffix is None else "no caption"
     try:
         meta = json.loads(parts["json"][0]) if "json" in parts else {}
     except (ValueError, RecursionError):
@@ -86,144 +134,242 @@ def _pair(shard: str, key: str, parts: dict, dropped: Counter) -> Iterator[Pair]
     captions = [text, *(c for c in captions if c != text)]
     data, offset = parts[suffix]
     if not text or not data:
-        dropped["empty caption" if data else "empty image"] += 1
-        return
-    yield Pair(key, shard, captions, suffix, offset, len(data), hashlib.sha256(data).digest(), meta)
+        return "empty caption" if data else "empty image"
+    return Pair(key, parts["__key__"], shard, captions, suffix, offset, len(data), _number(data), meta)
 
 
-def is_duplicate(a: Pair, b: Pair) -> bool:
-    """Whether two pairs show the same image file or share a caption (case and spacing aside)."""
-    return a.digest == b.digest or not _words(a).isdisjoint(_words(b))
+@dataclass
+class Embed(Stage):
+    """Stage: features [n, D] in halves, digests and places of a shard's pairs, beside a shard of captions.
+
+    Args:
+        collection: hash of all inputs, where the space depends on them.
+        shards: all inputs, to fit such a space to.
+    """
+
+    name: ClassVar[str] = "embed"
+    embedder: str = "captions"
+    model: str | None = None
+    pretrained: str | None = None
+    collection: str = ""
+    shards: tuple[str, ...] = field(default=(), metadata=RUNTIME_ONLY)
+    _space: Any = field(default=None, metadata=RUNTIME_ONLY, repr=False)
+
+    @property
+    def uses_gpu(self) -> bool:
+        return bool(self.model) or self.embedder != "captions"
+
+    def open(self, device: str) -> None:
+        self._space = embed.make_embedder(self.embedder, self.model, self.pretrained, device)
+        self._space.fit(self._captions())
+
+    def _captions(self) -> Iterator[list[str]]:
+        """Captions of the collection, a million at most; what is damaged is met where it is counted."""
+        each = -(-FIT_ROWS // max(len(self.shards), 1))
+        for number, shard in enumerate(self.shards):
+            samples = ShardTask(number, (shard,)).samples(Stats(), images=False)
+            with contextlib.suppress(ShardError):
+                for sample in islice(samples, each):
+                    yield [sample.text, *(c for c in map(str, sample.meta["captions"]) if c != sample.text)]
+
+    def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
+        pairs = list(read_pairs(task, stats))
+        if not pairs:
+            return
+        images = [pair.image() for pair in pairs] if self._space.reads_images else []
+        features = np.nan_to_num(self._space([pair.captions for pair in pairs], images)).astype(np.float16)
+        lines = [pair.line() for pair in pairs]
+        hashes = np.zeros((len(pairs), CAPTIONS), np.uint64)
+        for row, pair in zip(hashes, pairs):
+            found = pair.caption_hashes()
+            row[: len(found)] = found
+        stats.arrays = {
+            "features": features,
+            "digests": np.array([pair.digest for pair in pairs], np.uint64),
+            "captions": hashes,
+            "ends": np.cumsum([len(line) for line in lines]),
+            "lines": np.frombuffer(b"".join(lines), np.uint8),
+        }
+        for number, pair in enumerate(pairs, 1):
+            stats.report(number / len(pairs))
+            yield Sample(pair.key, pair.captions[0])
 
 
-def _words(pair: Pair) -> set[str]:
-    return {" ".join(caption.lower().split()).rstrip(".") for caption in pair.captions}
+@dataclass
+class Mine(Stage):
+    """Stage: paired samples of each pair and its nearest different pair.
 
+    Args:
+        collection: hash of all inputs: every one of them decides about every negative.
+        embedded: folder of ``Embed``. numbers: its shards. shards: their inputs.
+    """
 
-# --- command --------------------------------------------------------------------------------------
+    name: ClassVar[str] = "mine"
+    embedder: str = "captions"
+    max_similarity: float = 0.95
+    index: str | None = None
+    nprobe: int = 64
+    collection: str = ""
+    embedded: str = field(default="", metadata=RUNTIME_ONLY)
+    names: tuple[str, ...] = field(default=(), metadata=RUNTIME_ONLY)
+    shards: tuple[str, ...] = field(default=(), metadata=RUNTIME_ONLY)
+    search_on_gpu: bool = field(default=False, metadata=RUNTIME_ONLY)
 
+    @property
+    def uses_gpu(self) -> bool:
+        return self.search_on_gpu
 
-def paired_sample(pair: Pair, other: Pair, cosine: float, embedder: str) -> dict:
-    """A paired sample; the pair's own json is kept, with captions and where the negative came from added."""
-    return {
-        "__key__": pair.key,
-        pair.suffix: pair.image(),
-        "txt": pair.captions[0],
-        f"neg.{other.suffix}": other.image(),
-        "neg.txt": other.captions[0],
-        "json": {
+    def open(self, device: str) -> None:
+        features = self._arrays("features", widest=True)
+        self._collection = Collection(
+            features, np.concatenate(self._arrays("digests")), _narrow(np.concatenate(self._arrays("captions")))
+        )
+        self._lines, self._ends = self._arrays("lines"), self._arrays("ends")
+        if self.index:
+            key = hashlib.sha256(f"{self.index}/{self.collection}".encode()).hexdigest()[:8]
+            path = os.path.join(self.embedded, f"index-{key}.faiss")
+            self._search = faiss_search(features, self.index, self.nprobe, path)
+        else:
+            self._search = exact_search(features, device)
+
+    def _arrays(self, name: str, widest: bool = False) -> list[np.ndarray]:
+        found = [
+            np.load(os.path.join(self.embedded, f"{task}.{name}.npy"), mmap_mode="r", allow_pickle=False)
+            for task in self.names
+        ]
+        if widest:  # a shard without one good image has features of width 1
+            width = max(block.shape[1] for block in found)
+            found = [b if b.shape[1] == width else np.zeros((len(b), width), b.dtype) for b in found]
+        return found
+
+    def _pair(self, index: int) -> Pair:
+        """The pair of a row, from the line that ``Embed`` kept of it."""
+        shard = int(np.searchsorted(self._collection.first, index, side="right")) - 1
+        row, ends = index - int(self._collection.first[shard]), self._ends[shard]
+        line = self._lines[shard][int(ends[row - 1]) if row else 0 : int(ends[row])].tobytes()
+        key, source_key, captions, suffix, offset, size, meta = json.loads(line)
+        return Pair(key, source_key, self.shards[shard], captions, suffix, offset, size, 0, meta)
+
+    def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
+        number = self.names.index(task.name)
+        rows = range(*map(int, self._collection.first[number : number + 2]))
+        found, cosine = nearest_different(self._collection, rows, self._search, self.max_similarity)
+        for at, (index, similarity) in enumerate(zip(found, cosine)):
+            stats.read += 1
+            pair = self._pair(rows[at])
+            if index >= 0:
+                yield self._paired(pair, self._pair(int(index)), float(similarity))
+            elif self._collection.usable[rows[at]]:
+                stats.drop("every other pair is a near-duplicate", pair.key)
+            else:
+                stats.drop(NOT_EMBEDDABLE, pair.key)
+            stats.report((at + 1) / len(rows))
+
+    def _paired(self, pair: Pair, other: Pair, similarity: float) -> Sample:
+        """The pair's own json is kept, with captions and where the negative came from added."""
+        meta = {
             **pair.meta,
             "captions": pair.captions,
             "neg_captions": other.captions,
-            "source_key": pair.key,
-            "neg_source_key": other.key,
-            "neg_source_shard": Path(other.shard).name,
-            "similarity": round(float(cosine), 6),
-            "embedder": embedder,
+            "source_key": pair.source_key,
+            "neg_source_key": other.source_key,
+            "neg_source_shard": os.path.basename(other.shard),
+            "similarity": round(similarity, 4),
+            "embedder": self.embedder,
             "t2i": "mined",
-        },
-    }
+        }
+        return Sample(
+            pair.key, pair.captions[0], pair.image(), pair.suffix, other.captions[0], other.image(), other.suffix, meta
+        )
 
 
-def _embed_all(embedder, shards: list[list[Pair]], output: Path, progress: bool) -> np.ndarray:
-    """Features [N, D] of all pairs. Those of models are kept in ``features/``, for a run that is repeated."""
-    embedder.fit([pair.captions for pairs in shards for pair in pairs])
-    blocks = []
-    for number, pairs in enumerate(bar(shards, "embed", unit="shard", disable=not progress)):
-        kept = output / "features" / f"{number:05d}.npy"
-        if embedder.name != "captions" and kept.exists():
-            blocks.append(np.load(kept, allow_pickle=False))
-            continue
-        images = [pair.image() for pair in pairs] if embedder.reads_images else []
-        blocks.append(embedder([pair.captions for pair in pairs], images))
-        if embedder.name != "captions":
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with open(kept.with_suffix(".tmp"), "wb") as file:
-                np.save(file, blocks[-1])
-            kept.with_suffix(".tmp").replace(kept)
-    width = max(block.shape[1] for block in blocks)
-    return np.concatenate([np.broadcast_to(block, (len(block), width)) for block in blocks])
-
-
-def mine(
-    inputs: list[str], output: Path, embedder, *, max_similarity: float = 0.95, device: str = "cpu",
-    index: str | None = None, progress: bool = False,
-) -> dict:
-    """Write paired shards for ``inputs`` and return the counts, also written to ``mined.json``.
-
-    Raises:
-        SystemExit: an input cannot be read, or the folder was made with other options.
-    """
-    folder.claim(output, {
-        "command": "mine", "inputs": {url: Path(url).stat().st_size for url in inputs},
-        "embedder": embedder.name, "max_similarity": max_similarity, "index": index,
-    })
-    dropped: Counter = Counter()
-    shards = [list(read_pairs(url, dropped)) for url in bar(inputs, "read", disable=not progress)]
-    pairs = [pair for shard in shards for pair in shard]
-    if len(pairs) < 2:
-        raise SystemExit(f"{len(pairs)} usable pairs in {len(inputs)} shards: nothing to compare")
-    features = _embed_all(embedder, [shard for shard in shards if shard], output, progress)
-    found, cosine = nearest_different(
-        features, lambda a, b: is_duplicate(pairs[a], pairs[b]), max_similarity, device, index, progress
-    )
-    unembedded = ~np.isfinite(features).all(axis=1)
-    # img2dataset starts its keys again in every shard; a key must be one sample's in the whole set.
-    repeated = len({pair.key for pair in pairs}) < len(pairs)
-    sizes, first = {}, 0
-    for number, shard in enumerate(bar(shards, "write", unit="shard", disable=not progress)):
-        with ShardWriter(output / f"{number:05d}.tar") as writer:
-            for me, pair in enumerate(shard, first):
-                if found[me] >= 0:
-                    sample = paired_sample(pair, pairs[found[me]], cosine[me], embedder.name)
-                    if repeated:
-                        sample["__key__"] = f"{number:05d}_{pair.key.replace('/', '_')}"
-                    writer.write(sample)
-                elif unembedded[me]:
-                    dropped["not embeddable (image cannot be decoded, or no known word)"] += 1
-                else:
-                    dropped["every other pair is a near-duplicate"] += 1
-        sizes[f"{number:05d}.tar"] = len(writer)
-        first += len(shard)
-    counts = {
-        "pairs": len(pairs), "written": sum(sizes.values()), "dropped": dict(sorted(dropped.items())),
-        "distinct_negatives": len(set(found[found >= 0].tolist())),
-        "similarity_quartiles": [round(float(q), 4) for q in np.nanquantile(cosine, (0.25, 0.5, 0.75))],
-    }
-    write_sizes(output, sizes)
-    write_text_durably(output / "mined.json", json.dumps(counts, indent=1) + "\n")
-    return counts
+def _narrow(captions: np.ndarray) -> np.ndarray:
+    """Without the columns that no pair needs."""
+    used = np.flatnonzero(captions.any(axis=0))
+    return captions[:, : used[-1] + 1] if len(used) else captions[:, :1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", nargs="+", required=True, help="local shards, brace syntax allowed")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the paired shards")
-    parser.add_argument("--embedder", default="captions", metavar="captions|FOLDER",
-                        help="captions: TF-IDF of the captions, no weights needed (default). FOLDER: a "
-                             "transformers sentence model")
-    parser.add_argument("--model", help="an OpenCLIP model instead: mean of image and caption similarity")
-    parser.add_argument("--pretrained", help="its weights: OpenCLIP's tag, or a checkpoint file")
-    parser.add_argument("--max-similarity", type=float, default=0.95,
-                        help="cosine from which a neighbour is a near-duplicate (%(default)s)")
-    parser.add_argument("--index", metavar="FACTORY",
-                        help="FAISS index to search in, e.g. IVF4096,Flat: for millions of pairs on CPUs")
-    parser.add_argument("--device", default="cpu", help="torch device to embed and search on (%(default)s)")
+    group = parser.add_argument_group("input and output")
+    group.add_argument(
+        "--input", nargs="+", required=True, help="folder of uncompressed shards, or pattern a/{000..999}.tar"
+    )
+    group.add_argument("--output", required=True, help="local folder of the paired shards; rerun to continue")
+    group = parser.add_argument_group("neighbours")
+    group.add_argument(
+        "--embedder",
+        default="captions",
+        metavar="captions|FOLDER",
+        help="captions: TF-IDF of the captions, no weights needed (default). FOLDER: a transformers sentence model",
+    )
+    group.add_argument("--model", help="an OpenCLIP model instead: mean of image and caption similarity")
+    group.add_argument("--pretrained", help="its weights: OpenCLIP's tag, or a checkpoint file")
+    group.add_argument(
+        "--max-similarity",
+        type=float,
+        default=0.95,
+        help="cosine from which a neighbour is a near-duplicate (default 0.95)",
+    )
+    group.add_argument(
+        "--index",
+        metavar="FACTORY",
+        help="FAISS index to search in, e.g. IVF16384,SQfp16: for millions of pairs on CPUs",
+    )
+    group.add_argument(
+        "--nprobe", type=options.positive, default=64, help="lists of an IVF index to look at (default 64)"
+    )
+    options.add_faults(parser)
+    options.add_engine(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    inputs = expand_shards(args.input)
-    missing = [url for url in inputs if not Path(url).is_file()]
-    if missing:
-        raise SystemExit(f"{missing[0]}: no such file ({len(missing)} of {len(inputs)} inputs are missing)")
+def run(args) -> int:
     if args.pretrained and not args.model:
-        raise SystemExit("--pretrained goes with --model NAME")
-    embedder = embed.make_embedder(args.embedder, args.model, args.pretrained, args.device)
-    counts = mine(inputs, args.output, embedder, max_similarity=args.max_similarity, device=args.device,
-                  index=args.index, progress=True)
-    low, median, high = counts["similarity_quartiles"]
-    print(f"{args.output}: {counts['written']} of {counts['pairs']} pairs in {len(inputs)} shards")
-    print(f"similarity of negatives: median {median:.2f}, half of them in {low:.2f}-{high:.2f}; "
-          f"{counts['distinct_negatives']} distinct negatives")
-    for reason, count in counts["dropped"].items():
-        print(f"dropped {count}: {reason}")
-    return 0
+        raise PipelineError("--pretrained goes with --model NAME", 2)
+    if files.is_remote(args.output):
+        raise PipelineError(f"--output {args.output}: mining maps its features into memory, from a local folder", 2)
+    args.text_only, args.image_key, args.caption_key = False, "", ""
+    args.image_root, args.samples_per_shard = "", 1
+    tasks = options.tasks(args)
+    refuse_foreign(args.output, tasks)
+    collection = _collection(tasks)
+    embedder = Embed(
+        args.embedder, args.model, args.pretrained, "" if args.model or args.embedder != "captions" else collection,
+        tuple(task.inputs[0] for task in tasks),
+    )
+    if args.dry_run:
+        from open_clip_triplet.tripletdata.run.estimate import print_plan
+
+        return print_plan(args, tasks, [embedder])
+    work = files.join(os.path.abspath(args.output), ".work", "embed")
+    embedded = run_as_asked(embedder, tasks, work, args)
+    if status := report(embedded, skip_unreadable=args.skip_unreadable):
+        return status  # another shard's pairs may be anybody's nearest
+    return _mine(args, kept_tasks(embedded), work, collection, embedder)
+
+
+def _mine(args, tasks: list[ShardTask], work: str, collection: str, embedder: Embed) -> int:
+    name = f"{args.model}/{args.pretrained or 'random'}" if args.model else args.embedder
+    stage = Mine(
+        name, args.max_similarity, args.index, args.nprobe, collection, work,
+        tuple(task.name for task in tasks), tuple(task.inputs[0] for task in tasks),
+        search_on_gpu=args.index is None,
+    )
+    mined = run_as_asked(stage, tasks, args.output, args)
+    return report(mined, skip_unreadable=args.skip_unreadable)
+
+
+def _collection(tasks: list[ShardTask]) -> str:
+    """Hash of the names and sizes of all inputs.
+
+    Raises:
+        PipelineError: a table is among them.
+    """
+    found = []
+    for task in tasks:
+        if task.rows:
+            raise PipelineError(f"{task.inputs[0]}: mining reads shards in place; pack the table first", 2)
+        try:
+            found.append(task.identity())
+        except ShardError as error:
+            raise PipelineError(str(error), 2) from error
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]

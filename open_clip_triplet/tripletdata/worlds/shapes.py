@@ -15,20 +15,26 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import os
 import random
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
-from open_clip_triplet.shards import ShardWriter, write_sizes
-from open_clip_triplet.tripletdata.run import folder
-from open_clip_triplet.tripletdata.run.progress import bar
+from open_clip_triplet import files
+from open_clip_triplet.errors import PipelineError
+from open_clip_triplet.tripletdata.run.engines import Local
+from open_clip_triplet.tripletdata.run.options import positive
+from open_clip_triplet.tripletdata.run.runner import run_stage
+from open_clip_triplet.tripletdata.run.sample import Sample, Stats
+from open_clip_triplet.tripletdata.run.stage import Stage
+from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.worlds import glyphs, scenes
 from open_clip_triplet.tripletdata.worlds.scenes import Scene, Thing
 
 HELP = "an embedded world of coloured shapes, with hard negatives"
 
-#: part of the folder's note: raise it whenever the same options give other bytes
+#: part of the configuration: raise it whenever the same options give other bytes
 WORLD_VERSION = 1
 
 _CENTRES = {  # of the region that a thing is drawn in, as shares of the image's width and height
@@ -160,47 +166,60 @@ def make_sample(index: int, *, world: str, split: str, seed: int, image_size: in
     }
 
 
-def _write_shard(job: tuple[Path, range], **options) -> None:
-    path, indices = job
-    if path.exists():  # shards are whole or absent, and the folder's note has vouched for the options
-        return
-    with ShardWriter(path) as writer:
-        for index in indices:
-            writer.write(make_sample(index, **options))
+@dataclass
+class Shapes(Stage):
+    """Stage without input: task k writes the samples of its ``rows``. Settings are those of one split."""
+
+    name: ClassVar[str] = "shapes"
+    world: str = "single"
+    split: str = "train"
+    samples: int = 20_000
+    shards: int = 16
+    image_size: int = 32
+    seed: int = 0
+    version: int = WORLD_VERSION
+
+    def tasks(self) -> list[ShardTask]:
+        """Shard k of n holds samples k·N/n up to (k+1)·N/n."""
+        edges = [k * self.samples // self.shards for k in range(self.shards + 1)]
+        return [
+            ShardTask(k, (), rows, source="{}[{}:{}]".format(self.split, *rows))
+            for k, rows in enumerate(zip(edges, edges[1:]))
+        ]
+
+    def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
+        indices = range(*task.rows)
+        for number, index in enumerate(indices, 1):
+            made = make_sample(
+                index, world=self.world, split=self.split, seed=self.seed, image_size=self.image_size
+            )
+            stats.read += 1
+            stats.report(number / len(indices))
+            yield Sample(
+                made["__key__"], made["txt"], made["jpg"], neg_text=made["neg.txt"],
+                neg_image=made["neg.jpg"], meta=made["json"],
+            )
 
 
 def build(
-    output: Path, *, samples: int, val_samples: int, shards: int, world: str, image_size: int, seed: int,
-    workers: int = 1, progress: bool = True,
+    output: str | os.PathLike, *, samples: int, val_samples: int, shards: int, world: str, image_size: int,
+    seed: int, workers: int = 1, progress: bool = True,
 ) -> None:
-    """Write both splits. Whole shards that are already there are kept; ``sizes.json`` comes last.
+    """Write both splits. Finished shards are kept; ``sizes.json`` comes last.
 
     Raises:
-        SystemExit: the folder was made with other options.
+        PipelineError: the folder was made with other options, or holds shards of others.
     """
-    folder.claim(output, {
-        "command": "shapes", "version": WORLD_VERSION, "samples": samples, "val_samples": val_samples,
-        "shards": shards, "world": world, "image_size": image_size, "seed": seed,
-    })
-    # one pool for both splits; shard k of n holds samples k·N/n up to (k+1)·N/n
-    with (
-        ProcessPoolExecutor(workers) as pool,
-        bar(total=samples + val_samples, unit="sample", disable=not progress) as shown,
-    ):
-        for split, total, count in (("train", samples, shards), ("val", val_samples, 1)):
-            jobs = [
-                (output / split / f"{k:05d}.tar", range(k * total // count, (k + 1) * total // count))
-                for k in range(count)
-            ]
-            work = partial(_write_shard, world=world, split=split, seed=seed, image_size=image_size)
-            for job, _ in zip(jobs, pool.map(work, jobs)):
-                shown.update(len(job[1]))
-            write_sizes(output / split, {path.name: len(indices) for path, indices in jobs})
+    for split, total, count in (("train", samples, shards), ("val", val_samples, 1)):
+        stage = Shapes(world, split, total, count, image_size, seed)
+        engine = Local(workers, cpu=True)
+        run = run_stage(stage, stage.tasks(), files.join(output, split), engine, quiet=not progress)
+        if run.failed:
+            raise PipelineError("; ".join(run.failed.values()), 3)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    positive = _positive_int
-    parser.add_argument("--output", type=Path, required=True, help="folder to write train/ and val/ into")
+    parser.add_argument("--output", required=True, help="folder to write train/ and val/ into")
     parser.add_argument("--samples", type=positive, default=20_000, help="training samples (%(default)s)")
     parser.add_argument("--val-samples", type=positive, default=1_000, help="held-out samples (%(default)s)")
     parser.add_argument("--shards", type=positive, default=16, help="training shards (%(default)s)")
@@ -210,13 +229,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=positive, default=32, help="pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=positive, default=2, help="processes (%(default)s)")
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:
