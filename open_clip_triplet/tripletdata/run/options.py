@@ -109,7 +109,7 @@ def policy(args) -> Policy:
 
 
 def tasks(args) -> list[ShardTask]:
-    """The tasks behind ``--input``, numbered as ``--output`` has them, those of another part marked.
+    """The tasks behind ``--input``, numbered as ``--output`` has them; see :func:`of_part`.
 
     Raises:
         PipelineError: nothing is found there.
@@ -118,10 +118,15 @@ def tasks(args) -> list[ShardTask]:
     found = plan_tasks(
         args.input, table(args), args.samples_per_shard, output=args.output, policy=policy(args)
     )
-    if args.part:
-        index, count = args.part
-        found = [replace(task, mine=n % count == index - 1) for n, task in enumerate(found)]
-    return found
+    return of_part(args, found)
+
+
+def of_part(args, found: list[ShardTask]) -> list[ShardTask]:
+    """The same tasks, those marked that another part of the run works."""
+    if not args.part:
+        return found
+    index, count = args.part
+    return [replace(task, mine=n % count == index - 1) for n, task in enumerate(found)]
 
 
 def add_engine(parser) -> None:

@@ -36,6 +36,7 @@ from open_clip_triplet.tripletdata.backends.neighbours import (
 )
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.command import report, run_as_asked
+from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.records import refuse_foreign
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
@@ -327,9 +328,7 @@ def run(args) -> int:
         raise PipelineError("--pretrained goes with --model NAME", 2)
     if files.is_remote(args.output):
         raise PipelineError(f"--output {args.output}: mining maps its features into memory, from a local folder", 2)
-    args.text_only, args.image_key, args.caption_key = False, "", ""
-    args.image_root, args.samples_per_shard = "", 1
-    tasks = options.tasks(args)
+    tasks = options.of_part(args, plan_tasks(args.input, output=args.output, policy=options.policy(args)))
     refuse_foreign(args.output, tasks)
     collection = _collection(tasks)
     embedder = Embed(
