@@ -69,3 +69,12 @@ def test_the_page_is_not_wider_than_the_window(browser, width):
     script = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert browser.execute_script(script) <= 0
     assert browser.get_log("browser") == []
+
+
+def test_no_other_script_runs(browser):
+    """The page's policy lets its own script run alone, should a name ever get past the escaping."""
+    browser.execute_script(
+        "const x = document.createElement('script'); x.textContent = 'window.stranger = 1'; document.body.append(x)"
+    )
+    assert browser.execute_script("return window.stranger") is None
+    assert "Content Security Policy" in browser.get_log("browser")[0]["message"]

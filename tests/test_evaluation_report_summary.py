@@ -3,11 +3,12 @@
 import csv
 import io
 import re
+import sys
 
 import numpy as np
 import pytest
 
-from open_clip_triplet.errors import DataError
+from open_clip_triplet.errors import DataError, UsageError
 from open_clip_triplet.evaluation.benchmarks import get, names
 from open_clip_triplet.evaluation.report.coverage import Run, coverage_series, read_coverage
 from open_clip_triplet.evaluation.report.figures import shown_names
@@ -204,6 +205,13 @@ def test_published_values_are_of_headlines_that_exist():
     assert (
         "published CLIP ViT-B-32 openai" in page and "57.00" in page and "57.00" not in render([ours], "md")
     )
+
+
+def test_a_missing_package_is_told_with_its_extra(results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match="needs matplotlib; install open_clip_triplet with its extra `eval`"):
+        render(results, "html")
+    assert render(results, "md")  # which needs neither
 
 
 def test_a_near_zero_radar_becomes_bars(results):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from itertools import groupby
 
+from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.report import plots
 from open_clip_triplet.evaluation.report.contents import Report, sections
 from open_clip_triplet.evaluation.report.figures import figures, shown_names
@@ -15,9 +18,20 @@ from open_clip_triplet.evaluation.report.tables import Block, Row, section
 
 
 def page(report: Report, title: str, intro: str) -> str:
-    """The whole report; names in it may hold texts from anywhere."""
-    import jinja2
+    """The whole report; names in it may hold texts from anywhere. Only its own script may run in it.
 
+    Raises:
+        UsageError: jinja2 or matplotlib is not installed.
+    """
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401  the plots need it; told here, not in the middle
+    except ImportError as error:
+        raise UsageError(
+            f"the HTML report needs {error.name}; install open_clip_triplet with its extra `eval`"
+        ) from error
+
+    script = read("page.js")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["slug"] = slug
     results = report.results
@@ -28,7 +42,8 @@ def page(report: Report, title: str, intro: str) -> str:
         baseline=results.baseline,
         partial=_partial(results),
         style=read("page.css"),
-        script=read("page.js"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=[(part, [_table(block) for block in part.blocks]) for part in sections(report)],
         figures=figures(report),
         series=names,
