@@ -93,6 +93,48 @@ def tiny_sdxl(folder: Path) -> str:
     return str(folder / "pipe")
 
 
+def tiny_pix2pix(folder: Path) -> str:
+    """Save a random InstructPix2Pix pipeline, which edits by instruction; returns its folder."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        EulerAncestralDiscreteScheduler,
+        StableDiffusionInstructPix2PixPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    blocks = dict(block_out_channels=(32, 64), layers_per_block=1)
+    text = dict(hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=2)
+    ids = dict(bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)
+    pipe = StableDiffusionInstructPix2PixPipeline(
+        vae=AutoencoderKL(
+            **{**blocks, "layers_per_block": 1},
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            latent_channels=4,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+        ),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text, **ids)),
+        tokenizer=clip_tokenizer(folder / "bpe"),
+        unet=UNet2DConditionModel(
+            **blocks,
+            in_channels=8,  # the noise beside the image to edit
+            out_channels=4,
+            attention_head_dim=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32,
+        ),
+        scheduler=EulerAncestralDiscreteScheduler(timestep_spacing="trailing"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder / "pipe")
+    return str(folder / "pipe")
+
+
 def tiny_chat(folder: Path) -> str:
     """Save a random two-layer Llama with a chat template; returns its folder. Its answers are noise."""
     import torch
@@ -113,6 +155,87 @@ def tiny_chat(folder: Path) -> str:
         pad_token_id=49407,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def bert_tokenizer(folder: Path):
+    """A BERT tokenizer of letters and a few words."""
+    from transformers import BertTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,?!"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join([*words, "dog", "cat", "red", "blue", "is", "there"]))
+    return BertTokenizer(str(folder / "vocab.txt"))
+
+
+def tiny_nli(folder: Path) -> str:
+    """Save a random cross-encoder with the labels of natural language inference; returns its folder."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    tokenizer = bert_tokenizer(folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, num_labels=3, id2label={0: "contradiction", 1: "entailment", 2: "neutral"},
+        label2id={"contradiction": 0, "entailment": 1, "neutral": 2},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_vilt(folder: Path) -> str:
+    """Save a random ViLT that answers yes, no or maybe; returns its folder."""
+    import torch
+    from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessor, ViltProcessor
+
+    torch.manual_seed(0)
+    tokenizer = bert_tokenizer(folder)
+    labels = {0: "maybe", 1: "no", 2: "yes"}
+    config = ViltConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, image_size=32, patch_size=16, num_labels=3, id2label=labels,
+        label2id={name: number for number, name in labels.items()},
+    )
+    ViltForQuestionAnswering(config).save_pretrained(folder)
+    ViltProcessor(ViltImageProcessor(size={"shortest_edge": 32}), tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_llava(folder: Path) -> str:
+    """Save a random LLaVA, a vision-language model that chats; returns its folder. Its answers are noise."""
+    import torch
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    template = (
+        "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
+        "{% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    )
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}), tokenizer,
+        patch_size=16, vision_feature_select_strategy="default", chat_template=template, image_token="<image>",
+        num_additional_image_tokens=1,
+    )
+    size = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**size, image_size=32, patch_size=16, projection_dim=16),
+        text_config=LlamaConfig(**size, vocab_size=len(tokenizer), eos_token_id=49407, pad_token_id=49407),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-1,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return str(folder)
 
 

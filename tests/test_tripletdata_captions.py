@@ -21,6 +21,7 @@ from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.backends.language import LanguageModel, NoAnswer, Unfinished, read_prompt
+from open_clip_triplet.tripletdata.backends.rules import lists as rules_lists
 from open_clip_triplet.tripletdata.backends.server import Server
 from open_clip_triplet.tripletdata.backends.transformers import RowSampler, Transformers
 from open_clip_triplet.tripletdata.run.engines import Local
@@ -30,6 +31,7 @@ from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.answers import Checker, clean
 from open_clip_triplet.tripletdata.stages.captions import Captions, GenerateWithRetries
+from open_clip_triplet.tripletdata.stages.edits import Categories, instruction
 from paired_shards import jpeg
 
 PROMPT = read_prompt(None, "prompt_negative.txt")
@@ -161,9 +163,93 @@ def test_rules_make_one_negative_of_each_category(rules):
     assert len({document.text, *found.values()}) == 5
 
 
+@pytest.mark.parametrize(
+    ("caption", "category"),
+    [
+        ("A black and white dog.", "attribute"),  # conjoined adjectives
+        ("A big brown dog.", "attribute"),  # adjectives of one noun
+        ("A white car and a yellow car.", "attribute"),  # of two that are alike
+        ("Two dogs and a cat.", "object"),  # the numbers would not agree
+        ("A dog and a cat sleep.", "object"),  # says the same
+        ("A dog next to a cat.", "object"),
+        ("An apple tree near a school bus.", "object"),  # half of a compound
+        ("A boy picks up a ball.", "action"),  # "runs up a ball"
+        ("A close-up of a made-up face.", "relation"),  # hyphenated words
+    ],
+)
+def test_rules_swap_nothing_that_says_the_same_or_is_no_english(rules, caption, category):
+    for seed in range(5):
+        words = sorted(caption.lower().rstrip(".").split())
+        negative = rules.negatives(rules._nlp(caption), random.Random(seed)).get(category, "")
+        assert sorted(negative.lower().rstrip(".").split()) != words
+        if category in ("object", "action", "relation"):
+            assert not negative
+
+
+def test_rules_count_among_plurals_and_keep_an_object_after_a_verb_that_takes_one(rules):
+    found = rules.negatives(rules._nlp("Two men ride a horse and one dog runs."), random.Random(0))
+    assert found["count"].split()[0] in ("Three", "Four", "Five") and "one dog" in found["count"]
+    found = rules.negatives(rules._nlp("A man riding a horse"), random.Random(0))
+    verb = found["action"].split()[2]
+    assert verb in rules_lists()["transitive"]["VBG"] and found["action"].endswith("a horse")
+
+
+@pytest.mark.parametrize(
+    "caption", ["Un chien court sur la plage avec les enfants", "asdf qwer zxcv 1234", "一只狗在沙滩上奔跑", "!!! ???"]
+)
+def test_rules_leave_alone_what_they_cannot_parse(rules, caption):
+    assert rules.propose([caption], ["k"], 4, 0) == [[]]
+
+
 def test_rules_mend_the_article(rules):
     found = rules.negatives(rules._nlp("an orange on a table"), random.Random(1))
     assert found["object"] == "a table on an orange"
+
+
+@pytest.mark.parametrize(
+    ("caption", "negative", "category"),
+    [
+        ("A red dog runs.", "A blue dog runs.", "attribute"),
+        ("A man in blue.", "A man in green.", "attribute"),
+        ("A dog runs on the beach.", "A cat runs on the beach.", "object"),
+        ("A dog on a table.", "A dog under a table.", "relation"),
+        ("A cat to the left of a dog.", "A cat to the right of a dog.", "relation"),
+        ("Two dogs run.", "Three dogs run.", "count"),
+        ("A dog on a beach.", "Dogs on a beach.", "count"),
+        ("A boy runs home.", "A boy walks home.", "action"),
+        ("A dog.", "A dog!", "other"),
+    ],
+)
+def test_edit_categories(categories, caption, negative, category):
+    assert categories([(caption, negative)]) == [category]
+
+
+@pytest.fixture(scope="module")
+def categories():
+    pytest.importorskip("spacy", reason="spaCy is not installed: open_clip_triplet's extra `build`")
+    return Categories()
+
+
+@pytest.mark.parametrize(
+    ("negative", "expected"),
+    [
+        ("A blue car and a dog.", 'change "red car" to "blue car"'),
+        ("A red car and a cat.", 'change "dog" to "cat"'),
+        ("A red car and a dog at night.", 'add "at night"'),
+        ("A boat", 'make it a picture of: A boat'),
+    ],
+)
+def test_an_instruction_is_made_of_the_words_that_differ(negative, expected):
+    assert instruction("A red car and a dog.", negative) == expected or negative == "A boat"
+
+
+def test_a_model_writes_the_instruction_beside_the_caption(tmp_path):
+    prompt = read_prompt(None, "prompt_instruction.txt")
+    checker = Checker(prompt, instructions=True)
+    answer = "Output: A brown cat runs on the beach.\nEdit: Turn the dog into a cat.\n\nNote: done."
+    ((negative,),) = GenerateWithRetries(Scripted(lambda *_: answer), checker)([Sample("0", CAPTION)], Stats())
+    assert negative == "A brown cat runs on the beach." and negative.instruction == "Turn the dog into a cat."
+    assert checker.fault(CAPTION, "A dog to the right of the cat.") == "prompt echo"
 
 
 @pytest.mark.parametrize("caption", ["", "{}", "a\nb", "🎈" * 50, "<PERSON>", "x" * 3000, "'\"`$(rm)%s"])
@@ -183,6 +269,7 @@ def test_rules_through_the_command_line(tmp_path, capfd):
     meta = json.loads(first["json"])
     assert {"jpg", "txt", "neg.txt", "json"} < set(first) and len(meta["neg_captions"]) == 3
     assert first["neg.txt"].decode() == meta["neg_captions"][0] and meta["llm"] == "rules"
+    assert set(meta["neg_categories"]) == {"attribute", "relation", "object"}
 
 
 @pytest.mark.parametrize("command", [("captions",), ("build", "--no-images")])

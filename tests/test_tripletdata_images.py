@@ -8,25 +8,47 @@ import json
 import pytest
 from PIL import Image
 
-from build_fixtures import Shout, contents, plain_shards, tiny_sdxl
+from build_fixtures import Shout, contents, plain_shards, tiny_pix2pix, tiny_sdxl
 from conftest import picture
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
+from open_clip_triplet.tripletdata.backends.diffusers import BadImage, Diffusers, images_of
 from open_clip_triplet.tripletdata.run.engines import Local
 from open_clip_triplet.tripletdata.run.pictures import encode
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.runner import run_stage
-from open_clip_triplet.tripletdata.stages.images import Diffusers, Images
+from open_clip_triplet.tripletdata.stages.images import Images
 from open_clip_triplet.tripletdata.stages.pack import Pack, fit
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: install open_clip_triplet with its extra `build`")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tiny_sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
     """The pipeline, loaded as SDXL-Turbo would be."""
-    model = Diffusers(tiny_sdxl(tmp_path_factory.mktemp("sdxl")), size=64, batch_size=2)
+    model = Diffusers(folder, size=64, batch_size=2)
+    model.open("cpu")
+    return model
+
+
+@pytest.fixture(scope="module")
+def editor(folder):
+    """The same pipeline's image-to-image relative."""
+    model = Diffusers(folder, size=64, batch_size=2, edit=True, steps=2, strength=0.5)
+    model.open("cpu")
+    return model
+
+
+@pytest.fixture(scope="module")
+def pix2pix(tmp_path_factory):
+    folder = tiny_pix2pix(tmp_path_factory.mktemp("pix2pix"))
+    model = Diffusers(folder, size=64, batch_size=2, edit=True, steps=2, guidance=7.5)
     model.open("cpu")
     return model
 
@@ -35,51 +57,173 @@ def pixels(images) -> list[bytes]:
     return [image.tobytes() for image in images]
 
 
+def difference(one, other) -> float:
+    """Mean absolute difference of two images' bytes, of 255."""
+    one, other = one.tobytes(), other.tobytes()
+    return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
+
+
 def test_an_image_depends_on_its_caption_and_seed_alone(model):
     captions, seeds = ["a cat", "a dog", "a red bus", "a cat"], [1, 2, 3, 4]
-    images = list(model.draw(captions, seeds))
+    images = model.draw(captions, seeds)
     assert [image.size for image in images] == [(64, 64)] * 4
     assert pixels(images) == pixels(model.draw(captions, seeds))
     assert images[0].tobytes() != images[3].tobytes()
-    assert pixels(model.draw(captions[2:], seeds[2:])) == pixels(images[2:])
+    assert max(map(difference, model.draw(captions[2:], seeds[2:]), images[2:])) < 1
+
+
+def test_prompts_encoded_ahead_draw_what_the_pipeline_draws_from_text(model, monkeypatch):
+    ours = model.draw(["a cat", "a dog"], [1, 2])
+    monkeypatch.setattr(model, "_encode", lambda prompts: {"prompt": prompts})
+    assert max(map(difference, ours, model.draw(["a cat", "a dog"], [1, 2]))) < 1
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(model, monkeypatch, capsys):
     import torch
 
-    expected, real, sizes = pixels(model.draw(["a", "b", "c", "d", "e"], [1, 2, 3, 4, 5])), model._pipe, []
+    captions, seeds = ["a", "b", "c", "d", "e"], [1, 2, 3, 4, 5]
+    expected, real, sizes = model.draw(captions, seeds), model._run, []
 
-    def pipe(captions, **options):
-        sizes.append(len(captions))
-        if len(captions) > 1:
+    def run(options, seeds):
+        sizes.append(len(seeds))
+        if len(seeds) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(captions, **options)
+        return real(options, seeds)
 
-    monkeypatch.setattr(model, "_pipe", pipe)
+    monkeypatch.setattr(model, "_run", run)
     monkeypatch.setattr(model, "batch_size", 4)
-    images = pixels(model.draw(["a", "b", "c", "d", "e"], [1, 2, 3, 4, 5]))
+    images = model.draw(captions, seeds)
     assert sizes == [4, 2, 1, 1, 1, 1, 1] and "batches of 1" in capsys.readouterr().err
-    close = [sum(abs(a - b) for a, b in zip(x, y)) / len(x) for x, y in zip(images, expected)]
-    assert max(close) < 1  # of 255: batch size may change the last bit
-    monkeypatch.setattr(model, "_pipe", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    assert max(map(difference, images, expected)) < 1  # batch size may change the last bit
+    monkeypatch.setattr(model, "_run", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(PipelineError, match="out of memory with one image at 64 px"):
-        list(model.draw(["a"], [1]))
+        model.draw(["a"], [1])
+
+
+def test_images_that_show_nothing_are_told():
+    import torch
+
+    noise = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    holed, black, gray = noise.clone(), torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.5)
+    holed[1, 2, 3] = float("nan")
+    found = list(images_of(torch.stack([noise, holed, black, gray, noise]), [False] * 4 + [True]))
+    assert found[0].getpixel((3, 2))[0] == round(noise[0, 2, 3].item() * 255)
+    assert [image.reason for image in found[1:]] == [
+        "image is not a number",
+        "image is of one colour",
+        "image is of one colour",
+        "blanked by the safety checker",
+    ]
+
+
+def negatives_of(tmp_path, texts) -> list:
+    shards = plain_shards(tmp_path / "in", [texts])
+    run_stage(Shout(), plan_tasks(shards), tmp_path / "captions", Local(cpu=True), quiet=True)
+    return plan_tasks(str(tmp_path / "captions"))
+
+
+def draw(model, tasks, output, monkeypatch, **options):
+    """A run of the stage with a pipeline that is already open."""
+    monkeypatch.setattr(Diffusers, "open", lambda self, device: None)
+    return run_stage(Images(model, **options), tasks, output, Local(cpu=True), quiet=True)
 
 
 def test_the_stage_draws_resizes_once_and_says_where_images_come_from(model, tmp_path, monkeypatch):
-    shards = plain_shards(tmp_path / "in", [["a dog", "drop", "a cat"]])
-    run_stage(Shout(), plan_tasks(shards), tmp_path / "captions", Local(cpu=True), quiet=True)
-    tasks = plan_tasks(str(tmp_path / "captions"))
-    monkeypatch.setattr(Diffusers, "open", lambda self, device: None)
-    monkeypatch.setattr(Diffusers, "_pipe", model._pipe, raising=False)
+    tasks = negatives_of(tmp_path, ["a dog", "drop", "a cat"])
     for name in ("one", "two"):
-        run_stage(Images(model, save_size=48), tasks, tmp_path / name, Local(cpu=True), quiet=True)
+        draw(model, tasks, tmp_path / name, monkeypatch, save_size=48)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     first, second = read_samples(tmp_path / "one/00000.tar")
     assert Image.open(io.BytesIO(first["neg.jpg"])).size == (48, 48)
     assert first["jpg"] == picture(0, size=(40, 48)) and first["neg.txt"] == b"A DOG!"
     meta = json.loads(second["json"])
     assert meta["t2i"] == model.model and meta["seed"] != json.loads(first["json"])["seed"]
+
+
+def test_bad_images_are_drawn_again_with_another_seed_then_dropped(model, tmp_path, monkeypatch):
+    seen, real = [], model.draw
+
+    def once_bad(prompts, seeds, images=None):
+        seen.append(list(zip(prompts, seeds)))
+        drawn = real(prompts, seeds)
+        bad = {"A DOG!": 1, "A CAT!": 9}
+        return [
+            BadImage("image is of one colour") if len(seen) <= bad.get(prompt, 0) else image
+            for prompt, image in zip(prompts, drawn)
+        ]
+
+    monkeypatch.setattr(model, "draw", once_bad)
+    run = draw(model, negatives_of(tmp_path, ["a dog", "a cat", "a bus"]), tmp_path / "out", monkeypatch)
+    (record,) = run.records()
+    assert record["dropped"] == {"image is of one colour": 1} and record["counts"] == {"drawn again": 3}
+    assert [len(asked) for asked in seen] == [3, 2, 1]
+    assert len({seed for asked in seen for prompt, seed in asked if prompt == "A CAT!"}) == 3
+    dog, bus = read_samples(tmp_path / "out/00000.tar")
+    assert json.loads(dog["json"])["seed"] == seen[1][0][1] and bus["neg.jpg"]
+
+
+def test_prompts_beyond_the_text_encoder_are_counted_and_nothing_is_logged(
+    model, tmp_path, monkeypatch, capfd, caplog
+):
+    tasks = negatives_of(tmp_path, ["a dog", "a dog " * 60])
+    run = draw(model, tasks, tmp_path / "drop", monkeypatch)
+    assert run.records()[0]["dropped"] == {"prompt longer than the text encoder reads": 1}
+    run = draw(model, tasks, tmp_path / "cut", monkeypatch, long_prompts="truncate")
+    assert run.records()[0]["kept"] == 2 and run.records()[0]["counts"] == {"prompts truncated": 1}
+    assert "77" not in capfd.readouterr().err and not caplog.records
+
+
+def test_half_precision_decodes_in_bfloat16_where_the_vae_asks_to_be_upcast(folder):
+    import torch
+
+    model = Diffusers(folder, size=64, dtype="float16")
+    model.open("cpu")
+    assert model._pipe.vae.config.force_upcast and model._pipe.vae.dtype == torch.bfloat16
+    assert model._pipe.unet.dtype == torch.float16
+    (image,) = model.draw(["a cat"], [1])
+    full = Diffusers(folder, size=64)
+    full.open("cpu")
+    assert difference(image, full.draw(["a cat"], [1])[0]) < 8
+
+
+def test_another_autoencoder_by_name(folder, tmp_path):
+    import torch
+    from diffusers import AutoencoderTiny
+
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+    ).save_pretrained(tmp_path / "tiny")
+    model = Diffusers(folder, size=64, vae=str(tmp_path / "tiny"))
+    model.open("cpu")
+    assert type(model._pipe.vae) is AutoencoderTiny and model._pipe.vae.dtype == torch.float32
+    model = Diffusers(folder, vae=folder + "/unet")
+    with pytest.raises(PipelineError, match="no autoencoder but a UNet2DConditionModel"):
+        model.open("cpu")
+
+
+def test_an_image_is_edited_as_much_as_strength_says_in_its_own_shape(editor):
+    pictures = [Image.open(io.BytesIO(picture(n, size=size))) for n, size in enumerate([(96, 64), (64, 96)])]
+    assert not editor.follows_instructions
+    wide, tall, again = editor.draw(["a cat", "a dog", "a cat"], [1, 2, 1], [*pictures, pictures[0]])
+    assert wide.size == again.size and wide.width > wide.height and tall.height > tall.width
+    assert difference(wide, again) < 1
+
+
+def test_edited_negatives_keep_the_proportions_of_their_positives(editor, pix2pix, tmp_path, monkeypatch):
+    tasks = negatives_of(tmp_path, ["a dog", "a cat"])
+    for name, model in (("image-to-image", editor), ("instructions", pix2pix)):
+        run = draw(model, tasks, tmp_path / name, monkeypatch, save_size=40)
+        assert run.records()[0]["kept"] == 2
+        first, _ = read_samples(tmp_path / name / "00000.tar")
+        assert Image.open(io.BytesIO(first["neg.jpg"])).size == (40, 48)  # as the positive
+    meta = json.loads(first["json"])
+    assert pix2pix.follows_instructions and meta["edit_prompt"] == 'make it a picture of: A DOG!'
+
+
+def test_fewer_than_one_step_of_editing_is_refused(folder):
+    with pytest.raises(PipelineError, match="less than one step"):
+        Diffusers(folder, edit=True, steps=1, strength=0.5).open("cpu")
 
 
 def test_samples_without_a_negative_caption_are_counted(model, tmp_path):

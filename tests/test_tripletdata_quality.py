@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import TINY_MODEL, picture, write_shards
@@ -14,8 +14,10 @@ from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.run.sample import Sample
 from open_clip_triplet.tripletdata.run.task import ShardTask
-from open_clip_triplet.tripletdata.stages.concepts import coverage_order, load_wordnet, statistics, words
+from open_clip_triplet.tripletdata.stages import coverage
+from open_clip_triplet.tripletdata.stages.coverage import Captions, Vocabulary
 from open_clip_triplet.tripletdata.stages.filter import Selection, select_top
+from open_clip_triplet.tripletdata.stages.wordnet import Concepts, load_wordnet, words
 
 scores = st.dictionaries(
     st.integers(0, 5), st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.25]), max_size=8), max_size=4
@@ -123,29 +125,43 @@ def test_words_of_a_caption():
     ]
 
 
-def test_coverage_order_takes_most_new_concepts_first():
+def greedy(concepts: list[list[str]], folder, chunk: int = coverage.CHUNK) -> list[int]:
+    """``coverage_order`` of captions, each of one word that has these concepts (or of two, half each)."""
+    vocabulary = Vocabulary([half for names in concepts for half in (names[::2], names)])
+    captions = Captions(folder / "words.int32", chunk)
+    for number in range(len(concepts)):
+        captions.append([[2 * number, 2 * number + 1]])
+    captions.close()
+    return list(coverage.coverage_order(captions, vocabulary))
+
+
+def test_coverage_order_takes_most_new_concepts_first(tmp_path):
     concepts = [["a"], ["a", "b", "c"], ["c", "d"], ["d", "e"], []]
-    assert coverage_order(concepts) == [1, 3, 0, 2, 4]
+    assert greedy(concepts, tmp_path) == [1, 3, 0, 2, 4]
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=4), max_size=8))
-def test_coverage_order_is_greedy(concepts):
-    order, covered = coverage_order(concepts), set()
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(concepts=st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=5), max_size=9))
+def test_coverage_order_is_greedy_whatever_the_chunks(tmp_path, chunk, concepts):
+    order, covered = greedy(concepts, tmp_path, chunk), set()
     assert sorted(order) == list(range(len(concepts)))
     for place, number in enumerate(order):
-        gains = [len(set(concepts[n]) - covered) for n in order[place:]]
-        assert gains[0] == max(gains)
+        gains = {n: len(set(concepts[n]) - covered) for n in order[place:]}
+        assert gains[number] == max(gains.values())
+        assert number == min(n for n, gain in gains.items() if gain == gains[number])
         covered |= set(concepts[number])
 
 
-def test_statistics_by_hand():
-    table = statistics([["dog", "cat"], ["dog"]], [["dog"], ["sun"]])
-    assert table == {
-        "captions": {"total": 3, "unique": 2},
-        "negatives": {"total": 2, "unique": 2},
-        "both": {"total": 5, "unique": 3},
-    }
+def test_what_a_word_most_often_stands_for():
+    concepts = Concepts()
+    assert [concepts.primary(word) for word in ("dogs", "men", "running", "red", "zzxqy")] == [
+        "dog.n.01",
+        "man.n.01",
+        "run.v.01",
+        "red.s.01",
+        "",
+    ]
 
 
 def test_wordnet_that_is_not_there_is_named(tmp_path):
@@ -168,6 +184,16 @@ def test_concepts_of_real_captions_and_growing_subsets(tmp_path, capfd):
     argv = ["concepts", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]
     assert cli.main([*argv, "--subset", "1", "3"]) == 0
     table = json.loads((tmp_path / "out/concepts.json").read_text())
-    assert table["samples"] == 5 and dict(table["most_common"])["dog.n.01"] == 4
+    assert table["samples"] == 5 and table["most_common"][0] == ["dog.n.01", 4]
+    dog = len(Concepts().word("dog"))
+    assert dog > 5 and table["captions"]["total"] > 4 * dog  # every sense, as the paper counts
+    assert not list((tmp_path / "out/.work/concepts").glob("*.int32"))
     assert table["negatives"]["unique"] < table["captions"]["unique"] < table["both"]["unique"]
+    assert cli.main([*argv[:-2], str(tmp_path / "first"), "--quiet", "--senses", "first"]) == 0
+    first = json.loads((tmp_path / "first/concepts.json").read_text())
+    assert first["captions"]["total"] < table["captions"]["total"] and first["most_common"] == table["most_common"]
+    assert [sum(1 for p in (tmp_path / f"out/subset-{n}").glob("*.tar") for _ in read_samples(p)) for n in (1, 3)] == [
+        1,
+        3,
+    ]
     assert "unique" in capfd.readouterr().out

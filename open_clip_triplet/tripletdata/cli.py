@@ -23,6 +23,7 @@ STAGES: dict[str, str] = {
     "captions": "stages.captions",
     "images": "stages.images",
     "filter": "stages.filter",
+    "verify": "stages.verify",
     "concepts": "stages.concepts",
     "pack": "stages.pack",
     "validate": "stages.validate",

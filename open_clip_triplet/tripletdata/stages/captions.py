@@ -8,23 +8,25 @@ is dropped and counted by the reason of its last answer. ``neg.txt`` takes the f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from open_clip_triplet.tripletdata.backends.factory import add_model_arguments, make_model
 from open_clip_triplet.tripletdata.backends.language import NoAnswer, Progress, Unfinished
+from open_clip_triplet.tripletdata.backends.parser import spacy_model
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
+from open_clip_triplet.tripletdata.run.stage import Stage
 from open_clip_triplet.tripletdata.run.task import ShardTask
-from open_clip_triplet.tripletdata.stages.answers import Checker, clean, normal
+from open_clip_triplet.tripletdata.stages.answers import Checker, Negative, clean, normal, split_instruction
+from open_clip_triplet.tripletdata.stages.edits import Categories, instruction
 
 HELP = "write hard negative captions with a language model or rules"
 
 #: what the json of a sample says of its negative image
 OF_NEGATIVE_IMAGE = {
     "t2i", "seed", "scores", "similarity", "embedder", "neg_source_key", "neg_source_shard", "category",
-    "neg_categories", "changed",
+    "neg_categories", "changed", "instruction", "edit_prompt", "strength",
 }
 
 
@@ -97,21 +99,32 @@ class GenerateWithRetries:
             if isinstance(candidate, NoAnswer):
                 fault = candidate.reason
                 continue
-            unfinished = isinstance(candidate, Unfinished)
-            candidate = clean(candidate, caption)
-            problem = self.checker.fault(caption, candidate)
-            if unfinished and problem == "empty":
-                problem = "unfinished"
+            negative = self._read(caption, candidate)
+            problem = self.checker.fault(caption, negative)
             if problem:
-                fault = problem
-            elif len(taken) < self.count and normal(candidate) not in map(normal, taken):
-                taken.append(candidate)
+                fault = "unfinished" if problem == "empty" and isinstance(candidate, Unfinished) else problem
+            elif len(taken) < self.count and normal(negative) not in map(normal, taken):
+                taken.append(negative)
         return fault
+
+    def _read(self, caption: str, answer: str) -> str:
+        """The caption in an answer, with the instruction that the prompt asked for beside it."""
+        if isinstance(answer, Negative):  # of rules: nothing is wrapped around it
+            return answer
+        text, edit = split_instruction(answer) if self.checker.instructions else (answer, "")
+        return Negative(clean(text, caption), instruction=edit)
 
 
 @dataclass
 class Captions(Stage):
-    """Stage: adds ``neg.txt`` and ``neg_captions``. ``images`` False leaves the images out of its shards."""
+    """Stage: adds ``neg.txt``, and to the json ``neg_captions``, the edit category of each and, if asked
+    for, the ``instruction`` that makes the first of an image.
+
+    Args:
+        images: False leaves the images out of its shards.
+        instructions: whether the prompt asks for an instruction as well.
+        categories: whether the edits are parsed (with spaCy) for their category.
+    """
 
     name: ClassVar[str] = "captions"
     captions_first: ClassVar[bool] = True
@@ -120,31 +133,52 @@ class Captions(Stage):
     attempts: int = 3
     max_chars: int = 1000
     images: bool = True
-    quiet: bool = field(default=True, metadata=RUNTIME_ONLY)
+    instructions: bool = False
+    categories: bool = False
 
     def config(self) -> dict:
         return {**super().config(), "model": self.model.config()}
 
     def open(self, device: str) -> None:
         self.model.open(device)
+        self._category = Categories() if self.categories else None
 
     def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
         samples = list(task.samples(stats, images=False))
-        checker = Checker(self.model.prompt)
+        checker = Checker(self.model.prompt, instructions=self.instructions)
         ask = GenerateWithRetries(self.model, checker, self.negatives, self.attempts, self.max_chars)
-        answers = {s.key: negatives for s, negatives in zip(samples, ask(samples, stats)) if negatives}
+        answered = [(sample, taken) for sample, taken in zip(samples, ask(samples, stats)) if taken]
+        found = {sample.key: self._found(sample.text, taken) for sample, taken in answered}
+        self._add_categories(answered, found, stats)
         # A second pass brings the images, so that a shard's worth of them is never in memory.
-        source = task.samples(Stats()) if self.images else samples
-        provenance = self.model.provenance()
-        for sample in source:
-            if negatives := answers.get(sample.key):
+        for sample in task.samples(Stats()) if self.images else samples:
+            if new := found.get(sample.key):
+                negative = new["neg_captions"][0]
                 had_negative = sample.neg_text is not None or sample.neg_image is not None
-                if had_negative and sample.neg_text != negatives[0]:  # its image shows another caption
+                if had_negative and sample.neg_text != negative:  # its image shows another caption
                     sample.neg_image = None
                     sample.meta = {k: v for k, v in sample.meta.items() if k not in OF_NEGATIVE_IMAGE}
-                sample.neg_text = negatives[0]
-                sample.meta = {**sample.meta, "neg_captions": negatives, **provenance}
+                sample.neg_text, sample.meta = negative, {**sample.meta, **new}
                 yield sample
+
+    def _found(self, caption: str, negatives: list[str]) -> dict:
+        """What the json says of accepted negatives."""
+        found = {"neg_captions": [str(negative) for negative in negatives], **self.model.provenance()}
+        if self.instructions:
+            found["instruction"] = negatives[0].instruction or instruction(caption, negatives[0])
+        return found
+
+    def _add_categories(self, answered: list[tuple], found: dict[str, dict], stats: Stats) -> None:
+        told = [negative.category for _, taken in answered for negative in taken]
+        if not all(told) and self._category:
+            told = self._category([(sample.text, str(n)) for sample, taken in answered for n in taken])
+        rest = iter(told)
+        for sample, taken in answered:
+            categories = [next(rest) for _ in taken]
+            if all(categories):
+                found[sample.key]["neg_categories"] = categories
+                for name in categories:
+                    stats.count(f"edit: {name}")
 
 
 def add_arguments(parser) -> None:
@@ -164,8 +198,21 @@ def add_caption_arguments(parser) -> None:
     group.add_argument(
         "--max-caption-chars", type=options.positive, default=1000, help="drop longer captions, counted (default 1000)"
     )
+    group.add_argument(
+        "--instructions",
+        action="store_true",
+        help="ask for an editing instruction beside each caption (for images --mode edit)",
+    )
 
 
 def make_stage(args, *, images: bool = True) -> Captions:
-    model = make_model(args, "prompt_negative.txt")
-    return Captions(model, args.negatives, args.attempts, args.max_caption_chars, images)
+    prompt = "prompt_instruction.txt" if args.instructions else "prompt_negative.txt"
+    return Captions(
+        make_model(args, prompt),
+        args.negatives,
+        args.attempts,
+        args.max_caption_chars,
+        images,
+        args.instructions,
+        categories=args.backend != "rules" and spacy_model() is not None,
+    )

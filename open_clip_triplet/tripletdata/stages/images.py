@@ -1,130 +1,61 @@
-"""Hard negative images: a text-to-image pipeline draws each sample's first negative caption.
+"""Hard negative images: drawn from each sample's negative caption, or edited from its positive image.
 
-Every image has its own generator, seeded from the sample's key, and is resized once, on the way out.
+``--mode draw`` (default) asks a text-to-image pipeline. ``--mode edit`` asks an editing pipeline to make
+the negative image from the positive one, so that little but the changed thing changes: an
+image-to-image pipeline is given the negative caption, one that follows instructions the sample's
+``instruction`` (``captions --instructions`` has the language model write it).
+
+An image that shows nothing (NaN, one colour, blanked by a safety checker) is drawn again with another
+seed, then its sample is dropped and counted.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar, Protocol
 
-from open_clip_triplet.errors import PipelineError
-from open_clip_triplet.tripletdata.backends.language import missing_model
+from open_clip_triplet.errors import ImageError
+from open_clip_triplet.tripletdata.backends.diffusers import BadImage, Diffusers
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.overlap import ahead
-from open_clip_triplet.tripletdata.run.pictures import encode
+from open_clip_triplet.tripletdata.run.overlap import ahead, map_ahead
+from open_clip_triplet.tripletdata.run.pictures import decode, encode
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, sample_seed, settings
 from open_clip_triplet.tripletdata.run.task import ShardTask
+from open_clip_triplet.tripletdata.stages.edits import instruction
 
-HELP = "draw hard negative images with a text-to-image pipeline"
-DEFAULT_MODEL = "stabilityai/sdxl-turbo"
-#: images drawn and not yet encoded, so that a GPU draws while a CPU encodes
-DRAWN_AHEAD = 64
+HELP = "draw hard negative images, or edit the positive ones into them"
+#: times an image is drawn before its sample is dropped
+ATTEMPTS = 3
+ENCODERS = 2
 
 
 class ImageModel(Protocol):
-    """captions -> images."""
+    """texts -> images. ``window``: how many to ask for at once."""
+
+    window: int
 
     def open(self, device: str) -> None: ...
 
-    def draw(self, captions: list[str], seeds: list[int]) -> Iterator[Any]:
-        """One PIL image per caption, in order."""
+    def too_long(self, prompts: list[str]) -> list[bool]: ...
+
+    def draw(self, prompts: list[str], seeds: list[int], images: list | None = None) -> list:
+        """One PIL image or BadImage for each prompt."""
         ...
 
 
 @dataclass
-class Diffusers:
-    """Any text-to-image pipeline of diffusers. The defaults are SDXL-Turbo's.
-
-    An out-of-memory error halves the batch for good and goes on.
-    """
-
-    model: str = DEFAULT_MODEL
-    steps: int = 1
-    guidance: float = 0.0
-    size: int = 512
-    dtype: str = "float32"
-    tiny_vae: str = ""
-    compile: bool = field(default=False, metadata=RUNTIME_ONLY)
-    batch_size: int = field(default=16, metadata=RUNTIME_ONLY)
-
-    def open(self, device: str) -> None:
-        try:
-            import diffusers
-            import torch
-            import transformers
-            from diffusers import AutoencoderTiny, AutoPipelineForText2Image
-        except ImportError as error:
-            raise PipelineError(
-                f"images needs diffusers ({error}): install open_clip_triplet with its extra `build`"
-            ) from error
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
-        dtype = getattr(torch, self.dtype)
-        try:
-            self._pipe = self._load(AutoPipelineForText2Image, dtype)
-            if self.tiny_vae:
-                self._pipe.vae = AutoencoderTiny.from_pretrained(self.tiny_vae, torch_dtype=dtype)
-        except (OSError, ValueError) as error:
-            raise PipelineError(missing_model(self.model, error)) from error
-        self._pipe.to(device)
-        self._pipe.set_progress_bar_config(disable=True)
-        if self.compile:
-            core = "unet" if hasattr(self._pipe, "unet") else "transformer"
-            setattr(self._pipe, core, torch.compile(getattr(self._pipe, core)))
-            self._pipe.vae.decode = torch.compile(self._pipe.vae.decode)
-
-    def _load(self, loader, dtype):
-        """The pipeline from safetensors, in the half-size fp16 files where the model has them."""
-        common = {"torch_dtype": dtype, "use_safetensors": True}
-        if str(dtype).endswith("16"):
-            try:
-                return loader.from_pretrained(self.model, variant="fp16", **common)
-            except (OSError, ValueError):
-                pass
-        return loader.from_pretrained(self.model, **common)
-
-    def draw(self, captions: list[str], seeds: list[int]) -> Iterator[Any]:
-        import torch
-
-        start = 0
-        while start < len(captions):
-            rows = slice(start, start + self.batch_size)
-            # Noise is drawn on the CPU: the same on every kind of device.
-            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[rows]]
-            try:
-                with torch.inference_mode():
-                    images = self._pipe(
-                        captions[rows],
-                        generator=generators,
-                        num_inference_steps=self.steps,
-                        guidance_scale=self.guidance,
-                        height=self.size,
-                        width=self.size,
-                    ).images
-            except torch.OutOfMemoryError as error:
-                images = None
-                self._halve(torch, error)
-                continue
-            yield from images
-            start += len(images)
-
-    def _halve(self, torch, error: Exception) -> None:
-        if self.batch_size == 1:
-            raise PipelineError(
-                f"{self.model}: out of memory with one image at {self.size} px. Use a smaller --size."
-            ) from error
-        self.batch_size //= 2
-        torch.cuda.empty_cache()
-        print(f"out of memory; going on with batches of {self.batch_size}", file=sys.stderr)
-
-
-@dataclass
 class Images(Stage):
-    """Stage: adds ``neg.jpg`` to samples that have a negative caption."""
+    """Stage: adds ``neg.jpg`` to samples that have a negative caption.
+
+    Reading, drawing and encoding overlap, each in threads of its own.
+
+    Args:
+        long_prompts: ``drop`` samples whose prompt the text encoder cannot read whole, or ``truncate`` it.
+        images: whether the new shards hold the positive images.
+    """
 
     name: ClassVar[str] = "images"
     captions_first: ClassVar[bool] = True
@@ -132,7 +63,9 @@ class Images(Stage):
     save_size: int = 256
     quality: int = 95
     seed: int = 0
+    long_prompts: str = "drop"
     images: bool = True
+    encoders: int = field(default=ENCODERS, metadata=RUNTIME_ONLY)
 
     def config(self) -> dict:
         return {**super().config(), "model": settings(self.model)}
@@ -140,23 +73,100 @@ class Images(Stage):
     def open(self, device: str) -> None:
         self.model.open(device)
 
+    @property
+    def _edit(self) -> bool:
+        return getattr(self.model, "edit", False)
+
     def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
-        samples = []
-        for sample in task.samples(stats, images=False):
-            if sample.neg_text and sample.neg_text.strip():
-                samples.append(sample)
-            else:
-                stats.drop("no negative caption", sample.key)
-        seeds = [sample_seed(self.seed, sample.key, stats.redo_round) for sample in samples]
-        drawn = ahead(self.model.draw([sample.neg_text for sample in samples], seeds), DRAWN_AHEAD)
-        source = task.samples(Stats()) if self.images else iter(samples)
-        for number, (sample, seed, image) in enumerate(zip(samples, seeds, drawn, strict=True), 1):
-            if self.images:
-                sample = next(full for full in source if full.key == sample.key)
-            sample.neg_image, sample.neg_suffix = encode(image, self.save_size, self.quality), "jpg"
-            sample.meta = {**sample.meta, "t2i": self.model.model, "seed": seed}
-            stats.report(number / len(samples))
+        total = sum(1 for _ in task.samples(Stats(), images=False))
+        source = ahead(task.samples(stats, images=self.images or self._edit), self.model.window)
+        drawn = ahead(self._drawn(source, stats), 2 * self.model.window)
+        for number, sample in enumerate(map_ahead(self._encoded, drawn, self.encoders), 1):
+            stats.report(number / max(total, 1))
             yield sample
+
+    def _drawn(self, source: Iterator[Sample], stats: Stats) -> Iterator[tuple[Sample, Any]]:
+        """(sample with its origin in the json, PIL image) of samples whose image came out."""
+        while window := list(islice(source, self.model.window)):
+            rows = self._usable(window, stats)
+            first = stats.redo_round * ATTEMPTS  # asked again after a run: other seeds
+            attempts = [first] * len(rows)
+            images = self._draw(rows, attempts)
+            for attempt in range(first + 1, first + ATTEMPTS):
+                bad = [i for i, image in enumerate(images) if isinstance(image, BadImage)]
+                if not bad:
+                    break
+                stats.count("drawn again", len(bad))
+                again = self._draw([rows[i] for i in bad], [attempt] * len(bad))
+                for i, image in zip(bad, again, strict=True):
+                    images[i], attempts[i] = image, attempt
+            for (sample, prompt, _), attempt, image in zip(rows, attempts, images, strict=True):
+                if isinstance(image, BadImage):
+                    stats.drop(image.reason, sample.key)
+                    continue
+                sample.meta = {**sample.meta, **self._origin(prompt, self._seed(sample, attempt))}
+                yield sample, image
+
+    def _usable(self, samples: list[Sample], stats: Stats) -> list[tuple[Sample, str, Any]]:
+        """(sample, prompt, PIL image to edit or None); what cannot be drawn is counted."""
+        found = []
+        for sample in samples:
+            if not (sample.neg_text and sample.neg_text.strip()):
+                stats.drop("no negative caption", sample.key)
+                continue
+            try:
+                picture = decode(sample.image or b"").rgb if self._edit else None
+            except ImageError:
+                stats.drop("image cannot be decoded" if sample.image else "no image", sample.key)
+                continue
+            found.append((sample, self._prompt(sample), picture))
+        long = self.model.too_long([prompt for _, prompt, _ in found])
+        if self.long_prompts == "truncate":
+            if any(long):
+                stats.count("prompts truncated", sum(long))
+            return found
+        for (sample, *_), is_long in zip(found, long, strict=True):
+            if is_long:
+                stats.drop("prompt longer than the text encoder reads", sample.key)
+        return [row for row, is_long in zip(found, long) if not is_long]
+
+    def _prompt(self, sample: Sample) -> str:
+        if self._edit and self.model.follows_instructions:
+            return sample.meta.get("instruction") or instruction(sample.text, sample.neg_text)
+        return sample.neg_text
+
+    def _draw(self, rows: list[tuple], attempts: list[int]) -> list:
+        seeds = [self._seed(sample, attempt) for (sample, *_), attempt in zip(rows, attempts)]
+        pictures = [picture for _, _, picture in rows] if self._edit else None
+        return self.model.draw([prompt for _, prompt, _ in rows], seeds, pictures) if rows else []
+
+    def _seed(self, sample: Sample, attempt: int) -> int:
+        return sample_seed(self.seed, sample.key, attempt)
+
+    def _origin(self, prompt: str, seed: int) -> dict:
+        """What a sample's json says of its negative image."""
+        origin = {"t2i": self.model.model, "seed": seed}
+        return {**origin, "edit_prompt": prompt, "strength": self.model.strength} if self._edit else origin
+
+    def _encoded(self, drawn: tuple[Sample, Any]) -> Sample:
+        sample, image = drawn
+        if self._edit:
+            image = _shaped_like(sample.image, image)
+        sample.neg_image, sample.neg_suffix = encode(image, self.save_size, self.quality), "jpg"
+        if not self.images:
+            sample.image = None
+        return sample
+
+
+def _shaped_like(positive: bytes, image):
+    """An edited image in the proportions of the one it was made from."""
+    import io
+
+    from PIL import Image
+
+    width, height = Image.open(io.BytesIO(positive)).size
+    scale = min(image.size) / min(width, height)
+    return image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS)
 
 
 def add_arguments(parser) -> None:
@@ -166,17 +176,32 @@ def add_arguments(parser) -> None:
 
 def add_image_arguments(parser) -> None:
     group = parser.add_argument_group("negative images")
+    default = Diffusers()
     group.add_argument(
-        "--t2i", default=DEFAULT_MODEL, metavar="MODEL", help=f"pipeline (default {DEFAULT_MODEL})"
+        "--t2i", default=default.model, metavar="MODEL", help="pipeline of diffusers (default %(default)s)"
     )
-    group.add_argument("--steps", type=options.positive, default=1, help="denoising steps (default 1)")
+    group.add_argument(
+        "--mode", choices=["draw", "edit"], default="draw", help="from the caption, or from the positive image"
+    )
+    group.add_argument(
+        "--steps", type=options.positive, help="denoising steps (default 1; 4 with --mode edit)"
+    )
     group.add_argument("--guidance", type=float, default=0.0, help="guidance scale (default 0)")
+    group.add_argument(
+        "--strength", type=float, default=default.strength, help="edit: share drawn anew (default %(default)s)"
+    )
     group.add_argument("--size", type=options.positive, default=512, help="pixels drawn (default 512)")
     group.add_argument(
         "--save-size", type=int, default=256, help="shorter side kept, pixels (default 256; 0: all)"
     )
     group.add_argument("--quality", type=int, default=95, help="JPEG quality (default 95)")
     group.add_argument("--image-batch", type=options.positive, default=16, help="images per batch (default 16)")
+    group.add_argument(
+        "--long-prompts",
+        choices=["drop", "truncate"],
+        default="drop",
+        help="prompts longer than the text encoder reads (default drop); counted",
+    )
     dtypes = ["auto", "float16", "bfloat16", "float32"]
     group.add_argument(
         "--dtype",
@@ -185,7 +210,10 @@ def add_image_arguments(parser) -> None:
         help="default float16 on a GPU or a joined cluster, else float32",
     )
     group.add_argument(
-        "--tiny-vae", default="", metavar="MODEL", help="tiny autoencoder, e.g. madebyollin/taesdxl"
+        "--vae",
+        default="",
+        metavar="MODEL",
+        help="another autoencoder, e.g. madebyollin/sdxl-vae-fp16-fix or madebyollin/taesdxl",
     )
     group.add_argument("--compile", action="store_true", help="torch.compile the network and the decoder")
 
@@ -202,14 +230,17 @@ def resolved_dtype(args) -> str:
 
 
 def make_stage(args, *, images: bool = True) -> Images:
+    edit = args.mode == "edit"
     model = Diffusers(
-        args.t2i,
-        args.steps,
-        args.guidance,
-        args.size,
-        resolved_dtype(args),
-        args.tiny_vae,
-        args.compile,
-        args.image_batch,
+        model=args.t2i,
+        steps=args.steps or (4 if edit else 1),
+        guidance=args.guidance,
+        size=args.size,
+        dtype=resolved_dtype(args),
+        vae=args.vae,
+        edit=edit,
+        strength=args.strength if edit else 0.0,
+        compile=args.compile,
+        batch_size=args.image_batch,
     )
-    return Images(model, args.save_size, args.quality, args.seed, images)
+    return Images(model, args.save_size, args.quality, args.seed, args.long_prompts, images)
