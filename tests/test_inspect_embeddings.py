@@ -115,6 +115,7 @@ def test_two_checkpoints_table_and_gallery(checkpoints, shards, tmp_path):
     assert outcomes.count("both wrong") == counts["both wrong"]
     assert outcomes == sorted(outcomes, key=lambda outcome: outcome == "both wrong")
     assert {"a margin", "b margin"} <= set(samples[0]["scores"])
+    assert set(samples[0]["similarities"]) == {"a", "b"}
 
 
 def values_of(*rows) -> np.ndarray:

@@ -24,6 +24,7 @@ from open_clip_triplet.inspect.samples import (
     find_shards,
     questions,
     read_view_samples,
+    set_name,
 )
 
 EXAMPLES = """examples:
@@ -137,7 +138,7 @@ def run(args) -> int:
         raise ShardError(
             f"{args.shards[0]}: no sample has questions; run triplet-shards verify --checks questions first"
         )
-    report = make_report(found, " ".join(args.shards))
+    report = make_report(found, set_name(args.shards))
     if args.html:
         order = [number for share, number in sorted(found.worst) if share < 1][: args.most]
         chosen = set(order)

@@ -109,6 +109,20 @@ function moreCaptions(list, length) {
 
 const written = (value) => (Number.isInteger(value) ? String(value) : value.toFixed(3));
 
+function similarityTable(label, rows) {
+  // what each row must prefer is on the diagonal
+  const cells = (row, place) => row.map((value, column) => {
+    const best = value === Math.max(...row) && row[0] !== row[1];
+    const kind = best ? (column === place ? "hit" : "miss") : "";
+    return element("td", { className: kind, title: best ? "preferred" : "" }, value.toFixed(3) + (best ? (column === place ? " ✓" : " ✗") : ""));
+  });
+  const names = ["image", "negative image"];
+  return element("table", { className: "similarities" },
+    element("caption", { className: "hidden" }, "Cosine similarities under " + label),
+    element("tr", {}, element("th", { scope: "col" }, label), element("th", { scope: "col" }, "caption"), element("th", { scope: "col" }, "negative caption")),
+    ...rows.map((row, place) => element("tr", {}, element("th", { scope: "row" }, names[place]), ...cells(row, place))));
+}
+
 function facts(sample) {
   const found = Object.entries(sample.facets || {}).map(([name, value]) => element("span", { className: "tag", title: name }, value));
   for (const [name, value] of Object.entries(sample.scores || {})) {
@@ -136,6 +150,7 @@ function card(number) {
   const parts = [
     element("div", { className: "pair" + (second ? "" : " single") }, half(number, false), second ? half(number, true) : null),
     sample.notes ? element("ul", { className: "notes" }, ...sample.notes.map((note) => element("li", {}, note))) : null,
+    ...Object.entries(sample.similarities || {}).map(([label, rows]) => similarityTable(label, rows)),
     facts(sample), actions(number),
   ];
   const made = element("article", { className: "card", tabIndex: -1 }, ...parts);

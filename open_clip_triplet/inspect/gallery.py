@@ -8,7 +8,6 @@ browser; "Save marks" downloads marks.csv, which `triplet-shards filter --drop-l
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from open_clip_triplet.inspect.samples import (
     check_sample,
     find_shards,
     read_view_samples,
+    set_name,
 )
 from open_clip_triplet.inspect.thumbnails import Thumbnail, with_thumbnails
 
@@ -57,7 +57,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--source", nargs="+", metavar="INPUT", help="with --rejected: the build's --input, for captions and images"
     )
-    parser.add_argument("--title", help="heading (default: the first SHARDS)")
+    parser.add_argument("--title", help="heading (default: the name of SHARDS)")
     parser.add_argument(
         "--thumbnail", type=int, metavar="PIXELS",
         help=f"longer side of thumbnails (default {LARGE}; beyond {FEW:,} samples {SMALL}, inside the page {INSIDE})",
@@ -72,7 +72,7 @@ def run(args) -> int:
         raise UsageError(f"--thumbnail {args.thumbnail}: must be 16 to 2048 pixels")
     if args.source and not args.rejected:
         raise UsageError("--source goes with --rejected")
-    title = args.title or re.sub(r"\.tar$", "", args.shards[0].rstrip("/").rpartition("/")[2])
+    title = args.title or set_name(args.shards)
     if args.png:
         from open_clip_triplet.inspect.sheet import SHEET, write_sheet
 
@@ -178,6 +178,9 @@ def _entry(sample: ViewSample, image: Thumbnail, negative: Thumbnail) -> dict:
         "facets": sample.facets,
         "scores": {name: round(value, 6) for name, value in sample.scores.items()},
         "notes": sample.notes,
+        "similarities": {
+            label: [[round(value, 4) for value in row] for row in rows] for label, rows in sample.similarities.items()
+        },
         "images": [_image(image), _image(negative)],
         "details": page.shorten({k: v for k, v in sample.details.items() if k not in SHOWN}, DETAILS),
     }

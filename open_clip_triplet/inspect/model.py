@@ -24,6 +24,7 @@ from open_clip_triplet.inspect.samples import (
     check_sample,
     find_shards,
     read_view_samples,
+    set_name,
 )
 
 EXAMPLES = """examples:
@@ -110,7 +111,7 @@ def _draw(judged: Sequence[Judged], groups: dict[str, np.ndarray]):
             axes.barh(y, right, height * 0.92, xerr=spread, label=one.label,
                       error_kw={"elinewidth": 1, "ecolor": "#444"})
         axes.set_yticks(np.arange(len(groups)) + 0.4 - height / 2, [name.replace("_", " ") for name in groups])
-        axes.invert_yaxis()
+        axes.set_ylim(max(len(groups), 3) - 0.1, -0.5)  # few groups do not make thick bars
         axes.set_xlim(0, 100)
         axes.set_xlabel("samples right, % (95% interval)")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
@@ -137,11 +138,10 @@ def gallery_samples(
         sample = found.pop(number)
         sample.facets["outcome"] = _outcome(judged, number)
         for one in judged:
-            prefix = f"{one.label} " if len(judged) > 1 else ""
-            names = ("image·caption", "image·negative", "negative·caption", "negative·negative")
-            scores = {name: one.scores[place][number] for place, name in enumerate(names)}
-            scores["margin"] = one.margin[number]
-            sample.scores.update({prefix + name: float(v) for name, v in scores.items() if not np.isnan(v)})
+            rows = one.scores[:, number].reshape(2, 2).tolist()
+            sample.similarities[one.label] = [row for row in rows if not np.isnan(row).any()]
+            name = f"{one.label} margin" if len(judged) > 1 else "margin"
+            sample.scores[name] = float(one.margin[number])
         yield sample
 
 
@@ -184,7 +184,7 @@ def run(args) -> int:
         raise UsageError("both checkpoints have one label; name them: a=CHECKPOINT ... --against b=CHECKPOINT")
     if not judged[0].known.any():
         raise ShardError(f"{args.shards[0]}: no sample has an image, a caption and a negative caption")
-    title = f"{' and '.join(one.label for one in judged)} on {' '.join(args.shards)}"
+    title = f"{' and '.join(one.label for one in judged)} on {set_name(args.shards)}"
     report = make_report(judged, [sample.category for sample in samples], title)
     if args.html:
         found = gallery_samples(shards, judged, args.most, **how)

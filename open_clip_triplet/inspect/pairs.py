@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from open_clip_triplet.errors import ImageError
-from open_clip_triplet.evaluation.metrics import pair_similarities
 from open_clip_triplet.inspect.encoders import PairEncoder
 from open_clip_triplet.inspect.samples import ViewSample
 from open_clip_triplet.tripletdata.run.pictures import decode
@@ -77,9 +76,9 @@ def _similarities(batch: list[ViewSample], tensors: list[list], encoder: PairEnc
     )
     values = np.full((len(batch), len(COLUMNS)), np.nan)
     if encoder.joint:
-        values[:, :6] = pair_similarities(x0, x1, y0, y1)
-    else:
-        values[:, 4], values[:, 5] = _cosine(x0, x1), _cosine(y0, y1)
+        for column, (image, text) in enumerate(((x0, y0), (x0, y1), (x1, y0), (x1, y1))):
+            values[:, column] = _cosine(image, text)
+    values[:, 4], values[:, 5] = _cosine(x0, x1), _cosine(y0, y1)
     if len(batch) > 1:
         values[:, 6], values[:, 7] = _cosine(x0, np.roll(x0, 1, axis=0)), _cosine(y0, np.roll(y0, 1, axis=0))
     return values

@@ -26,6 +26,7 @@ class ViewSample:
 
     ``captions`` and ``neg_captions`` start with the one in ``txt`` and ``neg.txt``. ``facets`` are
     few-valued facts to filter by, ``scores`` numbers to sort by, ``notes`` lines to read, ``details`` the rest.
+    ``similarities``: by checkpoint, rows of the image and the negative image, columns of their captions.
     """
 
     key: str
@@ -38,6 +39,7 @@ class ViewSample:
     facets: dict[str, str] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    similarities: dict[str, list[list[float]]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -206,6 +208,19 @@ def add_shard_arguments(parser) -> None:
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders of shards, or OpenCLIP's brace syntax")
     parser.add_argument("--sample", type=int, metavar="N", help="N samples at random of all the shards hold")
     parser.add_argument("--seed", type=int, default=0, help="of the random sample (default 0)")
+
+
+def set_name(specs: Sequence[str]) -> str:
+    """What a set is called in headings: the last part of its path, which tells nothing of the machine.
+
+    >>> set_name(["/data/cc3m/{00000..00331}.tar", "triplets/"])
+    'cc3m/{00000..00331}, triplets'
+    """
+    names = []
+    for spec in specs:
+        parts = spec.rstrip("/").removesuffix(".tar").split("/")
+        names.append("/".join(parts[-2:] if spec.endswith(".tar") else parts[-1:]))
+    return ", ".join(names)
 
 
 def check_sample(args) -> None:

@@ -22,6 +22,7 @@ from open_clip_triplet.inspect.samples import (
     check_sample,
     find_shards,
     read_view_samples,
+    set_name,
 )
 
 EXAMPLES = """encoders, [LABEL=]KIND:MODEL[:WEIGHTS]:
@@ -148,6 +149,6 @@ def run(args) -> int:
         found[encoder.label] = values
         left_out = count_left_out(values, encoder)
         notes += [f"{encoder.label}: {n:,} samples have no {name} pair" for name, n in left_out.items() if n]
-    report = make_report(found, " ".join(args.shards))
+    report = make_report(found, set_name(args.shards))
     report.intro = "; ".join(notes)
     return conclude(report, args)
