@@ -207,15 +207,15 @@ def write_whole(url: str | os.PathLike) -> Iterator[IO[bytes]]:
                 fs.makedirs(os.path.dirname(path), exist_ok=True)  # nothing to do in an object store
                 fs.put_file(file.name, path)
         return
-    path = Path(local_path(url))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    final = Path(local_path(url))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        replace_durably(temporary, path)
+        replace_durably(temporary, final)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

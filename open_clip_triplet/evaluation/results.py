@@ -65,8 +65,8 @@ def build_result(
 
 
 def _known_sum(values: Iterable[int | None]) -> int | None:
-    values = list(values)
-    return None if None in values else sum(values)
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
 
 
 def _subset(task: Task, outcome: Outcome) -> dict:

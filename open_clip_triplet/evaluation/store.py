@@ -44,7 +44,7 @@ class EmbeddingStore:
     def __init__(self, folder: str | os.PathLike | None = None, facts: dict | None = None):
         if folder is not None and not facts:
             raise ValueError("a store on disk needs the facts its embeddings depend on (checkpoint, ...)")
-        self.folder = Path(folder) / store_key(facts) if folder is not None else None
+        self.folder = Path(folder) / store_key(facts or {}) if folder is not None else None
         self.encoded = {kind: 0 for kind in KINDS}
         self.failed: dict[str, str] = {}
         self.remarks: dict[str, list[str]] = {}

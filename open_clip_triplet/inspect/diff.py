@@ -23,7 +23,7 @@ def caption_diff(caption: str, negative: str) -> tuple[list[str], list[str]]:
     """
     mine, theirs = _WORDS.findall(caption), _WORDS.findall(negative)
     words = [[word.lower() for word in side if not word.isspace()] for side in (mine, theirs)]
-    blocks = SequenceMatcher(None, *words, autojunk=False).get_matching_blocks()
+    blocks = SequenceMatcher(None, words[0], words[1], autojunk=False).get_matching_blocks()
     if sum(block.size for block in blocks) < LEAST_SHARED * max(map(len, words), default=0):
         return [caption], [negative]
     same = [{n for block in blocks for n in range(block[side], block[side] + block.size)} for side in (0, 1)]

@@ -77,7 +77,7 @@ def make_report(judged: Sequence[Judged], categories: Sequence[str], title: str)
         report.tables.append(Table(one.label, columns, rows))
     report.tables[-1].note = "Right is the group score, with its 95% Wilson interval; ties are wrong."
     if len(judged) == 2:
-        report.tables.append(_differences(*judged, groups))
+        report.tables.append(_differences(judged[0], judged[1], groups))
     report.plots["categories"] = _draw(judged, groups)
     return report
 
@@ -173,7 +173,8 @@ def run(args) -> int:
         raise UsageError("--batch-size and --most must be at least 1")
     shards, device = find_shards(args.shards), choose_device(args.device)
     how = {"sample": args.sample, "seed": args.seed}
-    judged, samples = [], []
+    judged: list[Judged] = []
+    samples: list = []
     for pretrained in filter(None, (args.checkpoint, args.against)):
         encoder = openclip_encoder(
             pretrained, device, model=args.model, config=args.model_config, precision=args.precision

@@ -71,7 +71,7 @@ class Preview:
             self._shown = seen
             samples = list(newest_samples(files, self.sources))
             title = f"{self.output.absolute().name}: the newest of {samples[0].facets['stage']}" if samples else ""
-            return samples and write_gallery(
+            return 0 if not samples else write_gallery(
                 samples, self.html, title=title, single_file=True, refresh=None if final else round(self.every),
             )
         except (TripletError, OSError, ValueError) as error:
@@ -112,16 +112,16 @@ def newest_samples(files: list[Path], sources: Mapping[str, str], most: int = NE
 
 def _add_images(samples: list[ViewSample], sources: Mapping[str, str]) -> None:
     """Images of the source, where a stage leaves them out: an output key ends in the source sample's number."""
-    missing = {}
+    missing: dict[str, dict[int, ViewSample]] = {}
     for sample in samples:
         shard, _, number = sample.key.rpartition("_")
         if sample.image is None and shard in sources and number.isdigit():
             missing.setdefault(sources[shard], {})[int(number)] = sample
     for url, wanted in missing.items():
-        for number, found in enumerate(read_some(url, wanted, quiet=True)):
-            if number in wanted:
+        for place, found in enumerate(read_some(url, wanted, quiet=True)):
+            if place in wanted:
                 source = view_sample(found)
-                wanted[number].image = source.image
-                wanted[number].captions = wanted[number].captions or source.captions
-            if number >= max(wanted):
+                wanted[place].image = source.image
+                wanted[place].captions = wanted[place].captions or source.captions
+            if place >= max(wanted):
                 break

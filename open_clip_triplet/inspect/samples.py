@@ -198,9 +198,10 @@ def _notes(meta: dict) -> Iterator[str]:
 
 
 def _inside(meta: dict, *names: str) -> dict:
+    inner: Any = meta
     for name in names:
-        meta = meta.get(name) if isinstance(meta, dict) else None
-    return meta if isinstance(meta, dict) else {}
+        inner = inner.get(name) if isinstance(inner, dict) else None
+    return inner if isinstance(inner, dict) else {}
 
 
 def add_shard_arguments(parser) -> None:

@@ -82,11 +82,11 @@ def _distributions(looked: Looked) -> Table:
         for place, side in enumerate(("width", "height")):
             values[f"{name} {side}"] = [p.size[place] for p in prints if p and p.size]
     rows = [
-        [name, *(float(q) for q in np.quantile(found, QUANTILES)), float(np.mean(found))]
+        [name, *(_whole(float(v)) for v in (*np.quantile(found, QUANTILES), np.mean(found)))]
         for name, found in values.items() if found
     ]
     columns = ["least", "5%", "median", "95%", "most", "mean"]
-    return Table("distribution", columns, [[r[0], *(_whole(v) for v in r[1:])] for r in rows])
+    return Table("distribution", columns, rows)
 
 
 def _whole(value: float) -> float | int:
@@ -97,9 +97,9 @@ def _duplicates(looked: Looked, near: int) -> tuple[Table, list[dict]]:
     rows, listed = [], []
     for name, prints in looked.prints.items():
         have = [n for n, p in enumerate(prints) if p]
-        same = _repeats([prints[n].digest for n in have])
-        seen = [n for n in have if prints[n].phash is not None]
-        hashes = np.array([prints[n].phash for n in seen], np.uint64)
+        same = _repeats([p.digest for p in prints if p])
+        seen = [n for n, p in enumerate(prints) if p and p.phash is not None]
+        hashes = np.array([p.phash for p in prints if p and p.phash is not None], np.uint64)
         unique, places = np.unique(hashes, return_inverse=True)
         groups = clusters(len(unique), near_pairs(unique, bits=near))
         members = _members(places, len(unique), groups)
@@ -121,7 +121,12 @@ def _duplicates(looked: Looked, near: int) -> tuple[Table, list[dict]]:
 
 def _repeats(items: Sequence) -> list[int]:
     seen: set = set()
-    return [n for n, item in enumerate(items) if item in seen or seen.add(item)]
+    repeats = []
+    for n, item in enumerate(items):
+        if item in seen:
+            repeats.append(n)
+        seen.add(item)
+    return repeats
 
 
 def _members(places: np.ndarray, count: int, groups: list[list[int]]) -> list[list[int]]:
@@ -149,7 +154,7 @@ def _overlap(looked: Looked, sets: Sequence[EvaluationSet], near: int) -> tuple[
                 if p and p.digest in found.digests:
                     why.setdefault(n, set()).add("image")
             seen = [n for n, p in enumerate(prints) if p and p.phash is not None]
-            hashes = np.array([prints[n].phash for n in seen], np.uint64)
+            hashes = np.array([p.phash for p in prints if p and p.phash is not None], np.uint64)
             for n in found.near(hashes, near):
                 why.setdefault(seen[n], set()).add("near image")
         for captions in looked.captions.values():

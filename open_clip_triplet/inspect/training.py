@@ -23,8 +23,7 @@ def pair_sheet(encoder: Encoder, shards: Sequence[str], title: str = ""):
     Each sample says how near its image is to its own caption and to the negative one, and whether it is right.
     """
     model = PairEncoder("model", encoder.preprocess, encoder.images, encoder.texts)
-    samples = read_view_samples(shards, first=SHOWN)
-    samples, values = similarities(samples, model, SHOWN, keep_images=True)
+    samples, values = similarities(read_view_samples(shards, first=SHOWN), model, SHOWN, keep_images=True)
     for sample, (s00, s01, s10, s11, *_) in zip(samples, values.tolist()):
         right = s00 > max(s01, s10) and s11 > max(s01, s10)
         sample.facets = {"category": "right" if right else "wrong"}

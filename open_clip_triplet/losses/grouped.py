@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from open_clip.loss import ClipLoss  # type: ignore[import-untyped]
+from open_clip.loss import ClipLoss
 
 from open_clip_triplet.losses.functional import (
     check_neg_scope,
@@ -81,7 +81,7 @@ class LossDict(dict[str, torch.Tensor]):
         return {name: value for name, value in self.items() if name.endswith("_loss")}.values()
 
 
-class GroupedLoss(ClipLoss):  # type: ignore[misc]
+class GroupedLoss(ClipLoss):
     """Base of the losses over grouped rows; same constructor as OpenCLIP's, plus keywords.
 
     Args:

@@ -36,7 +36,7 @@ class FiniteGuard:
         arrived = None
         if facts.is_cuda:
             facts = torch.empty_like(facts, device="cpu", pin_memory=True).copy_(facts, non_blocking=True)
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived = torch.cuda.Event()
             arrived.record()
         self._pending.append((step, facts, arrived))
         self.check(wait=False)

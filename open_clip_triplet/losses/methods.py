@@ -144,7 +144,7 @@ def create_loss(args: Any) -> Any:
     method = find_method(getattr(args, "loss", "clip"))
     check_supported(args)
     if method.name == "clip":
-        import open_clip  # type: ignore[import-untyped]
+        import open_clip
 
         return open_clip.create_loss(args)
     from open_clip_triplet.losses.grouped import GroupedLoss, LossOptions

@@ -54,10 +54,10 @@ def _task(subset: str) -> ChoiceTask:
 
 def _box(entry: dict) -> tuple[int, int, int, int] | None:
     """(left, top, right, bottom), None where the item has no such box."""
-    numbers = [entry.get(name) for name in BOX]
+    numbers: list[Any] = [entry.get(name) for name in BOX]
     if not all(isinstance(x, (int, float)) and math.isfinite(x) and abs(x) < FARTHEST for x in numbers):
         return None
-    x, y, width, height = map(int, numbers)
+    x, y, width, height = (int(x) for x in numbers)
     return (x, y, x + width, y + height) if width >= 1 and height >= 1 else None
 
 
@@ -67,7 +67,7 @@ def _group(subset: str, entry: dict) -> str | None:
     if subset == "vg_attribution":
         pair = entry.get("attributes")
         whole = isinstance(pair, list) and len(pair) >= 2 and all(isinstance(x, str) for x in pair)
-        group = "_".join(pair[:2]) if whole else None
+        group = "_".join(pair[:2]) if whole and isinstance(pair, list) else None
     return group if isinstance(group, str) else None
 
 

@@ -36,8 +36,8 @@ def load(root: Path) -> dict[str, PairTask]:
         if not (isinstance(entry, list) and len(entry) == 4 and all(map(is_caption, entry))):
             task.leave_out("annotation incomplete", f"{FILE} entry {number}")
             continue
-        images = tuple(find_image([folder or path.parent / "images"], url) for url in entry[0::2])
-        task.items.append(Pair(str(number), images, (entry[1], entry[3])))
+        first, second = (find_image([folder or path.parent / "images"], url) for url in entry[0::2])
+        task.items.append(Pair(str(number), (first, second), (entry[1], entry[3])))
     return {"cola": task}
 
 

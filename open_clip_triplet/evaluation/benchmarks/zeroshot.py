@@ -111,7 +111,7 @@ def packaged(file: str) -> dict:
     import importlib.util
 
     spec = importlib.util.find_spec("clip_benchmark")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise DataError(
             "zero-shot classification takes its words from clip_benchmark; "
             "install open_clip_triplet with its extra `eval`"

@@ -103,8 +103,8 @@ def to_transformers(state: State, kind: str) -> State:
     out["vision_model.embeddings.position_embedding.weight"] = state[f"{trunk}.pos_embed"][0]
     out["vision_model.head.probe"] = state[f"{trunk}.attn_pool.latent"]
     for x in ("weight", "bias"):
-        parts = [state[f"{trunk}.attn_pool.{p}.{x}"] for p in ("q", "kv")]
-        out[f"vision_model.head.attention.in_proj_{x}"] = torch.cat(parts)
+        q, kv = (state[f"{trunk}.attn_pool.{p}.{x}"] for p in ("q", "kv"))
+        out[f"vision_model.head.attention.in_proj_{x}"] = torch.cat([q, kv])
     return {**out, "logit_scale": out["logit_scale"].reshape(1), "logit_bias": out["logit_bias"].reshape(1)}
 
 

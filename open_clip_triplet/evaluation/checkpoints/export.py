@@ -100,7 +100,7 @@ def _spec_of(folder: Path, to: str) -> CheckpointSpec:
 
 
 def _changes_activation(source: LoadedCheckpoint, to: str) -> bool:
-    config = getattr(getattr(source.model, "clip", None), "config", None)
+    config: Any = getattr(getattr(source.model, "clip", None), "config", None)
     return (
         to in ("open_clip", "pt")
         and getattr(config, "model_type", "") == "siglip"

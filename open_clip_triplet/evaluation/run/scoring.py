@@ -21,7 +21,7 @@ from open_clip_triplet.evaluation.store import EmbeddingStore, text_id
 from open_clip_triplet.evaluation.tasks import Outcome, Task
 
 
-class Evaluation(dict):
+class Evaluation(dict[str, float]):
     """Flat metrics, ``benchmark/subset/metric`` -> value in 0..1, ready to be logged.
 
     ``results``: benchmark -> the full result (see ``results.build_result``). ``skipped``: benchmark ->
@@ -29,7 +29,7 @@ class Evaluation(dict):
     not complete is called ``<benchmark>-partial`` in the flat names.
     """
 
-    def __init__(self, results: dict[str, dict], skipped: dict[str, str], encoded: dict[str, int]):
+    def __init__(self, results: dict[str, dict[str, Any]], skipped: dict[str, str], encoded: dict[str, int]):
         super().__init__(pair for result in results.values() for pair in flat_metrics(result).items())
         self.results, self.skipped, self.encoded = results, skipped, encoded
 
@@ -48,7 +48,7 @@ def evaluate(
     allow_partial: bool = False,
     limit: int | None = None,
     store: EmbeddingStore | None = None,
-    checkpoint: dict | None = None,
+    checkpoint: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Run benchmarks on a model held in memory.
@@ -96,18 +96,18 @@ def evaluate(
 def run_suite(
     get_encoder: Callable[[], Encoder],
     benchmarks: Sequence[Benchmark],
-    data_root: str | os.PathLike,
+    data_root: str | os.PathLike[str],
     store: EmbeddingStore,
     *,
-    checkpoint: dict,
+    checkpoint: dict[str, Any],
     batch_size: int = 64,
     allow_partial: bool = False,
     limit: int | None = None,
     progress: bool = False,
     hashes: ContentHashes | None = None,
     share: tuple[int, int] = (0, 1),
-    barrier: Callable[[], None] = lambda: None,
-    on_result: Callable[[dict, dict[str, Outcome]], object] | None = None,
+    barrier: Callable[[], object] = lambda: None,
+    on_result: Callable[[dict[str, Any], dict[str, Outcome]], object] | None = None,
 ) -> Evaluation:
     """``evaluate`` with the model made only if something has to be encoded.
 
@@ -154,7 +154,7 @@ class _Scorer:
     """Encodes and scores one benchmark after the other."""
 
     def __init__(
-        self, job: EncodingJob, hashes: ContentHashes, barrier: Callable[[], None], allow_partial: bool
+        self, job: EncodingJob, hashes: ContentHashes, barrier: Callable[[], object], allow_partial: bool
     ):
         self.job, self.store, self.hashes = job, job.store, hashes
         self.barrier, self.allow_partial = barrier, allow_partial

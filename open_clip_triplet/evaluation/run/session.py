@@ -35,7 +35,7 @@ class Session:
     limit: int | None = None
     rank: int = 0
     world: int = 1
-    barrier: Callable[[], None] = lambda: None
+    barrier: Callable[[], object] = lambda: None
     hashes: ContentHashes = field(default_factory=ContentHashes)
 
     def label(self, spec: CheckpointSpec) -> str:

@@ -104,7 +104,7 @@ class Server(LanguageModel):
             body["chat_template_kwargs"] = self.template_kwargs
         return {**body, **self.extra_body}
 
-    def _ask(self, prompt: str, seed: int) -> tuple[str | None, int, str, float]:
+    def _ask(self, prompt: str, seed: int) -> tuple[str | NoAnswer | None, int, str, float]:
         """One request: (answer or None, status or 0, what went wrong, seconds the server asks to wait)."""
         import httpx
 

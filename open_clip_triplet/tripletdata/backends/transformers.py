@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.language import (
     LanguageModel,
+    NoAnswer,
     Progress,
     Unfinished,
     chat_text,
@@ -55,10 +56,10 @@ class Transformers(LanguageModel):
 
     def complete(
         self, prompts: list[str], seeds: list[int], progress: Progress = unreported
-    ) -> list[str]:
+    ) -> list[str | NoAnswer]:
         texts = [chat_text(self._tokenizer, prompt, self.template_kwargs) for prompt in prompts]
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-        answers = [""] * len(texts)
+        answers: list[str | NoAnswer] = [""] * len(texts)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             for i, answer in zip(rows, self._generate([texts[i] for i in rows], [seeds[i] for i in rows])):

@@ -13,6 +13,7 @@ import queue
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.language import (
@@ -51,7 +52,7 @@ class Vllm(LanguageModel):
                 "in an environment of its own (vLLM pins its torch)"
             ) from error
         if device == "cuda":
-            settings = {"gpu_memory_utilization": self.gpu_memory}
+            settings: dict[str, Any] = {"gpu_memory_utilization": self.gpu_memory}
         else:
             # Compiling for a CPU takes longer than it saves. A prompt that is read in several steps has
             # its random generator set back between them, which torch's CPU generator cannot do.

@@ -69,11 +69,12 @@ def _here(stage: Stage, tasks: list[ShardTask], output: str, progress) -> Iterat
     """All tasks in this process: the next one is read, and the last one finished, while one is worked."""
     worker = Worker(stage, "cpu")
     with ThreadPoolExecutor(1) as finisher:
-        reading = worker.read_ahead(tasks[0])
+        reading: Future | None = worker.read_ahead(tasks[0])
         finishing: deque[tuple[ShardTask, Future]] = deque()
         try:
             for number, task in enumerate(tasks):
                 current, reading = reading, None
+                assert current is not None
                 if number + 1 < len(tasks):
                     reading = worker.read_ahead(tasks[number + 1])
                 finish = worker.start(current, output, functools.partial(progress, task))

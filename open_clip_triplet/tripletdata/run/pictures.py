@@ -54,16 +54,15 @@ def decode(data: bytes, size: int = 0) -> Picture:
 
     with refused():
         image = Image.open(io.BytesIO(data))
-        full, suffix, short = image.size, SUFFIXES.get(image.format), min(image.size)
+        full, suffix, short = image.size, SUFFIXES.get(image.format or ""), min(image.size)
         if full[0] * full[1] > MAX_PIXELS:
             raise ValueError(f"{full[0]}x{full[1]} pixels")
         if size and short > size and image.format == "JPEG":
-            image.draft("RGB", tuple(side * size // short for side in full))
+            image.draft("RGB", (full[0] * size // short, full[1] * size // short))
         image.load()
         turned = image.getexif().get(ORIENTATION, 1) not in (0, 1)
-        if turned:
-            image = ImageOps.exif_transpose(image)
-        return Picture(image if image.mode == "RGB" else image.convert("RGB"), suffix, full, not turned)
+        upright = ImageOps.exif_transpose(image) if turned else image
+        return Picture(upright if upright.mode == "RGB" else upright.convert("RGB"), suffix, full, not turned)
 
 
 def encode(image, size: int, quality: int) -> bytes:

@@ -125,7 +125,7 @@ def number_tasks(tasks: list[ShardTask], plan: dict[int, str]) -> list[ShardTask
         waiting: dict[str, list[int]] = {}
         for position in range(len(named) - 1, -1, -1):
             if position not in numbered:
-                waiting.setdefault(named[position][key], []).append(position)
+                waiting.setdefault(str(named[position][key]), []).append(position)
         for number, label in list(left.items()):
             if positions := waiting.get(part(label)):
                 numbered[positions.pop()] = number

@@ -6,6 +6,7 @@ A worker that dies is replaced, and its tasks are tried again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import signal
@@ -50,7 +51,7 @@ def worker_process(connection: Connection, stage: Stage, output: str, device: st
         with ThreadPoolExecutor(1) as finisher:
             while (item := tasks.get()) is not None:
                 task, reading = item
-                report = _throttled(lambda share, index=task.index: send("progress", index, share))
+                report = _throttled(functools.partial(send, "progress", task.index))
                 finish = worker.start(reading, output, report)
                 send("worked", task.index)
                 finisher.submit(_finish, finish, task, send)

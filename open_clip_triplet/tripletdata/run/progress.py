@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
 
 
-def bar(*args, **options) -> tqdm:
+def bar(*args: Any, **options: Any) -> tqdm:
     """tqdm that writes to a log file every ten seconds, not every tenth of one."""
-    return tqdm(*args, mininterval=0.5 if sys.stderr.isatty() else 10, **options)
+    options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 10)
+    return tqdm(*args, **options)
 
 
 class Progress:

@@ -108,8 +108,8 @@ def clean(answer: str, caption: str = "") -> str:
     if isinstance(answer, Unfinished):
         answer = answer.rpartition("\n")[0]
     text = _strip_tokens(_strip_reasoning(answer)).replace("\x00", "")
-    lines = _json_value(text) or text
-    lines = [_clean_line(line, caption) for line in _joined(lines.splitlines())]
+    plain = _json_value(text) or text
+    lines = [_clean_line(line, caption) for line in _joined(plain.splitlines())]
     lines = [line for line in lines if line and normal(line)]
     if len(lines) > 1 and normal(lines[0]) == normal(caption):
         lines = lines[1:]  # the input, repeated above the answer
@@ -203,7 +203,7 @@ def _clean_line(line: str, caption: str) -> str:
 def _unquoted(line: str) -> str:
     """``"A cat."``, ``"A cat".`` and ``"A cat`` without their quotes."""
     body = line.rstrip(".!?")
-    for left, right in QUOTES:
+    for left, right in map(tuple, QUOTES):
         if not line.startswith(left):
             continue
         for text, ending in ((line, ""), (body, line[len(body) :])):

@@ -93,11 +93,10 @@ def read_rewrites(original: str, rewrites: tuple[str, ...]) -> dict[str, list[st
         PipelineError: a file is missing, or the files have different numbers of lines.
     """
     table: dict[str, list[str]] = {}
-    missing = object()
     try:
         streams = [_lines(original), *map(_lines, rewrites)]
-        for number, row in enumerate(zip_longest(*streams, fillvalue=missing), 1):
-            if missing in row:
+        for number, row in enumerate(zip_longest(*streams), 1):  # a file that ended gives None
+            if None in row:
                 raise PipelineError(f"{original} and {', '.join(rewrites)} differ in length from line {number}", 2)
             caption, *texts = row
             table.setdefault(normal(caption), [text for text in dict.fromkeys(texts) if normal(text)])

@@ -32,8 +32,10 @@ BROKEN = 3
 
 def check_shard(shard: str, need: tuple[str, ...]) -> dict:
     """``{"samples", "faults": {fault: count}, "first": {fault: key}, "keys": [...]}`` of one shard."""
-    faults, first, keys = Counter(), {}, []
-    found = {"samples": 0, "faults": faults, "first": first, "keys": keys}
+    faults: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    keys: list[str] = []
+    found: dict = {"samples": 0, "faults": faults, "first": first, "keys": keys}
     try:
         for sample in read_samples(shard):
             found["samples"] += 1
@@ -93,8 +95,8 @@ def run(args) -> int:
     shards = [task.inputs[0] for task in plan_tasks(args.input)]
     check = partial(check_shard, need=NEEDED[args.need])
     with ProcessPoolExecutor(args.workers) as pool:
-        results = pool.map(check, shards) if args.workers > 1 else map(check, shards)
-        results = list(tqdm(results, total=len(shards), desc="validate", disable=args.quiet, file=sys.stderr))
+        checked = pool.map(check, shards) if args.workers > 1 else map(check, shards)
+        results = list(tqdm(checked, total=len(shards), desc="validate", disable=args.quiet, file=sys.stderr))
     return _report(dict(zip(shards, results)), args.json)
 
 

@@ -157,8 +157,8 @@ def render(scene: Scene, rng: random.Random, size: int) -> bytes:
         mask = _mask(GLYPHS[thing.glyph], width)
         light = rng.uniform(0.8, 1.0)
         colour = tuple(round(light * channel) for channel in COLOURS[thing.colour])
-        at = tuple(cell * k + rng.randint(0, cell - width) for k in (quarter % 2, quarter // 2))
-        image.paste(colour, at, mask)
+        left, top = (cell * k + rng.randint(0, cell - width) for k in (quarter % 2, quarter // 2))
+        image.paste(colour, (left, top), mask)
     buffer = io.BytesIO()
     # full colour resolution: at this size subsampled colours bleed into each other
     image.save(buffer, "JPEG", quality=92, subsampling=0)

@@ -124,7 +124,7 @@ def describe(scene: Scene) -> list[str]:
 # --- hard negatives -------------------------------------------------------------------------------
 
 
-def _other(rng: random.Random, values, *present: str):
+def _other(rng: random.Random, values, *present: str | int):
     return rng.choice([value for value in values if value not in present])
 
 
@@ -141,6 +141,7 @@ def _replace_obj(rng: random.Random, scene: Scene, world: str) -> tuple[Scene, s
 
 def _replace_att(rng: random.Random, scene: Scene, world: str) -> tuple[Scene, str]:
     index = rng.randrange(len(scene.things))
+    value: str | int
     what = rng.choice(("colour", "size", "count") if world == "scenes" else ("colour", "size"))
     if what == "colour":
         value = _other(rng, COLOURS, scene.wall, *(thing.colour for thing in scene.things))

@@ -65,16 +65,16 @@ def _outline(shape: str) -> list[tuple[float, float]]:
         turns = [(k * math.pi / 5, 1.0 if k % 2 == 0 else 0.42) for k in range(10)]
         return [(r * math.sin(a), -r * math.cos(a)) for a, r in turns]
     if shape == "heart":
-        turns = [2 * math.pi * k / 40 for k in range(40)]
+        angles = [2 * math.pi * k / 40 for k in range(40)]
         return [
             (
                 math.sin(t) ** 3,
                 -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16,
             )
-            for t in turns
+            for t in angles
         ]
     w = 0.34
-    return {
+    outlines: dict[str, list[tuple[float, float]]] = {
         "square": [(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)],
         "triangle": [(0, -0.95), (0.95, 0.75), (-0.95, 0.75)],
         "diamond": [(0, -1), (0.72, 0), (0, 1), (-0.72, 0)],
@@ -82,7 +82,8 @@ def _outline(shape: str) -> list[tuple[float, float]]:
             (-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w),
             (-w, -w),
         ],
-    }[shape]
+    }
+    return outlines[shape]
 
 
 def _draw_thing(draw, thing: Thing, x: float, y: float, r: float, wall: tuple[int, int, int]) -> None:
@@ -110,7 +111,8 @@ def render(scene: Scene, rng: random.Random, size: int) -> bytes:
 
     big = size * (4 if size <= 64 else 2)  # drawn larger and reduced, for smooth edges
     light = rng.uniform(0.85, 1.0)
-    wall = tuple(int(light * c) for c in scenes.COLOURS[scene.wall])
+    red, green, blue = (int(light * c) for c in scenes.COLOURS[scene.wall])
+    wall = red, green, blue
     image = Image.new("RGB", (big, big), wall)
     draw = ImageDraw.Draw(image)
     for thing, (cx, cy) in zip(scene.things, _CENTRES[scene.place]):
