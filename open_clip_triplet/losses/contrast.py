@@ -1,4 +1,4 @@
-"""The engine of every loss: cross-entropies over a matrix of logits that is never held whole.
+"""The engine of the losses: cross-entropies over a matrix of logits that is never held whole.
 
 Legend: A polarities of queries (positive, negative), B >= A of keys, n samples on this rank, N over
 all ranks, D width. Query (a, i) belongs with key (a, i); keys of polarity A and up only fill
@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
@@ -94,56 +93,6 @@ class _SoftmaxContrast(torch.autograd.Function):
         return *logits.gradients(), None, None, None
 
 
-def sigmoid_contrast(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    *,
-    chunk_size: int | None = None,
-    ranks: Ranks = SINGLE_PROCESS,
-) -> torch.Tensor:
-    """SigLIP over the same matrix: every query meets every key, and its own key is the one match.
-
-    Args: as ``softmax_contrast``; ``bias`` is a scalar added to the logits.
-
-    Returns:
-        [A, n]: for each of this rank's queries, the sum over all keys of
-        -log sigmoid(z * (scale * similarity + bias)), z = 1 for its own key and -1 otherwise.
-    """
-    by_query: torch.Tensor = _SigmoidContrast.apply(queries, keys, scale, bias, chunk_size, ranks)
-    return by_query
-
-
-class _SigmoidContrast(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, queries, keys, scale, bias, chunk_size, ranks):  # type: ignore[no-untyped-def]
-        logits = BlockwiseLogits(queries, gather_keys(keys, ranks), scale, chunk_size, ranks)
-        by_query = logits.empty(*queries.shape[:2])
-        for block in logits.blocks():
-            block_logits = logits(block).add_(bias)
-            # softplus(-z) = softplus(z) - z: all pairs as mismatches, then the matches corrected
-            by_query[block.rows] = F.softplus(block_logits).sum(1) - logits.pairs(block, block_logits)
-        ctx.save_for_backward(queries, logits.keys, scale, bias)
-        ctx.options = chunk_size, ranks
-        return by_query
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_query):  # type: ignore[no-untyped-def]
-        queries, keys, scale, bias = ctx.saved_tensors
-        chunk_size, ranks = ctx.options
-        logits = BlockwiseLogits(queries, keys, scale, chunk_size, ranks, ctx.needs_input_grad)
-        bias_gradient = torch.zeros_like(logits.scale)
-        for block in logits.blocks():
-            gradient = logits(block).add_(bias).sigmoid_()
-            logits.pairs(block, gradient).sub_(1)
-            gradient.mul_(by_query[block.rows][:, None])
-            bias_gradient += gradient.sum()
-            logits.add_gradient(block, gradient)
-        return *logits.gradients(), bias_gradient.to(bias.dtype), None, None
-
-
 class Block(NamedTuple):
     """Queries ``start:stop`` of one polarity."""
 
@@ -172,7 +121,7 @@ class BlockwiseLogits:
         ranks: Ranks,
         needs_grad: tuple[bool, ...] = (False, False, False),
     ):
-        self.inputs, self.ranks, self.needs_grad = (queries, keys, scale), ranks, needs_grad
+        self.ranks, self.needs_grad = ranks, needs_grad
         self.rows = queries.shape[1]
         self.samples = self.rows * ranks.world_size
         per_block = LOGITS_PER_BLOCK.get(queries.device.type, DEFAULT_LOGITS_PER_BLOCK)
@@ -225,12 +174,12 @@ class BlockwiseLogits:
             add_product(self.key_gradient, gradient.t(), self.queries[block.rows])
 
     def gradients(self) -> tuple[torch.Tensor | None, ...]:
-        """Those of this rank's queries, keys and the scale, in the types of the inputs; None if not needed."""
+        """Those of this rank's queries and keys and of the scale; None if not needed."""
         queries = keys = scale = None
         if self.needs_grad[2]:
-            scale = (self.query_gradient * self.queries).sum().to(self.inputs[2].dtype)
+            scale = (self.query_gradient * self.queries).sum()
         if self.needs_grad[0]:
-            queries = self.query_gradient.mul_(self.scale).to(self.inputs[0].dtype)
+            queries = self.query_gradient.mul_(self.scale)
         if self.needs_grad[1]:
             everybodys = self.key_gradient.mul_(self.scale).view(-1, self.samples, self.keys.shape[1])
             keys = self.ranks.reduce_scatter(everybodys)
