@@ -48,7 +48,7 @@ def log_pairs(args, encoder: Encoder, shards: Sequence[str], epoch: int) -> None
                 writer = stack.enter_context(SummaryWriter(tensorboard))  # beside OpenCLIP's, of the same run
                 writer.add_image(NAME, np.asarray(sheet), epoch, dataformats="HWC")
             if getattr(args, "wandb", False):
-                import wandb
+                from open_clip_train.train import wandb  # the run that OpenCLIP has begun
 
                 # joins the row that OpenCLIP logs next: a row of its own would take a step of OpenCLIP's
                 wandb.log({NAME: wandb.Image(sheet)}, commit=False)
