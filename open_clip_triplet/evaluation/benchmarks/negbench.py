@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
@@ -57,13 +56,13 @@ def load(root: Path) -> dict[str, ChoiceTask]:
 
 
 def _append(task: ChoiceTask, row: dict, name: str, folders: list[Path]) -> None:
-    captions: list[Any] = [row.get(f"caption_{i}") for i in range(4)]
+    captions = [caption for i in range(4) if is_caption(caption := row.get(f"caption_{i}"))]
     answer, image = row.get("correct_answer"), row.get("image_path")
-    if not is_caption(image) or not all(map(is_caption, captions)) or answer not in ("0", "1", "2", "3"):
+    if not is_caption(image) or len(captions) < 4 or answer not in ("0", "1", "2", "3"):
         task.leave_out("annotation incomplete", name)
         return
     right = captions.pop(int(answer))
-    kind: Any = row.get("correct_answer_template")
+    kind = row.get("correct_answer_template")
     groups = (kind,) if is_caption(kind) else ()
     task.items.append(Choice(name, find_image(folders, image), (right,), tuple(captions), groups))
 

@@ -52,9 +52,10 @@ def _append(task: PairTask, line: str, number: int, folder: Path) -> None:
 
 def _groups(entry: dict) -> tuple[str, ...]:
     """The linguistic and visual tags that the authors report by."""
-    groups = [entry["collapsed_tag"]] if is_caption(entry.get("collapsed_tag")) else []
-    if entry.get("num_main_preds") in (1, 2):
-        groups.append(f"{entry['num_main_preds']} main predicate{'s' * (entry['num_main_preds'] - 1)}")
+    collapsed, predicates = entry.get("collapsed_tag"), entry.get("num_main_preds")
+    groups = [collapsed] if is_caption(collapsed) else []
+    if predicates == 1 or predicates == 2:
+        groups.append(f"{predicates} main predicate{'s' * (predicates - 1)}")
     secondary = entry.get("secondary_tag")
     if is_caption(secondary):
         groups += [tag for part in secondary.split(",") if (tag := part.strip())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import sys
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.benchmarks import Benchmark
@@ -43,7 +45,7 @@ class Session:
         return f"{spec.label}-limit{self.limit}" if self.limit else spec.label
 
 
-def start(args) -> Session:
+def start(args: argparse.Namespace) -> Session:
     """A session from the command line; joins torchrun's processes where there are several.
 
     Raises:
@@ -75,9 +77,15 @@ def start(args) -> Session:
 
         # ranks wait for the slowest at every barrier; the default, half an hour, is less than ImageNet takes
         torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=1))
-        session.barrier = torch.distributed.barrier
+        session.barrier = _barrier
     session.progress &= session.rank == 0
     return session
+
+
+def _barrier() -> None:
+    import torch
+
+    torch.distributed.barrier()
 
 
 def _require_writable(option: str, folder: Path) -> None:
@@ -89,7 +97,7 @@ def _require_writable(option: str, folder: Path) -> None:
         raise UsageError(f"{option} {folder}: cannot be written to ({error.strerror or error})") from error
 
 
-def identify_all(session: Session, specs: Sequence[CheckpointSpec]) -> list[dict]:
+def identify_all(session: Session, specs: Sequence[CheckpointSpec]) -> list[dict[str, Any]]:
     """The facts that each checkpoint's embeddings depend on; before any of them is evaluated.
 
     Raises:
@@ -101,7 +109,7 @@ def identify_all(session: Session, specs: Sequence[CheckpointSpec]) -> list[dict
     return facts
 
 
-def _describe(session: Session, spec: CheckpointSpec, facts: dict) -> dict:
+def _describe(session: Session, spec: CheckpointSpec, facts: dict[str, Any]) -> dict[str, Any]:
     """What a result says of its checkpoint."""
     return {
         "name": session.label(spec),
@@ -117,8 +125,8 @@ def run_checkpoint(
     session: Session,
     spec: CheckpointSpec,
     benchmarks: Sequence[Benchmark],
-    facts: dict | None = None,
-    show: Callable[[dict], object] = lambda result: None,
+    facts: dict[str, Any] | None = None,
+    show: Callable[[dict[str, Any]], object] = lambda result: None,
 ) -> Evaluation:
     """Evaluate one checkpoint; write (rank 0) and show each benchmark's result as soon as there is one.
 
@@ -132,7 +140,7 @@ def run_checkpoint(
     session.barrier()
     checkpoint = {**_describe(session, spec, facts), "store": store_key(facts)}
 
-    def on_result(result: dict, outcomes: dict[str, Outcome]) -> None:
+    def on_result(result: dict[str, Any], outcomes: dict[str, Outcome]) -> None:
         write_result(session.output, result, outcomes)
         show(result)
 

@@ -17,7 +17,7 @@ Suite = dict[str, tuple[Benchmark, dict[str, Task]]]
 
 
 def require_data(
-    benchmarks: Sequence[str], data_root: str | os.PathLike, *, allow_partial: bool = False
+    benchmarks: Sequence[str], data_root: str | os.PathLike[str], *, allow_partial: bool = False
 ) -> None:
     """Check, before a long run, that the benchmarks' data is there; images are looked for, not opened.
 
@@ -29,7 +29,7 @@ def require_data(
 
 
 def load_suite(
-    benchmarks: Iterable[Benchmark], data_root: str | os.PathLike, *, allow_partial: bool
+    benchmarks: Iterable[Benchmark], data_root: str | os.PathLike[str], *, allow_partial: bool
 ) -> tuple[Suite, dict[str, str]]:
     """Tasks of each benchmark, items with missing images dropped.
 
