@@ -179,7 +179,7 @@ def save_model(folder: Path, name: str | None) -> str:
 def ours(folder: Path, model: str) -> tuple[Clock, dict, dict]:
     """(seconds of the evaluation with an empty store, its result, how much was encoded)."""
     from open_clip_triplet.evaluation.benchmarks import get
-    from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec
+    from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec
     from open_clip_triplet.evaluation.run import Session, run_checkpoint
 
     session = Session(
@@ -271,10 +271,9 @@ def retrieval(name: str) -> None:
 def _ours_recalls(images, texts, owner) -> dict:
     from open_clip_triplet.evaluation.metrics import retrieval_ranks
 
-    of_image, of_text, _ = retrieval_ranks(images, texts, owner)
+    ways = zip(("i2t", "t2i"), retrieval_ranks(images, texts, owner))
     return {
-        **{f"i2t_r{k}": round(float((of_image < k).mean()), 5) for k in (1, 5, 10)},
-        **{f"t2i_r{k}": round(float((of_text < k).mean()), 5) for k in (1, 5, 10)},
+        f"{way}_r{k}": round(float((ranking.ranks < k).mean()), 5) for way, ranking in ways for k in (1, 5, 10)
     }
 
 
