@@ -8,7 +8,6 @@ Reference: Yuksekgonul et al., ICLR 2023; github.com/mertyg/vision-language-mode
 
 from __future__ import annotations
 
-import math
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -54,10 +53,11 @@ def _task(subset: str) -> ChoiceTask:
 
 def _box(entry: dict) -> tuple[int, int, int, int] | None:
     """(left, top, right, bottom), None where the item has no such box."""
-    numbers: list[Any] = [entry.get(name) for name in BOX]
-    if not all(isinstance(x, (int, float)) and math.isfinite(x) and abs(x) < FARTHEST for x in numbers):
+    given = [entry.get(name) for name in BOX]
+    numbers = [int(x) for x in given if isinstance(x, (int, float)) and abs(x) < FARTHEST]  # nor NaN
+    if len(numbers) < len(BOX):
         return None
-    x, y, width, height = (int(x) for x in numbers)
+    x, y, width, height = numbers
     return (x, y, x + width, y + height) if width >= 1 and height >= 1 else None
 
 
