@@ -80,9 +80,23 @@ class Validator:
                     metrics.update(score(model, autocast))
                 except (ValueError, OSError) as error:  # data that has gone bad must not end the training
                     logging.error(f"Validation goes on without {score.__name__.strip('_')} scores: {error}")
+            self._log_pairs(model, autocast, epoch)
         finally:
             model.train(was_training)
         return metrics
+
+    def _log_pairs(self, model, autocast, epoch: int) -> None:
+        """A few pairs with their similarities, as an image in tensorboard and wandb; rank 0 keeps the logs."""
+        if not self.paired_shards or self.args.rank:
+            return
+        from open_clip_triplet.evaluation.encode import Encoder
+        from open_clip_triplet.inspect.training import log_pairs
+
+        encoder = Encoder(
+            model, self._preprocess(model), self.tokenizer,
+            device=self.args.device, autocast=autocast, input_dtype=self._input_dtype,
+        )
+        log_pairs(self.args, encoder, self.paired_shards, epoch)
 
     def _composition(self, model, autocast) -> dict[str, float]:
         if not self.paired_shards:

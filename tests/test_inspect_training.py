@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 from PIL import Image
 
-from conftest import TINY_MODEL
+from conftest import TINY_MODEL, train, train_argv
 from open_clip_triplet.evaluation.encode import Encoder
 from open_clip_triplet.inspect.training import NAME, log_pairs, pair_sheet
 from open_clip_triplet.shards import expand_shards
@@ -44,3 +44,13 @@ def test_no_log_asked_for_costs_nothing(tmp_path):
 def test_what_goes_wrong_is_told_and_training_goes_on(encoder, tmp_path, caplog):
     log_pairs(Namespace(tensorboard=True, tensorboard_path=str(tmp_path), wandb=False), encoder, ["/no/such.tar"], 1)
     assert "No validation pairs in the logs: /no/such.tar" in caplog.text
+
+
+def test_training_logs_pairs_at_each_validation(tiny_config, paired_shards, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = {"loss": "triplet", "train-data": paired_shards, "val-data": paired_shards, "report-to": "tensorboard"}
+    train(train_argv(tiny_config, tmp_path, "run", **flags, epochs=2))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Images(NAME)] == [1, 2]
+    assert [event.step for event in events.Scalars("val/group_score")] == [1, 2]
