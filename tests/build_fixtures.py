@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -272,6 +273,25 @@ class Shout(Stage):
             if self.once:
                 Path(self.once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class Meeting(Shout):
+    """Tasks that wait for each other: they only end where two of them are worked at once."""
+
+    folder: str = field(default="", metadata=RUNTIME_ONLY)
+
+    @property
+    def in_flight(self) -> int:
+        return 2
+
+    def process(self, task, stats):
+        (Path(self.folder) / task.name).touch()
+        deadline = time.monotonic() + 20
+        while len(list(Path(self.folder).iterdir())) < 2:
+            assert time.monotonic() < deadline, "worked alone"
+            time.sleep(0.01)
+        yield from super().process(task, stats)
 
 
 def plain_shards(folder: Path, texts: list[list[str]], *, size=(40, 48)) -> str:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build_fixtures import Shout, contents, plain_shards
+from build_fixtures import Meeting, Shout, contents, plain_shards
 from open_clip_triplet.errors import ImageError, PipelineError
 from open_clip_triplet.shards import ShardWriter, by_role, read_samples
 from open_clip_triplet.tripletdata import cli
@@ -459,3 +459,19 @@ def test_empty_and_absent_inputs_are_usage_errors(tmp_path, capsys):
     for spec in (str(tmp_path), str(tmp_path / "none.tar"), str(tmp_path / "none.csv")):
         assert cli.main(["pack", "--input", spec, "--output", str(tmp_path / "out")]) == 2
         assert spec in capsys.readouterr().err
+
+
+def test_a_stage_may_work_two_tasks_at_once_in_one_worker(shards, tmp_path):
+    (tmp_path / "met").mkdir()
+    tasks = plan_tasks(shards)
+    assert len(tasks) > 1
+    stage = Meeting(folder=str(tmp_path / "met"))
+
+    def engine(stage, tasks, output, progress):
+        yield from Pool(stage, tasks, output, ["cpu"], progress).events()
+
+    run = run_stage(stage, tasks, tmp_path / "out", engine, quiet=True)
+    assert not run.failed
+    run_stage(Shout(), tasks, tmp_path / "plain", CPU, quiet=True)
+    mine, theirs = ({p.name: p.read_bytes() for p in (tmp_path / n).glob("*.tar")} for n in ("out", "plain"))
+    assert mine == theirs

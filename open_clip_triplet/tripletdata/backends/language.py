@@ -60,6 +60,7 @@ class LanguageModel:
     stop: tuple[str, ...] = STOP
     reproducible: bool = False
     retries = True
+    in_flight = 2  # shards that may ask at once
 
     def config(self) -> dict:
         return {"backend": type(self).__name__.lower(), **settings(self)}

@@ -5,6 +5,7 @@ Every answer has its own seed, so that it does not depend on its neighbours in t
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 
 from open_clip_triplet.errors import PipelineError
@@ -53,6 +54,7 @@ class Transformers(LanguageModel):
         self._model.to(device).eval()
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._turn = threading.Lock()  # shards in flight take turns, a batch each
 
     def complete(
         self, prompts: list[str], seeds: list[int], progress: Progress = unreported
@@ -62,7 +64,9 @@ class Transformers(LanguageModel):
         answers: list[str | NoAnswer] = [""] * len(texts)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            for i, answer in zip(rows, self._generate([texts[i] for i in rows], [seeds[i] for i in rows])):
+            with self._turn:
+                found = self._generate([texts[i] for i in rows], [seeds[i] for i in rows])
+            for i, answer in zip(rows, found, strict=True):
                 answers[i] = answer
             progress(min(1.0, (start + self.batch_size) / len(order)))
         return answers

@@ -21,7 +21,7 @@ def write_card(output: str, title: str, summary: dict) -> str:
         summary: as build writes it: ``stages`` with ``config``, ``read``, ``kept``, ``dropped``.
     """
     shards = [name for name in list_files(output) if name.endswith(".tar")]
-    lines = [f"# {cell(title)}", "", *_facts(summary), "", *_stages(summary), "", *_dropped(summary)]
+    lines = [f"# {cell(title)}", "", *_facts(summary), "", *_stages(summary), "", *_dropped(summary), *_edits(summary)]
     if shards:
         lines += ["", *_samples(output, shards)]
     lines += ["", *_prompts(summary), "", *_use(summary, shards)]
@@ -81,6 +81,19 @@ def _dropped(summary: dict) -> list[str]:
         if rows
         else ["Nothing was dropped."]
     )
+
+
+def _edits(summary: dict) -> list[str]:
+    """What the negative captions change, as far as their stage counted it."""
+    counts = summary["stages"].get("captions", {}).get("counts", {})
+    edits = {name[len("edit: ") :]: count for name, count in counts.items() if name.startswith("edit: ")}
+    if not edits:
+        return []
+    rows = [
+        f"| {cell(name)} | {count:,} | {count / sum(edits.values()):.1%} |"
+        for name, count in sorted(edits.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    return ["", "## What the negative captions change", "", "| edit | captions | share |", "|---|---:|---:|", *rows]
 
 
 def _samples(output: str, shards: list[str]) -> list[str]:

@@ -86,7 +86,7 @@ class _Driver:
             cluster.get("GPU", 0) / gpus if gpus else max(cluster.get("CPU", 1) // 2, 1)
         )
         self.device = "cuda" if gpus else "cpu"
-        self.actor = ray.remote(num_gpus=gpus, num_cpus=1, max_concurrency=4)(RayWorker)
+        self.actor = ray.remote(num_gpus=gpus, num_cpus=1, max_concurrency=6)(RayWorker)
         self.queue = TaskQueue(tasks)
         self.actors: dict[Any, list[ShardTask]] = {self._new(): [] for _ in range(max(1, min(count, len(tasks))))}
         self.running: dict[Any, tuple[Any, ShardTask]] = {}
@@ -106,7 +106,7 @@ class _Driver:
                 self._look()
 
     def _feed(self) -> None:
-        for share in (1, 2):
+        for share in range(1, self.stage.in_flight + 2):
             for actor, tasks in self.actors.items():
                 if len(tasks) < share and len(self.queue) >= (1 if share == 1 else len(self.actors)):
                     task = self.queue.take()
@@ -155,7 +155,7 @@ class RayWorker:
 
     def __init__(self, stage: Stage, device: str):
         self.stop: tuple | None = None
-        self._model, self._done = threading.Lock(), (-1, 0.0)
+        self._model, self._done = threading.Semaphore(stage.in_flight), (-1, 0.0)
         try:
             self._worker = Worker(stage, device)
         except PipelineError as stop:

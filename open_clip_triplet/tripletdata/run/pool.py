@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -48,13 +48,21 @@ def worker_process(connection: Connection, stage: Stage, output: str, device: st
         send("ready", None)
         tasks: queue.Queue = queue.Queue()
         threading.Thread(target=_receive, args=(connection, worker, tasks), daemon=True).start()
-        with ThreadPoolExecutor(1) as finisher:
-            while (item := tasks.get()) is not None:
-                task, reading = item
-                report = _throttled(functools.partial(send, "progress", task.index))
+
+        def work(task: ShardTask, reading: Future) -> None:
+            report = _throttled(functools.partial(send, "progress", task.index))
+            try:
                 finish = worker.start(reading, output, report)
-                send("worked", task.index)
-                finisher.submit(_finish, finish, task, send)
+            except PipelineError as stop:
+                send("stop", None, (str(stop), stop.status))
+                return
+            send("worked", task.index)
+            finisher.submit(_finish, finish, task, send)
+
+        with ThreadPoolExecutor(1) as finisher, ThreadPoolExecutor(stage.in_flight) as starters:
+            while (item := tasks.get()) is not None:
+                starters.submit(work, *item)
+            starters.shutdown()
         worker.close()
     except PipelineError as stop:
         send("stop", None, (str(stop), stop.status))
@@ -140,8 +148,8 @@ class TaskQueue:
 class _Process:
     """The parent's side of one worker process."""
 
-    def __init__(self, process, device: str):
-        self.process, self.device = process, device
+    def __init__(self, process, device: str, in_flight: int):
+        self.process, self.device, self.in_flight = process, device, in_flight
         self.ready, self.ending = False, False
         self.tasks: dict[int, ShardTask] = {}  # sent and not finished, oldest first
         self.worked: set[int] = set()
@@ -152,8 +160,8 @@ class _Process:
 
     @property
     def wants(self) -> int:
-        """Tasks to send: one to work, one to read ahead."""
-        return 2 - sum(index not in self.worked for index in self.tasks) if self.ready else 0
+        """Tasks to send: those to work at once, and one to read ahead."""
+        return self.in_flight + 1 - sum(index not in self.worked for index in self.tasks) if self.ready else 0
 
 
 class Pool:
@@ -173,7 +181,7 @@ class Pool:
         process = context.Process(target=worker_process, args=arguments, daemon=False)
         process.start()
         theirs.close()
-        self.workers[ours] = _Process(process, device)
+        self.workers[ours] = _Process(process, device, self.stage.in_flight)
 
     def events(self) -> Iterator[tuple]:
         try:
@@ -207,9 +215,10 @@ class Pool:
 
     def _feed(self) -> None:
         """Give each worker a task to work before any gets one to read ahead; end those that are not needed."""
-        for share in (1, 2):
+        most = self.stage.in_flight + 1
+        for share in range(1, most + 1):
             for connection, worker in self.workers.items():
-                idle = worker.ready and worker.wants == 3 - share
+                idle = worker.ready and worker.wants == most + 1 - share
                 if idle and not worker.ending and len(self.queue) >= (1 if share == 1 else len(self.workers)):
                     task = self.queue.take()
                     worker.tasks[task.index] = task

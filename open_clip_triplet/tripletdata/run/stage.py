@@ -29,6 +29,16 @@ class Stage:
     captions_first: ClassVar[bool] = False
 
     @property
+    def in_flight(self) -> int:
+        """Tasks that ``process`` works at once, each in a thread; more than one needs a model that allows it."""
+        return 1
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether it looks at images, so that in a build it reads the source beside the side shards."""
+        return False
+
+    @property
     def gpus(self) -> int:
         """GPUs that each worker needs, where there are any."""
         return getattr(getattr(self, "model", None), "tensor_parallel", 1)

@@ -1,7 +1,7 @@
 """One worker: a stage on a device, and three threads' worth of work around it.
 
 While the model works on one shard, the next one's captions are read and the last one is written. The
-model itself is only ever called from the thread that calls ``start``.
+model itself is only ever called from the threads that call ``start``: one, or the stage's ``in_flight``.
 """
 
 from __future__ import annotations

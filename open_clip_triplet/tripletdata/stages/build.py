@@ -146,7 +146,7 @@ class Build:
         left = [task for task in self.tasks if task.index not in settled]  # what the next stage reads
         for stage in stages:
             work = self._work(stage.name)
-            if stage.name == "scores":  # scores look at both images, so they need the source as well
+            if stage.reads_source:
                 left = [self._source(task).beside(task.inputs[0]) for task in left]
             run = self._run(stage, left, work)
             left = [task.on(run.path(task.shard)) for task in quality.kept_tasks(run)]

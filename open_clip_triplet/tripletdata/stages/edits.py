@@ -6,6 +6,7 @@ Categories: object, attribute, relation, count, action, other; by the parts of s
 from __future__ import annotations
 
 import functools
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
@@ -67,13 +68,14 @@ class Categories:
     """
 
     def __init__(self):
-        self._nlp = load_spacy(disable=["ner"])
+        self._nlp, self._turn = load_spacy(disable=["ner"]), threading.Lock()
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
         """The category of each (caption, negative caption)."""
         texts = [text for pair in pairs for text in pair]
-        documents = iter(self._nlp.pipe(texts, batch_size=256))
-        return [category(old, new) for old, new in zip(documents, documents, strict=True)]
+        with self._turn:
+            documents = iter(self._nlp.pipe(texts, batch_size=256))
+            return [category(old, new) for old, new in zip(documents, documents, strict=True)]
 
 
 def category(old, new) -> str:

@@ -44,6 +44,7 @@ class Scores(Stage):
     """Stage: side shards whose json has ``scores`` (``positive``, ``negative``, ``mean``)."""
 
     name: ClassVar[str] = "scores"
+    reads_source: ClassVar[bool] = True  # two images a sample
     model: str = "ViT-L-14"
     pretrained: str = "openai"
     batch_size: int = field(default=128, metadata=RUNTIME_ONLY)

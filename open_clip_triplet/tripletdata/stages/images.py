@@ -77,6 +77,10 @@ class Images(Stage):
     def _edit(self) -> bool:
         return getattr(self.model, "edit", False)
 
+    @property
+    def reads_source(self) -> bool:
+        return self._edit
+
     def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
         total = sum(1 for _ in task.samples(Stats(), images=False))
         source = ahead(task.samples(stats, images=self.images or self._edit), self.model.window)
