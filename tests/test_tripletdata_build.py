@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from build_fixtures import contents, plain_shards, tiny_sdxl
 from conftest import train, train_argv
@@ -81,8 +83,22 @@ def test_build_writes_paired_shards_sizes_summary_and_card(built):
     assert (
         "--loss triplet" in card and "| captions | no candidate | 1 |" in card and card.count("<img ") == 14
     )
+    assert "## What the negative captions change" in card and "| object |" in card
+    assert len(meta["neg_categories"]) == 2
     assert "{} &#124; &lt;b&gt;two&lt;/b&gt; dogs &#42;run&#42; &#96;here&#96; under a tree" in card
     assert cli.main(["validate", "--input", str(output), "--quiet"]) == 0
+
+
+def test_a_build_edits_its_positive_images_into_the_negative_ones(built, pipe, tmp_path):
+    shards, _ = built
+    edit = ["--mode", "edit", "--steps", "2", "--strength", "0.5"]
+    assert cli.main(build_argv(f"{shards}/00001.tar", tmp_path / "out", pipe, *edit)) == 0
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    for sample in read_samples(shard):
+        meta = json.loads(sample["json"])
+        assert meta["strength"] == 0.5 and meta["edit_prompt"] == sample["neg.txt"].decode()
+        sizes = [Image.open(io.BytesIO(sample[name])).size for name in ("jpg", "neg.jpg")]
+        assert sizes[0] == sizes[1]
 
 
 def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(built, pipe, tmp_path):
