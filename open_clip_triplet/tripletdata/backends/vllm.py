@@ -91,8 +91,10 @@ class Vllm(LanguageModel):
 
     def _parameters(self, seed: int):
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
+            output_kind=RequestOutputKind.FINAL_ONLY,
             temperature=self.temperature,
             top_p=self.top_p,
             max_tokens=self.max_tokens,

@@ -60,7 +60,7 @@ def _stages(summary: dict) -> list[str]:
         settings = {**config, **model} if isinstance(model, dict) else config
         settings.pop("prompt", None)
         shown = settings.pop("model", None) or (model if isinstance(model, str) else settings.get("backend"))
-        text = ", ".join(f"{k} {json.dumps(v)}" for k, v in sorted(settings.items()) if v not in ("", None))
+        text = ", ".join(f"{k} {json.dumps(v)}" for k, v in sorted(settings.items()) if v not in ("", None, {}))
         shown = Path(shown).name if shown and Path(shown).is_absolute() else shown or "none"
         rows.append(f"| {name} | {cell(shown)} | {cell(text, 400)} | {stage['read']:,} | {stage['kept']:,} |")
     return rows

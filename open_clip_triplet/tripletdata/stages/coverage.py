@@ -98,7 +98,8 @@ def coverage_order(captions: Captions, vocabulary: Vocabulary) -> Iterator[int]:
                     covered[new] = True
                     bounds[part.start + row], taken[part.start + row] = 0, True
                     yield part.start + row
-    yield from np.flatnonzero(~taken).tolist()
+    for part in captions.chunks():
+        yield from (part.start + np.flatnonzero(~taken[part])).tolist()
 
 
 def _first_bounds(captions: Captions, vocabulary: Vocabulary) -> np.ndarray:
