@@ -90,8 +90,9 @@ class Vllm(LanguageModel):
         return answers
 
     def _parameters(self, seed: int):
-        from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
+
+        from vllm import SamplingParams
 
         return SamplingParams(
             output_kind=RequestOutputKind.FINAL_ONLY,
