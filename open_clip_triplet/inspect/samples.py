@@ -220,7 +220,8 @@ def set_name(specs: Sequence[str]) -> str:
     names = []
     for spec in specs:
         parts = spec.rstrip("/").removesuffix(".tar").split("/")
-        names.append("/".join(parts[-2:] if spec.endswith(".tar") else parts[-1:]))
+        whole = not spec.endswith(".tar") and parts[-1] not in ("train", "val", "test")
+        names.append("/".join(parts[-1 if whole else -2 :]))
     return ", ".join(names)
 
 

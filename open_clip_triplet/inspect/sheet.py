@@ -38,8 +38,8 @@ def draw_sheet(samples: Iterable[ViewSample], title: str = "", columns: int = CO
         _half(sheet, draw, x, y, sample.image, sample.captions, INK)
         _half(sheet, draw, x + SIDE + GAP, y, sample.neg_image, sample.neg_captions, NEGATIVE)
         facts = [sample.category, *(f"{name} {value:.3f}" for name, value in sample.scores.items())]
-        line = "   ".join(filter(None, [sample.key, *facts]))
-        draw.text((x, y + SIDE + LINES * LINE + LINE // 2), _fit(line, 68), SOFT, _font(10))
+        line = " · ".join(filter(None, [*facts, sample.key]))
+        draw.text((x, y + SIDE + LINES * LINE + LINE // 2), _fit(line, 64), SOFT, _font(11))
     return sheet
 
 
@@ -53,10 +53,11 @@ def write_sheet(samples: Iterable[ViewSample], path: str | Path, title: str = ""
 
 
 def _half(sheet, draw, x: int, y: int, data: bytes | None, captions: list[str], ink: str) -> None:
+    from PIL import ImageOps
+
     if data is not None:
         try:
-            picture = decode(data, SIDE).rgb
-            picture.thumbnail((SIDE, SIDE))
+            picture = ImageOps.contain(decode(data, SIDE).rgb, (SIDE, SIDE))  # small ones are enlarged
             sheet.paste(picture, (x + (SIDE - picture.width) // 2, y + (SIDE - picture.height) // 2))
         except ImageError:
             draw.text((x + 4, y + SIDE // 2), "cannot be decoded", SOFT, _font(11))
