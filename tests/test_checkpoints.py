@@ -169,6 +169,14 @@ def test_missing_or_foreign_tokenizer_is_caught(tmp_path):
         load(spec(tmp_path, tmp_path / "small.pt", model_config=small))
 
 
+def test_the_runs_model_is_the_default(tmp_path):
+    path = save(tmp_path / "run" / "checkpoints" / "epoch_1.pt")
+    assert CheckpointSpec.parse(str(path)).model == "ViT-B-32"
+    (tmp_path / "run" / "params.txt").write_text("model: RN50\n")
+    assert CheckpointSpec.parse(str(path)).model == "RN50"
+    assert CheckpointSpec.parse(str(path), model="ViT-L-14").model == "ViT-L-14"
+
+
 class Payload:
     def __reduce__(self):
         return (Path.touch, (Path("executed"),))

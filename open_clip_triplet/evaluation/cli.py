@@ -50,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="ViT-B-32", help="OpenCLIP's model name (default: ViT-B-32)")
+    parser.add_argument(
+        "--model", help="OpenCLIP's model name (default: what the checkpoint's run was given, else ViT-B-32)"
+    )
     parser.add_argument(
         "--model-config",
         metavar="FILE",
@@ -214,8 +216,7 @@ def _run(args) -> int:
 
 def _watch(args) -> int:
     from open_clip_triplet.evaluation import console
-    from open_clip_triplet.evaluation.checkpoints.params import training_options
-    from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec
+    from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec, default_model
     from open_clip_triplet.evaluation.run import require_data, run_checkpoint, start
     from open_clip_triplet.evaluation.watch import Found, watch
 
@@ -226,10 +227,8 @@ def _watch(args) -> int:
     require_data([b.name for b in benchmarks], session.data_root, allow_partial=args.allow_partial)
 
     def evaluate(found: Found) -> list[dict]:
-        model = options["model"] if args.model_config else training_options(found.path).get("model")
-        spec = CheckpointSpec(
-            pretrained=str(found.path), name=found.label, **{**options, "model": model or options["model"]}
-        )
+        model = options["model"] or default_model(str(found.path))
+        spec = CheckpointSpec(pretrained=str(found.path), name=found.label, **{**options, "model": model})
         evaluation = run_checkpoint(session, spec, benchmarks, show=console.show_result)
         console.show_end(session.label(spec), evaluation, session.output)
         return list(evaluation.results.values())

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from open_clip_triplet.errors import CheckpointError
-from open_clip_triplet.evaluation.checkpoints.params import training_preprocessing
+from open_clip_triplet.evaluation.checkpoints.params import training_options, training_preprocessing
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 #: files any of which decides how captions become tokens
@@ -62,10 +62,13 @@ class CheckpointSpec:
         'triplet-epoch_9'
         >>> CheckpointSpec.parse("hf-hub:TripletCLIP/CC12M_TripletCLIP_ViTB12", model="ViT-B-32").label
         'CC12M_TripletCLIP_ViTB12'
+
+        Without a ``model`` it is the one that the checkpoint's run names in its ``params.txt``, or ViT-B-32.
         """
         name, equals, pretrained = text.partition("=")
         if not equals or "/" in name:
             name, pretrained = "", text
+        options["model"] = options.get("model") or default_model(pretrained)
         return cls(pretrained=pretrained, name=name, **options)
 
     @property
@@ -85,6 +88,11 @@ class CheckpointSpec:
     def is_path(self) -> bool:
         """Whether the weights are a file or folder here, not a tag or repository."""
         return Path(self.pretrained.removeprefix("local-dir:")).exists()
+
+
+def default_model(pretrained: str) -> str:
+    """The model that a checkpoint's run says it was; OpenCLIP's most common one where there is no run."""
+    return training_options(Path(pretrained)).get("model") or "ViT-B-32"
 
 
 def repository(pretrained: str) -> str | None:
