@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -103,6 +105,28 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read as text ({error}); fetch it again") from error
 
 
+def read_list(path: Path) -> list:
+    """A JSON file that is a list of items. Raises DataError naming it where it is not."""
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(f"{path}: expected a list of items, found {type(content).__name__}")
+    return content
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, row) of a CSV file with a heading.
+
+    Raises:
+        DataError: the file, or the line, that cannot be read; such as a field of over 131,072 characters.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num + 1}: {error}; fetch it again") from error
+
+
 def is_caption(value: Any) -> TypeGuard[str]:
     """Whether a value from an annotation file is a caption: text that UTF-8 can hold and is not empty."""
     if not isinstance(value, str) or not value.strip():
@@ -174,6 +198,11 @@ def shard_samples(shards: Iterable[Path], task: Task) -> Iterator[tuple[Path, di
             task.leave_out("shard damaged", str(error))
             continue
         yield from ((shard, sample) for sample in samples)
+
+
+def image_below(folder: Path, name: str) -> Path:
+    """The path of an image below a folder; annotations are not trusted with paths that lead out of it."""
+    return folder.joinpath(*(part for part in PurePosixPath(name).parts if part not in ("/", "..")))
 
 
 def find_image(folders: Iterable[Path | None], name: str) -> ImageRef:

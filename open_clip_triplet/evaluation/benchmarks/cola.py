@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     Benchmark,
     Headline,
@@ -16,7 +15,7 @@ from open_clip_triplet.evaluation.benchmarks.base import (
     first_file,
     first_folder,
     is_caption,
-    read_json,
+    read_list,
 )
 from open_clip_triplet.evaluation.tasks import Pair, PairTask
 
@@ -27,12 +26,9 @@ def load(root: Path) -> dict[str, PairTask]:
     path = first_file(root, [f"cola/data/{FILE}", f"cola/{FILE}"])
     if path is None:
         raise BENCHMARK.missing(root)
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise DataError(f"{path}: expected a list of items, found {type(content).__name__}")
     folder = first_folder(root, ["cola/vg_gqa_images", "cola/images", "gqa/images", "visual_genome/images"])
     task = PairTask([], expected=210)
-    for number, entry in enumerate(content):
+    for number, entry in enumerate(read_list(path)):
         if not (isinstance(entry, list) and len(entry) == 4 and all(map(is_caption, entry))):
             task.leave_out("annotation incomplete", f"{FILE} entry {number}")
             continue

@@ -9,17 +9,14 @@ Reference: Ma et al., CVPR 2023; github.com/RAIVNLab/CREPE (crepe_prod_eval_clip
 from __future__ import annotations
 
 import ast
-import csv
-import io
 from pathlib import Path
 
-from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     Benchmark,
     Headline,
+    csv_rows,
     find_image,
     is_caption,
-    read_text,
 )
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
@@ -58,17 +55,13 @@ def load(root: Path) -> dict[str, ChoiceTask]:
 
 
 def _read(path: Path, complexity: int, images: list[Path], task: ChoiceTask) -> None:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    try:
-        for row in reader:
-            name = f"{path.stem} {reader.line_num}"
-            item = _item(row, name, complexity, images)
-            if item is None:
-                task.leave_out("annotation incomplete", name)
-            else:
-                task.items.append(item)
-    except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: {error}; fetch it again") from error
+    for line, row in csv_rows(path):
+        name = f"{path.stem} {line}"
+        item = _item(row, name, complexity, images)
+        if item is None:
+            task.leave_out("annotation incomplete", name)
+        else:
+            task.items.append(item)
 
 
 def _item(row: dict, name: str, complexity: int, images: list[Path]) -> Choice | None:

@@ -7,16 +7,16 @@ Reference: Wang et al., ICCV 2023; github.com/Wangt-CN/EqBen (evaluate_eqben_loc
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     Benchmark,
     Headline,
     first_file,
+    image_below,
     is_caption,
-    read_json,
+    read_list,
 )
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.tasks import Pair, PairTask
@@ -37,12 +37,9 @@ def load(root: Path) -> dict[str, PairTask]:
     path = first_file(root, ["eqben/all_select.json", "eqben/ann/all_select.json"])
     if path is None:
         raise BENCHMARK.missing(root)
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise DataError(f"{path}: expected a list of items, found {type(content).__name__}")
     tasks = {subset: PairTask([], expected=size) for subset, size in SIZES.items()}
     folder = Path(root) / "eqben" / "images"
-    for number, entry in enumerate(content):
+    for number, entry in enumerate(read_list(path)):
         subset = _subset(entry)
         if subset == LEFT_OUT:
             continue
@@ -79,8 +76,7 @@ def _side(entry: dict, side: int, folder: Path) -> tuple[ImageRef, str] | None:
 
 def _image(folder: Path, name: str) -> ImageRef:
     """An image at its path; the light version's, where the PNG is not there."""
-    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
-    path = folder.joinpath(*parts)
+    path = image_below(folder, name)
     light = path.with_suffix(".jpg")
     return ImageRef(str(light if light.is_file() and not path.is_file() else path))
 

@@ -6,16 +6,16 @@ Reference: Peng et al., CVPR 2024; github.com/wjpoom/SPEC (spec/dataset.py, spec
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     Benchmark,
     Headline,
     first_folder,
+    image_below,
     is_caption,
-    read_json,
+    read_list,
 )
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask, ImageChoice, ImageChoiceTask, Task
@@ -49,11 +49,8 @@ def load(root: Path) -> dict[str, Task]:
 
 
 def _task(path: Path, way: str, size: int) -> Task:
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise DataError(f"{path}: expected a list of items, found {type(content).__name__}")
     task: Task = ChoiceTask([], expected=size) if way == "i2t" else ImageChoiceTask([], expected=size)
-    for number, entry in enumerate(content):
+    for number, entry in enumerate(read_list(path)):
         item = _item(entry, str(number), path.parent, way)
         if item is None:
             task.leave_out("annotation incomplete", f"{path.parent.name}/{path.name} {number}")
@@ -73,14 +70,10 @@ def _item(entry: Any, name: str, folder: Path, way: str) -> Choice | ImageChoice
         return None
     others = keys[:label] + keys[label + 1 :]
     if way == "i2t":
-        return Choice(name, _image(folder, query), (keys[label],), tuple(others))
-    return ImageChoice(name, query, tuple(_image(folder, key) for key in (keys[label], *others)))
-
-
-def _image(folder: Path, name: str) -> ImageRef:
-    """An image at its path below the subset's folder; a path cannot lead out of it."""
-    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
-    return ImageRef(str(folder.joinpath(*parts)))
+        return Choice(name, ImageRef(str(image_below(folder, query))), (keys[label],), tuple(others))
+    return ImageChoice(
+        name, query, tuple(ImageRef(str(image_below(folder, key))) for key in (keys[label], *others))
+    )
 
 
 BENCHMARK = Benchmark(

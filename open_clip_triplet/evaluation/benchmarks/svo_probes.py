@@ -8,12 +8,14 @@ Reference: Hendricks and Nematzadeh, ACL Findings 2021; github.com/google-deepmi
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
-from open_clip_triplet.errors import DataError
-from open_clip_triplet.evaluation.benchmarks.base import Benchmark, first_file, is_caption, read_text
+from open_clip_triplet.evaluation.benchmarks.base import (
+    Benchmark,
+    csv_rows,
+    first_file,
+    is_caption,
+)
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.tasks import ImageChoice, ImageChoiceTask
 
@@ -28,12 +30,8 @@ def load(root: Path) -> dict[str, ImageChoiceTask]:
     note = "its number of items is not published: nobody can tell whether some are missing"
     tasks = {subset: ImageChoiceTask([], note=note) for subset in SUBSETS}
     there = _images(path.parent / "images")
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    try:
-        for row in reader:
-            _append(tasks, row, f"svo_probes.csv line {reader.line_num}", path.parent / "images", there)
-    except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: {error}; fetch it again") from error
+    for line, row in csv_rows(path):
+        _append(tasks, row, f"svo_probes.csv line {line}", path.parent / "images", there)
     return tasks
 
 

@@ -8,16 +8,16 @@ Reference: Zhao et al., EMNLP demos 2022; github.com/om-ai-lab/VL-CheckList (cor
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     Benchmark,
     Headline,
     first_folder,
+    image_below,
     is_caption,
-    read_json,
+    read_list,
 )
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
@@ -102,11 +102,8 @@ def _image_folders(root: Path, data: str) -> list[Path]:
 
 
 def _task(path: Path, folders: list[Path], size: int) -> ChoiceTask:
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise DataError(f"{path}: expected a list of items, found {type(content).__name__}")
     task = ChoiceTask([], expected=size)
-    for number, entry in enumerate(content[:FIRST]):
+    for number, entry in enumerate(read_list(path)[:FIRST]):
         item = _item(entry, str(number), folders)
         if item is None:
             task.leave_out("annotation incomplete", f"{path.name} {number}")
@@ -130,9 +127,8 @@ def _item(entry: Any, name: str, folders: list[Path]) -> Choice | None:
 
 
 def _image(folders: list[Path], name: str) -> ImageRef:
-    """An image at its path below the first folder that has it; a path cannot lead out of it."""
-    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
-    paths = [folder.joinpath(*parts) for folder in folders]
+    """An image at its path below the first folder that has it."""
+    paths = [image_below(folder, name) for folder in folders]
     return ImageRef(str(next((path for path in paths if path.is_file()), paths[0])))
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     COCO_2017,
     Benchmark,
@@ -22,7 +21,7 @@ from open_clip_triplet.evaluation.benchmarks.base import (
     find_image,
     first_file,
     is_caption,
-    read_json,
+    read_list,
 )
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask, Outcome, proportion
 from open_clip_triplet.evaluation.tasks.base import Rows
@@ -99,14 +98,11 @@ def load(root: Path) -> dict[str, ChoiceTask]:
         path = first_file(root, [f"whatsup/{file}", f"whatsup/data/{file}"])
         if path is None:
             continue
-        content = read_json(path)
-        if not isinstance(content, list):
-            raise DataError(f"{path}: expected a list of items, found {type(content).__name__}")
         names = FOLDERS.get(subset) or FOLDERS[subset.partition("_")[0]]
         folders = [Path(root) / name for name in names]
         controlled = subset.startswith("controlled")
         task = tasks[subset] = (ControlledTask if controlled else ChoiceTask)([], expected=SIZES[subset])
-        for number, entry in enumerate(content):
+        for number, entry in enumerate(read_list(path)):
             item = (_controlled if controlled else _question)(entry, str(number), folders)
             if item is None:
                 task.leave_out("annotation incomplete", f"{file} {number}")
