@@ -20,7 +20,7 @@ _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 
 
 def repository() -> str:
-    """Address of the repository, without a slash at its end."""
+    """Address of the repository, without a slash at its end; empty until it has one."""
     with open(ROOT / "pyproject.toml", "rb") as file:
         urls = tomllib.load(file)["project"].get("urls", {})
     return urls.get("Repository", urls.get("Homepage", "")).rstrip("/")
@@ -75,9 +75,12 @@ def _inside(text: str, folder: Path, page: str = "") -> str:
             new = up + name.removeprefix("docs/")
         elif name.startswith(f"{RESULTS}/") and "/" not in name.removeprefix(f"{RESULTS}/"):
             new = up + "results/" + path.name
+        elif not repository():
+            return match[0].partition("](")[0].lstrip("![")
         else:
             kind = "tree" if path.is_dir() else "blob"
             new = f"{repository()}/{kind}/main/{name}"
         return f"{before}{new}{anchor or ''}{after}"
 
-    return _LINK.sub(moved, text)
+    parts = re.split(r"(^ *```.*?^ *```)", text, flags=re.DOTALL | re.MULTILINE)
+    return "".join(part if number % 2 else _LINK.sub(moved, part) for number, part in enumerate(parts))
