@@ -186,11 +186,8 @@ def _model_options(args) -> dict:
 def _chosen(args) -> list:
     if getattr(args, "suite", None):
         return [get(name) for name in suite(args.suite)]
-    return (
-        [get(name.strip()) for name in args.benchmarks.split(",")]
-        if args.benchmarks
-        else list(map(get, names()))
-    )
+    chosen = names() if args.benchmarks is None else args.benchmarks.split(",")
+    return [get(name) for name in dict.fromkeys(name.strip() for name in chosen)]
 
 
 def _run(args) -> int:
@@ -203,6 +200,8 @@ def _run(args) -> int:
     session = start(args)
     scored = False
     for spec, facts in zip(specs, identify_all(session, specs), strict=True):
+        if session.rank == 0:
+            console.show_start(session.label(spec), spec.model, spec.precision)
         evaluation = run_checkpoint(session, spec, benchmarks, facts, show=console.show_result)
         scored |= any(s["items"] for r in evaluation.results.values() for s in r["subsets"].values())
         if session.rank == 0:
@@ -224,11 +223,13 @@ def _watch(args) -> int:
     session = start(args)
     if session.world > 1:
         raise UsageError("--watch runs in one process; leave torchrun out")
-    require_data([b.name for b in benchmarks], session.data_root, allow_partial=args.allow_partial)
+    partial = args.allow_partial or args.limit is not None
+    require_data([b.name for b in benchmarks], session.data_root, allow_partial=partial)
 
     def evaluate(found: Found) -> list[dict]:
         model = options["model"] or default_model(str(found.path))
         spec = CheckpointSpec(pretrained=str(found.path), name=found.label, **{**options, "model": model})
+        console.show_start(session.label(spec), spec.model, spec.precision)
         evaluation = run_checkpoint(session, spec, benchmarks, show=console.show_result)
         console.show_end(session.label(spec), evaluation, session.output)
         return list(evaluation.results.values())

@@ -42,7 +42,11 @@ def _subset(result: dict, name: str) -> str:
     numbers = " ".join(f"{m} {100 * metrics[m]['value']:.2f}" for m in SHOWN if m in metrics)
     partial = result["complete"] and not subset["complete"]  # else the line says so as a whole
     expected = f" (PARTIAL: {subset['items']} of {subset['expected'] or '?'})" if partial else ""
-    return f"{name} {numbers}{expected}"
+    return f"{numbers}{expected}" if name == result["benchmark"] else f"{name} {numbers}{expected}"
+
+
+def show_start(label: str, model: str, precision: str) -> None:
+    print(f"{label} ({model}, {precision})", flush=True)
 
 
 def show_result(result: dict) -> None:
@@ -52,11 +56,10 @@ def show_result(result: dict) -> None:
 def show_end(label: str, evaluation: Evaluation, output: Path) -> None:
     """What was encoded, where the results are, and what was skipped, and why."""
     encoded = evaluation.encoded
-    rest = "the rest was stored" if any(encoded.values()) else "nothing new"
-    place = output / safe_name(label)
+    stored = "" if any(encoded.values()) else " (nothing new)"
     print(
-        f"{label}: encoded {encoded['images']} images and {encoded['texts']} captions ({rest}); "
-        f"results in {place}",
+        f"{label}: encoded {encoded['images']} images and {encoded['texts']} captions{stored}; "
+        f"results in {output / safe_name(label)}",
         flush=True,
     )
     for why in evaluation.skipped.values():

@@ -1,7 +1,7 @@
 """``triplet-evaluate run --watch LOGS``: evaluate each checkpoint of a running training as it appears.
 
-After each, ``OUTPUT/curve.csv`` holds every headline by run and epoch, and ``OUTPUT/curve.svg`` draws the
-first headline of each benchmark.
+After each, ``OUTPUT/curve.csv`` holds every headline by run and epoch, and ``OUTPUT/curve.svg`` draws one
+of each benchmark.
 """
 
 from __future__ import annotations
@@ -126,18 +126,23 @@ def write_curve(rows: Sequence[dict], output: Path) -> None:
     except ImportError:
         print("no curve.svg: install open_clip_triplet with its extra `eval`", file=sys.stderr)
         return
-    first = {row["benchmark"]: row["headline"] for row in reversed(rows)}
     names = list(dict.fromkeys(row["benchmark"] for row in rows))
+    drawn = {name: _drawn([row["headline"] for row in rows if row["benchmark"] == name]) for name in names}
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.2 * columns, 3 * lines), layout="constrained")
     for axes, name in zip(figure.subplots(lines, columns, squeeze=False).flat, names):
-        _draw(axes, [row for row in rows if (row["benchmark"], row["headline"]) == (name, first[name])])
-        axes.set_title(f"{name}: {first[name]}", fontsize=9, parse_math=False)
+        _draw(axes, [row for row in rows if (row["benchmark"], row["headline"]) == (name, drawn[name])])
+        axes.set_title(f"{name}: {drawn[name]}", fontsize=9, parse_math=False)
     for axes in figure.axes[len(names) :]:
         axes.remove()
     with write_whole(output / "curve.svg") as file:
         figure.savefig(file, format="svg")
+
+
+def _drawn(headlines: Sequence[str]) -> str:
+    """The headline that the curve shows: the group score where there is one, else the first."""
+    return next((label for label in headlines if label.startswith("group")), headlines[0])
 
 
 def _draw(axes, rows: Sequence[dict]) -> None:
