@@ -29,7 +29,7 @@ from open_clip_triplet.evaluation.checkpoints.convert import (
     to_transformers,
     transformers_config,
 )
-from open_clip_triplet.evaluation.checkpoints.load import LoadedCheckpoint, load
+from open_clip_triplet.evaluation.checkpoints.load import LoadedCheckpoint, load, no_code_from_checkpoints
 from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec
 
 #: largest difference of a unit-norm feature's entry between source and copy
@@ -71,7 +71,8 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _WRITERS[to](portable, temporary)
+        with no_code_from_checkpoints():
+            _WRITERS[to](portable, temporary)
         if card:
             (temporary / "README.md").write_text(card(portable.config), encoding="utf-8")
         difference = compare(source, load(_spec_of(temporary, to)))

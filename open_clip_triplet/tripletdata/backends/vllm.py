@@ -90,9 +90,8 @@ class Vllm(LanguageModel):
         return answers
 
     def _parameters(self, seed: int):
-        from vllm.sampling_params import RequestOutputKind
-
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
             output_kind=RequestOutputKind.FINAL_ONLY,
