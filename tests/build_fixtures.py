@@ -136,6 +136,46 @@ def tiny_pix2pix(folder: Path) -> str:
     return str(folder / "pipe")
 
 
+def tiny_flux2(folder: Path) -> str:
+    """Save a random FLUX.2-klein pipeline, which edits by instruction, one image a call; returns its folder."""
+    import torch
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from open_clip.tokenizer import bytes_to_unicode
+    from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [*bytes_to_unicode().values(), "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = Qwen2TokenizerFast.from_pretrained(folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    text = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=28,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=4,
+    )
+    vae = AutoencoderKLFlux2(
+        sample_size=32, down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",),
+        block_out_channels=(4,), layers_per_block=1, latent_channels=1, norm_num_groups=1,
+        use_quant_conv=False, use_post_quant_conv=False,
+    )
+    transformer = Flux2Transformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=24, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+    )
+    pipe = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, text_encoder=Qwen3ForCausalLM(text),
+        tokenizer=tokenizer, transformer=transformer, is_distilled=True,
+    )
+    pipe.save_pretrained(folder / "pipe")
+    return str(folder / "pipe")
+
+
 def tiny_chat(folder: Path) -> str:
     """Save a random two-layer Llama with a chat template; returns its folder. Its answers are noise."""
     import torch

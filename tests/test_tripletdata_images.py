@@ -8,7 +8,7 @@ import json
 import pytest
 from PIL import Image
 
-from build_fixtures import Shout, contents, plain_shards, tiny_pix2pix, tiny_sdxl
+from build_fixtures import Shout, contents, plain_shards, tiny_flux2, tiny_pix2pix, tiny_sdxl
 from conftest import picture
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
@@ -219,6 +219,17 @@ def test_edited_negatives_keep_the_proportions_of_their_positives(editor, pix2pi
         assert Image.open(io.BytesIO(first["neg.jpg"])).size == (40, 48)  # as the positive
     meta = json.loads(first["json"])
     assert pix2pix.follows_instructions and meta["edit_prompt"] == 'make it a picture of: A DOG!'
+
+
+def test_a_pipeline_that_takes_images_as_references_edits_one_a_call(tmp_path):
+    model = Diffusers(tiny_flux2(tmp_path / "flux2"), size=64, batch_size=4, edit=True)
+    model.open("cpu")
+    pictures = [Image.open(io.BytesIO(picture(n, size=(96, 64)))) for n in (1, 2)]
+    assert model.follows_instructions
+    first, second = model.draw(["make it red", "make it red"], [1, 1], pictures)
+    alone = model.draw(["make it red"], [1], pictures[1:])[0]
+    assert difference(first, second) > 0 and difference(second, alone) == 0
+    assert model.too_long(["make it red", "word " * 200]) == [False, True]  # its tokens are letters
 
 
 def test_fewer_than_one_step_of_editing_is_refused(folder):

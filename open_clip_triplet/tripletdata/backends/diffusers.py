@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,12 @@ class Diffusers:
         return BATCHES_AHEAD * self.batch_size
 
     @property
+    def _images_at_once(self) -> int:
+        """Of the newer editing pipelines, a list of images is several references for one result."""
+        batches = not self.edit or "strength" in self._parameters
+        return self.batch_size if batches or type(self._pipe).__name__.startswith("StableDiffusion") else 1
+
+    @property
     def follows_instructions(self) -> bool:
         """Whether the open pipeline edits by instruction, not by a description of the result."""
         return self.edit and "strength" not in self._parameters
@@ -80,7 +87,9 @@ class Diffusers:
         for name in ("diffusers.pipelines", "transformers.tokenization_utils_base"):
             logging.getLogger(name).setLevel(logging.ERROR)  # long prompts are counted, not logged
         try:
-            self._pipe = self._load(diffusers, getattr(torch, self.dtype))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch_dtype has another name from 1.0 on
+                self._pipe = self._load(diffusers, getattr(torch, self.dtype))
         except (OSError, ValueError) as error:
             raise PipelineError(missing_model(self.model, error)) from error
         self._pipe.to(device)
@@ -112,26 +121,28 @@ class Diffusers:
 
     def _tune(self, torch, device: str) -> None:
         """Half-precision decoding, memory layout, compilation."""
-        vae, core = self._pipe.vae, "unet" if hasattr(self._pipe, "unet") else "transformer"
-        if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
+        vae, core = getattr(self._pipe, "vae", None), "unet" if hasattr(self._pipe, "unet") else "transformer"
+        if vae is not None and vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
             vae.to(torch.bfloat16)
             _cast_inputs(vae)
-        if device == "cuda":
-            vae.to(memory_format=torch.channels_last)
-            if core == "unet":
-                self._pipe.unet.to(memory_format=torch.channels_last)
+        for part in (vae, getattr(self._pipe, "unet", None)) if device == "cuda" else ():
+            if part is not None and all(weight.dim() != 5 for weight in part.parameters()):  # no video model
+                part.to(memory_format=torch.channels_last)
         if self.compile:
             setattr(self._pipe, core, torch.compile(getattr(self._pipe, core)))
-            vae.decode = torch.compile(vae.decode)
+            if vae is not None:
+                vae.decode = torch.compile(vae.decode)
 
     def too_long(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts have more tokens than any text encoder of the pipeline reads."""
         tokenizers = [getattr(self._pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
         tokenizers = [tokenizer for tokenizer in tokenizers if callable(tokenizer)]
         long = [True] * len(prompts) if tokenizers and prompts else [False] * len(prompts)
+        most = getattr(self._parameters.get("max_sequence_length"), "default", None) or sys.maxsize
         for tokenizer in tokenizers if prompts else ():
+            limit = min(tokenizer.model_max_length, most)
             ids = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
-            long = [was and len(row) > tokenizer.model_max_length for was, row in zip(long, ids)]
+            long = [was and len(row) > limit for was, row in zip(long, ids)]
         return long
 
     def draw(
@@ -149,12 +160,12 @@ class Diffusers:
         drawn: dict[int, Any] = {}
         while len(drawn) < len(order):
             start = len(drawn)
-            rows = order[start : start + self.batch_size]
+            rows = order[start : start + self._images_at_once]
             if images:
                 rows = [i for i in rows if images[i].size == images[rows[0]].size]
             options = {name: value[start : start + len(rows)] for name, value in encoded.items()}
             if images:
-                options["image"] = [images[i] for i in rows]
+                options["image"] = [images[i] for i in rows] if self._images_at_once > 1 else images[rows[0]]
             try:
                 drawn.update(zip(rows, self._run(options, [seeds[i] for i in rows])))
             except Exception as error:
@@ -188,7 +199,8 @@ class Diffusers:
             "output_type": "pt",
         }
         if self.edit:
-            width, height = options["image"][0].size
+            image = options["image"]
+            width, height = (image[0] if isinstance(image, list) else image).size
         else:
             width = height = self.size
         wanted.update(width=width, height=height)
