@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from composition_fixtures import WRITERS
 from evaluation_fixtures import (
     jpeg,
     save_picture,
@@ -143,6 +144,11 @@ ANNOTATIONS = {
     "retrieval": (lambda root: write_retrieval(root), "mscoco_captions/coco_test_karpathy.json"),
     "aro": (write_aro, "aro/visual_genome_attribution.json"),
     "sugarcrepe_pp": (write_scpp, "scpp/data/swap_obj.json"),
+    "colorswap": (WRITERS["colorswap"], "colorswap/test.json"),
+    "eqben": (WRITERS["eqben"], "eqben/all_select.json"),
+    "spec": (WRITERS["spec"], "spec/data/count/text2image.json"),
+    "vl_checklist": (WRITERS["vl_checklist"], "vl_checklist/data/Attribute/vg/color.json"),
+    "whatsup": (WRITERS["whatsup"], "whatsup/controlled_images_dataset.json"),
 }
 
 

@@ -7,6 +7,7 @@ Reference: Wang et al., ICCV 2023; github.com/Wangt-CN/EqBen (evaluate_eqben_loc
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _image(folder: Path, name: str) -> ImageRef:
     """An image at its path; the light version's, where the PNG is not there."""
     path = image_below(folder, name)
     light = path.with_suffix(".jpg")
-    return ImageRef(str(light if light.is_file() and not path.is_file() else path))
+    return ImageRef(str(path if os.path.isfile(path) or not os.path.isfile(light) else light))
 
 
 BENCHMARK = Benchmark(

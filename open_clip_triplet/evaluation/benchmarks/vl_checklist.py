@@ -8,6 +8,7 @@ Reference: Zhao et al., EMNLP demos 2022; github.com/om-ai-lab/VL-CheckList (cor
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def _item(entry: Any, name: str, folders: list[Path]) -> Choice | None:
 def _image(folders: list[Path], name: str) -> ImageRef:
     """An image at its path below the first folder that has it."""
     paths = [image_below(folder, name) for folder in folders]
-    return ImageRef(str(next((path for path in paths if path.is_file()), paths[0])))
+    return ImageRef(str(next(filter(os.path.isfile, paths), paths[0])))
 
 
 BENCHMARK = Benchmark(
