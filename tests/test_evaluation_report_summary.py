@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 
 from open_clip_triplet.errors import DataError, UsageError
-from open_clip_triplet.evaluation.benchmarks import get, names
+from open_clip_triplet.evaluation.benchmarks import get, names, suite
 from open_clip_triplet.evaluation.report.coverage import Run, coverage_series, read_coverage
 from open_clip_triplet.evaluation.report.figures import shown_names
+from open_clip_triplet.evaluation.report.package_data import load_toml
 from open_clip_triplet.evaluation.report.reference import composition_block, known_models, published
 from open_clip_triplet.evaluation.report.render import render
-from open_clip_triplet.evaluation.report.retention import leaderboard, retention_block
+from open_clip_triplet.evaluation.report.retention import (
+    COLUMNS,
+    COMPOSITION,
+    RETENTION,
+    leaderboard,
+    retention_block,
+)
 from open_clip_triplet.evaluation.report.sources import Results
 from open_clip_triplet.evaluation.report.tables import Cell, Row, mark_best
 from report_fixtures import made, model, share
@@ -144,6 +151,22 @@ def test_reference_stands_below_ours_with_source_and_twofold_metrics(results):
     assert len(alone.columns) < len(block.columns) and all(r.kind == "measured" for r in alone.rows)
     rows = list(csv.DictReader(io.StringIO(render(results, "csv", reference="all"))))
     assert sum(r["kind"] == "reference" and r["column"] == "Winoground group" for r in rows) == 202
+
+
+def test_sources_of_every_summary_column_exist():
+    columns = [sources for *_, sources in load_toml("reference.toml")["columns"]]
+    sources = [s for many in columns for s in many]
+    sources += [*COMPOSITION.values(), *RETENTION.values(), *(s for *_, many in COLUMNS for s in many)]
+    for source in sources:
+        benchmark, place, *metric = source.split(":")
+        described = get(benchmark)
+        if metric and described.expected and place not in ("flickr8k", "cifar10"):
+            assert place in described.expected, source
+        elif not metric:
+            averages = (*described.averages, *described.flat_averages, *described.pooled)
+            assert place in dict(averages), source
+    listed = {s.partition(":")[0] for s in sources}
+    assert listed >= set(suite("composition"))  # every benchmark of composition has a headline in the summary
 
 
 def test_coverage_by_hand(results, tmp_path):

@@ -29,6 +29,13 @@ COMPOSITION = {
     "Winoground group": "winoground:winoground:group",
     "Cola group": "cola:cola:group",
     "TripletData group": "tripletdata:tripletdata:group",
+    "SugarCrepe++": "sugarcrepe_pp:overall",
+    "BiVLC group": "bivlc:bivlc:group",
+    "VisMin group": "vismin:vismin:group",
+    "What'sUp": "whatsup:overall",
+    "CREPE": "crepe:overall",
+    "ColorSwap group": "colorswap:colorswap:group",
+    "VL-CheckList": "vl_checklist:overall",
 }
 RETENTION = {
     "ImageNet top-1": "zeroshot:imagenet1k:top1",
@@ -37,6 +44,9 @@ RETENTION = {
     "COCO t2i R@5": "retrieval:mscoco:t2i_r5",
     "Flickr30k i2t R@5": "retrieval:flickr30k:i2t_r5",
     "Flickr30k t2i R@5": "retrieval:flickr30k:t2i_r5",
+    "Flickr8k i2t R@5": "retrieval:flickr8k:i2t_r5",
+    "Flickr8k t2i R@5": "retrieval:flickr8k:t2i_r5",
+    "CIFAR-10 top-1": "zeroshot:cifar10:top1",
 }
 SUGARCREPE_NOTE = (
     "SugarCrepe is printed both ways that papers print it: the mean of its 7 subsets (the paper's), and over "
