@@ -8,6 +8,7 @@ import os
 
 from open_clip_triplet.data import add_data_arguments
 from open_clip_triplet.errors import UsageError
+from open_clip_triplet.evaluation.checkpoints.training import start_from
 from open_clip_triplet.losses import METHODS, add_loss_arguments, check_supported
 from open_clip_triplet.shards import normalise_ranges
 
@@ -115,6 +116,7 @@ def check(args) -> None:
         check_supported(args)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    start_from(args)
     for path in args.model_config:
         if not os.path.exists(path):
             raise UsageError(f"--model-config {path}: no such file or folder")

@@ -64,9 +64,11 @@ def check_same_model(folder: Path, model: str) -> None:
     """
     config = read_json(folder / "open_clip_config.json")["model_cfg"]
     try:
-        asked = model_config(CheckpointSpec(model, "")) or {}
+        asked = model_config(CheckpointSpec(model, "none"))
     except CheckpointError:
-        return  # a model of --model-config, which OpenCLIP will look up
+        asked = None
+    if asked is None:  # a model of --model-config
+        return
     for part, key in (
         (None, "embed_dim"), ("vision_cfg", "patch_size"), ("vision_cfg", "width"), ("vision_cfg", "layers"),
         ("text_cfg", "width"), ("text_cfg", "layers"),
@@ -80,19 +82,19 @@ def check_same_model(folder: Path, model: str) -> None:
             )
 
 
-def start_from(args, argv: list[str]) -> None:
-    """Turn ``--pretrained`` of a folder or repository into ``--model local-dir:FOLDER``, in ``args``.
+#: what OpenCLIP's parser gives without --model
+UNSET_MODEL = "RN50"
 
-    Args:
-        args: OpenCLIP's namespace. argv: the command line it was parsed from.
+
+def start_from(args) -> None:
+    """Turn ``--pretrained`` of a folder or repository into ``--model local-dir:FOLDER``, in OpenCLIP's namespace.
 
     Raises:
-        UsageError: no such checkpoint, or ``--model`` names another model.
+        UsageError: no such checkpoint, or ``--model`` names a model of another shape.
     """
     folder = open_clip_folder(args.pretrained)
     if folder is None:
         return
-    given = any(flag == "--model" or flag.startswith("--model=") for flag in argv)
-    if given and not args.model.startswith(("local-dir:", "hf-hub:")):
+    if args.model != UNSET_MODEL and not args.model.startswith(("local-dir:", "hf-hub:")):
         check_same_model(folder, args.model)
     args.model, args.pretrained = f"local-dir:{folder}", ""
