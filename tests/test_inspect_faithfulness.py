@@ -6,11 +6,18 @@ import json
 import numpy as np
 import pytest
 
+from build_fixtures import tiny_vilt
 from conftest import paired_sample
 from open_clip_triplet.inspect import cli
 from open_clip_triplet.inspect.faithfulness import accuracy
 from open_clip_triplet.inspect.samples import questions, view_sample
 from open_clip_triplet.shards import ShardWriter
+from open_clip_triplet.tripletdata.backends.language import LanguageModel, read_prompt
+from open_clip_triplet.tripletdata.backends.vqa import VisualQuestions
+from open_clip_triplet.tripletdata.checks.questions import PROMPT, Questions
+from open_clip_triplet.tripletdata.run.engines import Local
+from open_clip_triplet.tripletdata.run.plan import plan_tasks
+from open_clip_triplet.tripletdata.run.runner import run_stage
 
 
 def asked(*answers: str) -> dict:
@@ -77,3 +84,24 @@ def test_scores_of_checks_can_be_sorted_by(shards):
 def test_shards_without_questions_are_refused(paired_shards, capsys):
     assert cli.main(["faithfulness", paired_shards]) == 2
     assert "verify --checks questions" in capsys.readouterr().err
+
+
+def test_reads_what_verify_stores(tmp_path, capsys):
+    """The stage itself, with a tiny ViLT, and then the command."""
+    pytest.importorskip("transformers")
+
+    class Writer(LanguageModel):
+        """Writes the same questions about every caption."""
+
+        def complete(self, prompts, seeds, progress):
+            return ["1. Is it red? Yes\n2. Is it a square? Yes\n3. Is it blue? No"] * len(prompts)
+
+    with ShardWriter(tmp_path / "in" / "00000.tar") as writer:
+        for number in range(4):
+            writer.write(paired_sample(number))
+    stage = Questions(Writer("writer", read_prompt(None, PROMPT)), VisualQuestions(tiny_vilt(tmp_path / "vilt")))
+    run = run_stage(stage, plan_tasks(str(tmp_path / "in")), str(tmp_path / "out"), Local(cpu=True), quiet=True)
+    stored = [scores["accuracy"] for scores in run.read_values(run.tasks[0])["questions"]]
+    assert cli.main(["faithfulness", str(tmp_path / "out"), "--format", "json"]) == 0
+    (table, *_) = json.loads(capsys.readouterr().out)["tables"].values()
+    assert table[0]["questions"] == 12 and table[0]["as expected, %"] == pytest.approx(100 * np.mean(stored), abs=1e-3)

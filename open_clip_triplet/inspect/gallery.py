@@ -72,7 +72,7 @@ def run(args) -> int:
         raise UsageError(f"--thumbnail {args.thumbnail}: must be 16 to 2048 pixels")
     if args.source and not args.rejected:
         raise UsageError("--source goes with --rejected")
-    title = args.title or set_name(args.shards)
+    title = args.title or set_name(args.shards) + (": dropped" if args.rejected else "")
     if args.png:
         from open_clip_triplet.inspect.sheet import SHEET, write_sheet
 
