@@ -1,86 +1,39 @@
-"""The plugin's hooks in OpenCLIP: which of its names are replaced, and putting them in and out.
-
-``install()`` replaces the names listed in ``SEAMS`` and ``uninstall()`` puts them back::
+"""The plugin's hooks in OpenCLIP, put in and out.
 
     from open_clip_triplet import hooks
     with hooks.installed():
         open_clip_train.main.main(["--loss", "triplet", ...])
 
-What each replaced name does (``plugin`` has how; these two are the only modules that touch OpenCLIP's
-internals), with ``main``, ``data`` and ``train`` for ``open_clip_train``'s modules:
+What is replaced, and by what, stands in :mod:`open_clip_triplet.replacements`: every replacement names its seam
+in a decorator above it. To add one, write a method of ``Replacements`` there::
 
-=========================  ==========================================================================
-``main.parse_args``        takes the plugin's flags out, hands the rest to OpenCLIP, checks them
-``main.create_loss``       3.x: the method's loss
-``main.create_task``       4.x: a ``CLIPTask`` around the method's loss
-``data.get_dataset_fn``    paired shards for training; remembers the shards for validation
-``main.cosine_lr`` etc.    ``--total-steps``: the schedule's length
-``main.pt_load``           reads where a mid-epoch checkpoint stands (``file_utils.pt_load`` in 4.x)
-``main.torch``             ``torch.save`` whole or not at all, with the counts of what was seen
-``main.train_one_epoch``   cuts the epoch to its steps, saves in between, reports the data
-``train.enumerate``        the loop's batch index starts where the epoch continues
-``train.zero_shot_eval``   adds compositional scores and benchmarks (``zero_shot_eval_all`` in 4.x)
-``torch.nn.parallel``      ``DistributedDataParallel`` of a CPU model without the device ids that OpenCLIP gives
-=========================  ==========================================================================
+    @seam("train", "backward", ("total_loss", "scaler"))    # open_clip_train.train.backward, leading parameters
+    def backward(self, original):                           # gets what it replaces,
+        return lambda loss, scaler: original(loss, scaler)  # returns what takes its place
+
+It is then checked before anything is replaced, put in by ``install()`` and taken out by ``uninstall()``.
 """
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import importlib
 import inspect
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 
 from open_clip_triplet.errors import HostError
-from open_clip_triplet.plugin import Plugin
-
-
-@dataclass(frozen=True)
-class Seam:
-    """One name of OpenCLIP to replace: module, name, its leading parameters, and the ``Plugin`` method."""
-
-    module: str
-    name: str
-    parameters: tuple[str, ...] | None
-    method: str
-
-
-_SHARED_SEAMS = (
-    Seam("main", "parse_args", ("args",), "parse_args"),
-    Seam("data", "get_dataset_fn", ("data_path", "dataset_type"), "get_dataset_fn"),
-    Seam("main", "cosine_lr", ("optimizer", "base_lr", "warmup_length", "steps"), "schedule"),
-    Seam("main", "const_lr", ("optimizer", "base_lr", "warmup_length", "steps"), "schedule"),
-    Seam("main", "const_lr_cooldown", ("optimizer", "base_lr", "warmup_length", "steps"), "schedule"),
-    Seam("main", "torch", None, "torch_module"),
-    Seam("train", "enumerate", None, "enumerate"),
-    Seam("parallel", "DistributedDataParallel", None, "data_parallel"),
-)
-
-#: OpenCLIP's major version -> the names replaced in it
-SEAMS = {
-    3: _SHARED_SEAMS + (
-        Seam("main", "create_loss", ("args",), "create_loss"),
-        Seam("main", "pt_load", ("file_path", "map_location"), "pt_load"),
-        Seam("train", "zero_shot_eval", ("model", "data", "epoch", "args", "tokenizer"), "zero_shot_eval"),
-        Seam(
-            "main", "train_one_epoch",
-            ("model", "data", "loss", "epoch", "optimizer", "scaler", "scheduler", "dist_model", "args"),
-            "train_one_epoch_3",
-        ),
-    ),
-    4: _SHARED_SEAMS + (
-        Seam("main", "create_task", ("args", "model"), "create_task"),
-        Seam("file_utils", "pt_load", ("file_path", "map_location"), "pt_load"),
-        Seam("train", "zero_shot_eval_all", ("task", "data", "epoch", "args", "tokenizer"), "zero_shot_eval"),
-        Seam("main", "train_one_epoch", ("state", "data", "args"), "train_one_epoch_4"),
-    ),
-}
+from open_clip_triplet.replacements import SEAMS, Replacements, Seam
 
 _ABSENT = object()
 _installed: list[tuple[object, str, object]] = []
+_active: list[Replacements] = []
+
+
+def seams(major: int) -> list[Seam]:
+    """What is replaced in this major version of OpenCLIP."""
+    return [seam for seam in SEAMS if major in seam.majors]
 
 
 def install() -> None:
@@ -95,14 +48,15 @@ def install() -> None:
     modules = {name: _import(name) for name in ("main", "data", "train", "file_utils")}
     modules["parallel"] = torch.nn.parallel
     major = 4 if hasattr(modules["main"], "create_task") else 3
-    for seam in SEAMS[major]:
+    for seam in seams(major):
         _check(modules[seam.module], seam)
-    plugin = Plugin(major, modules)
-    for seam in SEAMS[major]:
+    replacements = Replacements(major, modules)
+    _active.append(replacements)
+    for seam in seams(major):
         module = modules[seam.module]
         original = vars(module).get(seam.name, _ABSENT)
         _installed.append((module, seam.name, original))
-        setattr(module, seam.name, getattr(plugin, seam.method)(original))
+        setattr(module, seam.name, getattr(replacements, seam.method)(original))
 
 
 def uninstall() -> None:
@@ -113,10 +67,12 @@ def uninstall() -> None:
             delattr(module, name)
         else:
             setattr(module, name, original)
+    while _active:
+        _active.pop().close()
 
 
 @contextlib.contextmanager
-def installed():
+def installed() -> Iterator[None]:
     """``install()`` for the length of a ``with`` block."""
     install()
     try:
@@ -136,8 +92,8 @@ def _import(name: str):
 
 
 def _check(module, seam: Seam) -> None:
-    """A name must be there with the parameters expected; ``enumerate`` is the builtin until replaced."""
-    original = getattr(module, seam.name, getattr(builtins, seam.name, None))
+    """A name must be there, with the parameters expected."""
+    original = getattr(module, seam.name, None)
     if original is None:
         found = "it is missing"
     elif seam.parameters is None:

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import logging
 import os
+import sys
+from collections.abc import Iterator
 
-from open_clip_triplet.data import add_data_arguments
 from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.checkpoints.training import start_from
+from open_clip_triplet.files import is_remote
 from open_clip_triplet.losses import METHODS, add_loss_arguments, check_supported
-from open_clip_triplet.shards import normalise_ranges
+from open_clip_triplet.shards import expand_shards, normalise_ranges
+
+#: OpenCLIP's flags that the paired pipeline cannot follow, and why: refused where they are given
+REFUSED = {
+    "length_bucketing": "every caption has the model's context length",
+    "text_pad_multiple": "every caption has the model's context length",
+    "bucket_prefetch_pools": "there is no --length-bucketing",
+    "use_naflex": "images are of one size",
+    "naflex_num_train_image_tokens": "images are of one size",
+    "horovod": "ranks are told of each other by torch.distributed",
+}
+#: flags of ours that change how a run goes and not what it trains: no warning where a resume changes them
+RUNTIME_ONLY = (
+    "image_decoder", "data_streams", "max_bad_fraction", "total_steps", "model_config", "loss_chunk_size",
+    "eval_benchmarks", "eval_data_root", "eval_allow_partial",
+)
 
 
 def method_name(text: str) -> str:
@@ -32,7 +51,7 @@ def _positive(text: str) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the plugin's flags, for ``parse_known_args``."""
     parser = argparse.ArgumentParser(
-        prog="python -m open_clip_triplet.train",
+        prog="triplet-train",
         description="OpenCLIP training with TripletCLIP and its baselines on paired shards.",
         epilog="Every other flag is OpenCLIP's; --help lists them after these.",
         add_help=False,
@@ -58,11 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("training")
     group.add_argument(
         "--total-steps", type=_positive, metavar="S",
-        help="stop after exactly S optimizer steps, whatever the data's size; replaces --epochs",
-    )
-    group.add_argument(
-        "--save-every-n-steps", type=_positive, metavar="N",
-        help="also save a checkpoint every N optimizer steps; --resume latest continues inside the epoch",
+        help="train exactly S optimizer steps, whatever the data's size; with --epochs E in E epochs of equal "
+        "length, without it in epochs of one pass",
     )
     group.add_argument(
         "--decay-all", action="store_true",
@@ -86,18 +102,74 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of the paired pipeline."""
+    group = parser.add_argument_group("paired data")
+    group.add_argument(
+        "--image-decoder", choices=("auto", "pil", "fast"), default="auto",
+        help="pil: OpenCLIP's own transform, to the bit. fast: the same crops from libjpeg-turbo, uint8 to "
+        "the device. auto (default): fast for a GPU where it can do all of --aug-cfg, else pil; the log says "
+        "which.",
+    )
+    group.add_argument(
+        "--same-crop", action="store_true",
+        help="give the positive and the negative image of a sample the same random crop",
+    )
+    group.add_argument(
+        "--caption-sampling", choices=("first", "random"), default="first",
+        help="first: txt and neg.txt. random: one of the captions and neg_captions in json, "
+        "drawn anew each pass by seed and key.",
+    )
+    group.add_argument(
+        "--data-streams", type=_positive, metavar="P",
+        help="data streams that every global batch draws on (default: processes x --workers, or the "
+        "checkpoint's); with the same P a run has the same batches on any number of processes and workers",
+    )
+    group.add_argument(
+        "--data-stage", action="append", default=[], metavar="MODULE:FUNCTION",
+        help="a stage of your own between shuffling and decoding: maps an iterator of samples to an iterator; "
+        "may be repeated",
+    )
+    group.add_argument(
+        "--max-bad-fraction", type=_fraction, default=0.5, metavar="F",
+        help="stop when more than this part of a pass cannot be used (default 0.5)",
+    )
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
 def uses_paired_pipeline(args) -> bool:
     """Whether training data comes through our pipeline; otherwise it is stock OpenCLIP's.
 
-    ``--loss clip`` without a flag of ours is stock, step for step. Continuing inside an epoch needs our
-    pipeline, because its order can be continued.
+    ``--loss clip`` without a flag of ours is stock, step for step. ``--total-steps`` is one of ours, so that
+    an equal budget means the same batches for every method.
     """
-    return args.loss != "clip" or bool(args.own_data_flags or args.save_every_n_steps or args.total_steps)
+    return args.loss != "clip" or bool(args.own_data_flags or args.total_steps)
+
+
+@contextlib.contextmanager
+def suggesting(argv: list[str]) -> Iterator[None]:
+    """Where OpenCLIP's parser refuses the flags it is given: is one of them nearly one of ours?"""
+    try:
+        yield
+    except SystemExit as error:
+        own = [flag for action in build_parser()._actions for flag in action.option_strings]
+        for flag in (word.split("=")[0] for word in argv if word.startswith("--")):
+            if error.code and (near := difflib.get_close_matches(flag, own, n=1, cutoff=0.8)):
+                print(f"{flag}: did you mean {near[0]}?", file=sys.stderr)
+        raise
 
 
 def parse_own(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split ``argv`` into the plugin's namespace and what is left for OpenCLIP."""
     own, rest = build_parser().parse_known_args(argv)
+    own.epochs_given = any(word.split("=")[0] in ("--epochs", "--epoch") for word in rest)
+    own.own_meaning = sorted(set(vars(own)) - set(RUNTIME_ONLY) - {"epochs_given"})
     defaults = argparse.ArgumentParser(add_help=False)
     add_data_arguments(defaults)
     own.own_data_flags = sorted(
@@ -126,9 +198,42 @@ def check(args) -> None:
         args.train_data = normalise_ranges(args.train_data)
     if args.val_data:
         args.val_data = normalise_ranges(args.val_data)
-    if args.loss == "clip":
-        return
-    _check_paired(args)
+        _check_validation_shards(args)
+    if args.train_data and _is_webdataset(args.train_data, args) and uses_paired_pipeline(args):
+        _check_pipeline(args)
+    if args.loss != "clip":
+        _check_paired(args)
+
+
+def _check_validation_shards(args) -> None:
+    """Hours before the first validation: is the data there? One missing shard costs only itself."""
+    shards = expand_shards(args.val_data) if _is_webdataset(args.val_data, args) else [args.val_data]
+    missing = [path for path in shards if not is_remote(path) and not os.path.exists(path)]
+    if len(missing) == len(shards):
+        raise UsageError(f"--val-data {args.val_data}: there is no {missing[0]}")
+    if missing:
+        logging.warning(
+            f"--val-data: {len(missing)} of {len(shards)} shards are missing, and left out: {missing[0]}"
+            + (" and others." if len(missing) > 1 else ".")
+        )
+
+
+def _check_pipeline(args) -> None:
+    """Refuse OpenCLIP's data flags that the paired pipeline cannot follow."""
+    for name, why in REFUSED.items():
+        if getattr(args, name, None):
+            raise UsageError(
+                f"--{name.replace('_', '-')} does nothing in the paired pipeline: {why}. Leave it out, or use "
+                "--loss clip without --total-steps and data flags of open_clip_triplet."
+            )
+    if args.train_data_upsampling_factors and not args.dataset_resampled:
+        raise UsageError("--train-data-upsampling-factors needs --dataset-resampled")
+    if getattr(args, "json_text_key_probs", None) and not getattr(args, "json_text_key", None):
+        raise UsageError("--json-text-key-probs needs --json-text-key")
+    from open_clip_triplet.data import load_stage
+
+    for stage in args.data_stage:
+        load_stage(stage)
 
 
 def _check_benchmarks(args) -> None:
@@ -147,10 +252,10 @@ def _check_benchmarks(args) -> None:
 def _check_paired(args) -> None:
     """Refuse what a paired method cannot be combined with."""
     what = f"--loss {args.loss}"
-    if args.train_data and not _is_webdataset(args):
+    if args.train_data and not _is_webdataset(args.train_data, args):
         raise UsageError(
             f"{what} trains on paired webdataset shards, but --train-data is {args.train_data!r} "
-            f"(--dataset-type {args.dataset_type}). Build shards with tools/make_shards.py, "
+            f"(--dataset-type {args.dataset_type}). Build shards with triplet-shards, "
             "or use --loss clip."
         )
     if not args.train_data and args.dataset_type == "synthetic":
@@ -167,11 +272,9 @@ def _check_paired(args) -> None:
             "carry no gradient, and the encoders get a wrong one. Add --gather-with-grad, or leave out "
             "--local-loss (exact as well)."
         )
-    if getattr(args, "use_naflex", False):
-        raise UsageError(f"{what} reads images of one size; leave out --use-naflex.")
 
 
-def _is_webdataset(args) -> bool:
+def _is_webdataset(data: str, args) -> bool:
     if args.dataset_type == "auto":
-        return args.train_data.rsplit(".", 1)[-1] == "tar"
+        return data.rsplit(".", 1)[-1] == "tar"
     return args.dataset_type == "webdataset"

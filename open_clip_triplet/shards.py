@@ -6,32 +6,31 @@ first dot::
     000000017.jpg  000000017.txt  000000017.neg.jpg  000000017.neg.txt  000000017.json
 
 Stock OpenCLIP reads the same shard as plain pairs, because it ignores ``neg.*``. Shards of the
-released TripletData (``.image .caption .neg_image .neg_caption``) are read under the same roles.
+released TripletData (``.image .caption .neg_image .neg_caption``) are read under the same fields.
 """
 
 from __future__ import annotations
 
+import glob
 import io
-import itertools
 import json
 import logging
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import braceexpand
 
-from open_clip_triplet.errors import MembersMissing, ShardError
-from open_clip_triplet.files import is_remote, join, write_text_durably, write_whole
-from open_clip_triplet.tar import TarMembers, open_tar, read_remote
+from open_clip_triplet.errors import ShardError
+from open_clip_triplet.files import is_remote, join, read_bytes, write_text_durably, write_whole
+from open_clip_triplet.tar import TarMembers, open_tar
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
-#: member suffix (lower case) -> role in the sample
-ROLES = {
+#: member suffix (lower case) -> field of the sample; where a sample has two for one field, the first here
+FIELDS = {
     **{suffix: "image" for suffix in IMAGE_SUFFIXES},
     "txt": "text",
     **{f"neg.{suffix}": "neg_image" for suffix in IMAGE_SUFFIXES},
@@ -49,21 +48,41 @@ def expand_shards(spec: str | Iterable[str]) -> list[str]:
     """Shard urls of OpenCLIP's brace syntax.
 
     ``::`` joins sources, ``{000..999}`` expands, and ``<000..999>`` is read as ``{000..999}``, so
-    that a job script need not quote braces. ``pipe:`` commands keep their angle brackets unless
-    they hold a range.
+    that a job script need not quote braces. A local folder stands for its ``*.tar``, and a local pattern with
+    ``*`` for what it matches, by name.
 
     >>> expand_shards("a/{0..1}.tar::b/<08..09>.tar")
     ['a/0.tar', 'a/1.tar', 'b/08.tar', 'b/09.tar']
     """
     if not isinstance(spec, str):
         return [url for item in spec for url in expand_shards(item)]
-    spec = normalise_ranges(spec)
-    return [url for source in spec.split("::") for url in braceexpand.braceexpand(source)]
+    return [url for source in normalise_ranges(spec).split("::") for url in braceexpand.braceexpand(source)]
 
 
 def normalise_ranges(spec: str) -> str:
-    """``<000..999>`` spelled as ``{000..999}``; everything else untouched."""
-    return re.sub(r"<(\w+\.\.\w+(?:\.\.\d+)?)>", r"{\1}", spec)
+    """A spec as OpenCLIP takes it: ``<000..999>`` as ``{000..999}``, folders and patterns as what they hold."""
+    spec = re.sub(r"<(\w+\.\.\w+(?:\.\.\d+)?)>", r"{\1}", spec)
+    return "::".join(_spell_out(source) for source in spec.split("::"))
+
+
+def _spell_out(source: str) -> str:
+    if is_remote(source) or os.path.isfile(source):
+        return source
+    pattern = os.path.join(glob.escape(source), "*.tar") if os.path.isdir(source) else source
+    found = sorted(glob.glob(pattern)) if "*" in pattern or "?" in pattern else []
+    return _in_braces(found) if found else source
+
+
+def _in_braces(paths: list[str]) -> str:
+    """Paths as one brace spelling where they differ in a running number of one width; joined by :: otherwise."""
+    stem = os.path.commonprefix(paths).rstrip("0123456789")
+    match = re.fullmatch(r"(\d+)(\D.*)", paths[0][len(stem) :])
+    if match and len(paths) > 1:
+        digits, tail = match.groups()
+        last = f"{int(digits) + len(paths) - 1:0{len(digits)}d}"
+        if paths == [f"{stem}{int(digits) + n:0{len(digits)}d}{tail}" for n in range(len(paths))]:
+            return f"{stem}{{{digits}..{last}}}{tail}"
+    return "::".join(paths)
 
 
 def split_name(name: str) -> tuple[str | None, str]:
@@ -118,20 +137,22 @@ def read_samples(shard: str | os.PathLike) -> Iterator[dict]:
         yield from group_samples(members, str(shard), lambda members, number, suffix: members.read())
 
 
-def by_role(sample: dict) -> dict:
-    """A sample's bytes under role names (``image text neg_image neg_text meta``); absent ones left out."""
-    roles = {"__key__": sample["__key__"], "__url__": sample.get("__url__", "")}
-    for suffix, value in sample.items():
-        role = ROLES.get(suffix)
-        if role is not None:
-            roles.setdefault(role, value)
-    return roles
+def rename_members(sample: dict, names: Mapping[str, str] = FIELDS) -> dict:
+    """A sample's bytes under field names (``image text neg_image neg_text meta``); absent ones left out."""
+    fields = {"__key__": sample["__key__"], "__url__": sample.get("__url__", "")}
+    for suffix, name in names.items():
+        if suffix in sample:
+            fields.setdefault(name, sample[suffix])
+    return fields
 
 
-def read_meta(roles: dict) -> dict:
+by_role, ROLES = rename_members, FIELDS  # as other rooms call them
+
+
+def read_meta(sample: dict) -> dict:
     """The ``json`` member of a sample as a dict; ``{}`` where it is absent or not an object."""
     try:
-        meta = json.loads(roles.get("meta", b"{}"))
+        meta = json.loads(sample.get("meta", b"{}"))
     except (ValueError, RecursionError):
         return {}
     return meta if isinstance(meta, dict) else {}
@@ -200,19 +221,21 @@ def _encode(value) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
 
 
-def read_sizes(urls: list[str]) -> list[int] | None:
-    """Samples per shard from the ``sizes.json`` beside each shard; None where any is unknown."""
+def read_sizes(urls: list[str], unknown: list[str] | None = None) -> list[int] | None:
+    """Samples per shard from the ``sizes.json`` beside each shard; None where any is unknown.
+
+    unknown: filled with the shards that have no entry.
+    """
     cache: dict[str, dict] = {}
-    sizes = []
+    sizes, missing = [], [] if unknown is None else unknown
     for url in urls:
         folder = os.path.dirname(url)
         if folder not in cache:
             cache[folder] = _sizes_in(folder)
         size = cache[folder].get(os.path.basename(url))
-        if not isinstance(size, int) or size < 0:
-            return None
-        sizes.append(size)
-    return sizes
+        known = isinstance(size, int) and size >= 0
+        (sizes if known else missing).append(size if known else url)
+    return None if missing else sizes
 
 
 def _sizes_in(folder: str) -> dict:
@@ -221,11 +244,7 @@ def _sizes_in(folder: str) -> dict:
     if path.startswith("pipe:"):
         return {}
     try:
-        if is_remote(path):
-            data = read_remote(path)
-        else:
-            data = Path(path).read_bytes()
-        sizes = json.loads(data)
+        sizes = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         if is_remote(path):
             logging.info("No sizes.json beside the shards: %s", error)
@@ -239,46 +258,17 @@ def write_sizes(folder: str | os.PathLike, sizes: dict[str, int]) -> None:
 
 
 def first_sample(url: str) -> dict:
-    """The first whole sample of a shard; as :func:`first_samples`."""
-    return first_samples(url, 1)[0]
-
-
-def first_samples(url: str, number: int) -> list[dict]:
-    """The first whole samples of a shard, at least one, as :func:`read_samples` gives them.
+    """The first whole sample of a shard, as :func:`read_samples` gives it.
 
     Raises:
         ShardError: the shard cannot be opened or holds no whole sample.
     """
-    samples, found = read_samples(url), []
+    samples = read_samples(url)
     try:
-        found.extend(itertools.islice(samples, number))
-    except ShardError:
-        if not found:
-            raise
-    except Exception as error:  # gopen raises whatever its scheme raises
+        return next(samples)
+    except StopIteration:
+        raise ShardError(f"{url}: holds no sample") from None
+    except OSError as error:
         raise ShardError(f"{url}: cannot be read ({error})") from error
     finally:
         samples.close()  # stops a remote command
-    if not found:
-        raise ShardError(f"{url}: holds no sample")
-    return found
-
-
-def require_roles(url: str, needed: Iterable[str], *, reader: str) -> None:
-    """Check that a shard's first sample has the roles that ``reader`` (a method's name) needs.
-
-    Raises:
-        MembersMissing: names the shard, the members found and the members missing.
-        ShardError: the shard cannot be read.
-    """
-    sample = first_sample(url)
-    found = by_role(sample)
-    names = {"image": "jpg", "text": "txt", "neg_image": "neg.jpg", "neg_text": "neg.txt", "meta": "json"}
-    missing = [names[role] for role in needed if role not in found]
-    if missing:
-        members = ", ".join(sorted(k for k in sample if not k.startswith("__")))
-        raise MembersMissing(
-            f"{reader} reads {' and '.join(missing)}, which {url} does not have (its first sample, "
-            f"{sample['__key__']!r}, has: {members}). "
-            "Build paired shards with tools/make_shards.py, or use --loss clip."
-        )

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
-import threading
+import signal
+import subprocess
 import zlib
 from collections.abc import Iterator
+from typing import IO
 
-from open_clip_triplet.errors import ShardError
-from open_clip_triplet.files import is_remote
+from open_clip_triplet.errors import ShardError, TripletError
+from open_clip_triplet.files import filesystem, is_remote, local_path
 
 BLOCK = 512
 #: bytes read at a time, so that a size that is a lie costs no memory
@@ -104,6 +106,8 @@ class TarMembers:
     def _piece(self, size: int) -> bytes:
         try:
             data = self._stream.read(size) if size else b""
+        except ConnectionError:
+            raise
         except (OSError, EOFError, zlib.error) as error:
             raise self._damaged(str(error)) from error
         if len(data) < size:
@@ -156,23 +160,24 @@ def _text(field: bytes) -> str:
 
 
 @contextlib.contextmanager
-def open_tar(url: str | os.PathLike, *, in_place: bool = False):
-    """A plain or gzipped tar as :class:`TarMembers`. Remote ones go through webdataset's ``gopen``.
+def open_tar(url: str | os.PathLike, *, in_place: bool = False) -> Iterator[TarMembers]:
+    """A plain or gzipped tar as :class:`TarMembers`; urls are read through fsspec, ``pipe:`` is a command.
 
-    A remote command that is left before its end is stopped, and its status is not looked at.
+    A command that is left before its end is stopped, and its status is not looked at.
 
     in_place: the members will be read at their offsets later, so the file must not be compressed.
 
     Raises:
         OSError: it cannot be opened. ShardError: compressed, and ``in_place``; the command failed.
+        UsageError: a url of a scheme that nothing installed here can read.
     """
     url = os.fspath(url)
     if is_remote(url):
-        with _open_remote(url) as stream:
-            yield TarMembers(stream, name=url)
+        with _command(url) if url.startswith("pipe:") else _remote_file(url) as stream:
+            begun = _Begun(stream.read(len(GZIP)), stream)
+            yield TarMembers(gzip.GzipFile(fileobj=begun) if begun.begun == GZIP else begun, name=url)
         return
-    path = url[len("file:") :].replace("//", "/", 1) if url.startswith("file:") else url
-    with open(path, "rb") as stream:
+    with open(local_path(url), "rb") as stream:
         compressed = stream.read(len(GZIP)) == GZIP
         stream.seek(0)
         if compressed and in_place:
@@ -184,47 +189,59 @@ def open_tar(url: str | os.PathLike, *, in_place: bool = False):
 
 
 @contextlib.contextmanager
-def _open_remote(url: str):
-    from webdataset.gopen import gopen
-
-    stream = gopen(url, "rb")
-    try:
-        whole = _Begun(stream.read(len(GZIP)), stream)
-        yield gzip.GzipFile(fileobj=whole) if whole.begun == GZIP else whole
-        for _ in range(16):  # what pads the archive; its writer must not find the pipe closed
-            if not stream.read(PIECE):
-                break
-    except BaseException:
-        if hasattr(stream, "proc"):
-            stream.proc.kill()
-        with contextlib.suppress(Exception):
-            stream.close()
-        raise
-    try:
-        stream.close()
-    except OSError as error:  # the command failed
-        raise ShardError(f"{url}: {error}") from error
-
-
-def read_remote(url: str, *, largest: int = 64 * 2**20, seconds: float = 30.0) -> bytes:
-    """A small file by webdataset's ``gopen``; its command is stopped after so many seconds.
-
-    Raises:
-        OSError: not there, or not in time. ValueError: larger than ``largest`` bytes.
-    """
-    from webdataset.gopen import gopen
-
-    with gopen(url, "rb") as stream:
-        command = getattr(stream, "proc", None)
-        timer = threading.Timer(seconds, command.kill if command else stream.close)
-        timer.start()
+def _command(url: str) -> Iterator[IO[bytes]]:
+    """The output of a ``pipe:`` command; as in webdataset, bash runs it."""
+    with subprocess.Popen(
+        ["bash", "-c", url[len("pipe:") :]], stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
         try:
-            data = stream.read(largest + 1)
-        finally:
-            timer.cancel()
-    if len(data) > largest:
-        raise ValueError(f"{url}: larger than {largest:,} bytes")
-    return data
+            yield process.stdout
+            for _ in range(16):  # what pads the archive; its writer must not find the pipe closed
+                if not process.stdout.read(PIECE):
+                    break
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what the shell has started
+            raise
+    if process.returncode:
+        raise ShardError(f"{url}: the command failed with status {process.returncode}")
+
+
+@contextlib.contextmanager
+def _remote_file(url: str) -> Iterator[IO[bytes]]:
+    """A file by fsspec, read in one go from its start."""
+    fs, path = filesystem(url)
+    # one request for the whole file, where a server may not know ranges
+    options = {"block_size": 0} if url.startswith(("http://", "https://")) else {}
+    with as_os_errors(url), fs.open(path, "rb", **options) as stream:
+        yield _Reading(stream, url)
+
+
+@contextlib.contextmanager
+def as_os_errors(url: str) -> Iterator[None]:
+    """Whatever a client library raises, as OSError with the url: a server out of reach is no damaged tar."""
+    try:
+        yield
+    except (OSError, TripletError) as error:
+        if isinstance(error, TripletError) or url in str(error):
+            raise
+        raise type(error)(f"{url}: {str(error) or type(error).__name__}") from error
+    except Exception as error:
+        raise OSError(f"{url}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+class _Reading:
+    """A remote stream whose failures are told from a damaged tar's."""
+
+    def __init__(self, stream: IO[bytes], url: str):
+        self._stream, self._url = stream, url
+
+    def read(self, size: int) -> bytes:
+        try:
+            with as_os_errors(self._url):
+                return self._stream.read(size)
+        except OSError as error:
+            raise ConnectionError(str(error)) from error
 
 
 class _Begun:

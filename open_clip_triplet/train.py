@@ -1,4 +1,4 @@
-"""``python -m open_clip_triplet.train``: OpenCLIP's training with the plugin's hooks in place.
+"""``triplet-train``, or ``python -m open_clip_triplet.train``: OpenCLIP's training with the plugin's hooks in place.
 
 Example, 8 GPUs::
 
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         print(version_text("triplet-train"))
         return 0
     from open_clip_triplet import hooks
-    from open_clip_triplet.errors import NonFiniteLossError, ShardError, UsageError
+    from open_clip_triplet.errors import NonFiniteLossError, TripletError
     from open_clip_triplet.options import build_parser
 
     if "-h" in argv or "--help" in argv:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             from open_clip_train.main import main as open_clip_main
 
             return open_clip_main(argv) or 0
-    except (UsageError, ShardError, hooks.HostError, NonFiniteLossError) as error:
+    except TripletError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteLossError) else 2
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 
 import torch
 
 from open_clip_triplet.errors import ShardError
-from open_clip_triplet.shards import by_role, expand_shards, first_sample
+from open_clip_triplet.files import is_remote
+from open_clip_triplet.shards import expand_shards, first_sample, rename_members
 
-PAIR_ROLES = ("image", "text", "neg_image", "neg_text")
+PAIR_FIELDS = ("image", "text", "neg_image", "neg_text")
 
 
 def register_model_configs(paths: list[str]) -> None:
@@ -39,15 +41,21 @@ class Validator:
         args = self.args
         if not args.val_data or (args.dataset_type != "webdataset" and not args.val_data.endswith(".tar")):
             return []
-        shards = expand_shards(self.args.val_data)
-        try:
-            paired = set(PAIR_ROLES) <= set(by_role(first_sample(shards[0])))
-        except ShardError as error:
-            logging.warning(f"No compositional validation: {error}")
+        shards, first = [], None
+        for shard in expand_shards(args.val_data):
+            if not is_remote(shard) and not os.path.exists(shard):
+                continue  # missed, and told of, before training
+            try:
+                first = first or rename_members(first_sample(shard))
+                shards.append(shard)
+            except ShardError as error:
+                logging.warning(f"Compositional validation leaves out a shard: {error}")
+        if not first:
             return []
-        if not paired:
+        if not set(PAIR_FIELDS) <= set(first):
             logging.info("--val-data has no hard negatives: no compositional scores.")
-        return shards if paired else []
+            return []
+        return shards
 
     @property
     def _input_dtype(self):

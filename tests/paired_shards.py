@@ -80,6 +80,9 @@ def arguments(train_data=None, **changes):
         "caption_sampling": "first",
         "image_decoder": "pil",
         "same_crop": False,
+        "data_streams": None,
+        "data_stage": [],
+        "max_bad_fraction": 0.5,
         "aug_cfg": {},
     }
     values.update(changes)

@@ -1,4 +1,4 @@
-"""The paired pipeline as OpenCLIP calls it: rows, epochs, coverage, resume, bad input."""
+"""The paired pipeline as OpenCLIP calls it: rows, passes, coverage, continuing, bad input."""
 
 import io
 import tarfile
@@ -22,12 +22,20 @@ def dataset(args, loss="clip", **options):
     return get_paired_dataset(args, TRANSFORM, True, tokenizer=tokenize, method=method(loss), **options)
 
 
-def epoch_of(info, epoch=0, first_batch=0):
-    """The batches of one epoch."""
-    info.set_epoch(epoch)
-    if first_batch:
-        info.dataloader.first_batch = first_batch
+def epoch_of(info, batches=None):
+    """The batches of the next epoch, or of a stretch of so many."""
+    info.dataloader.stretch = info.dataloader.num_batches if batches is None else batches
     return list(info.dataloader)
+
+
+def counted(info):
+    """Everything counted so far, over all passes."""
+    counts = info.dataloader.state.counts
+    return sum((counts.totals(pass_index) for pass_index in counts.passes()), Counter())
+
+
+def state_of(info):
+    return info.dataloader.gather().export(info.dataloader.pieces.plan)
 
 
 def seen(batches):
@@ -89,91 +97,153 @@ def test_released_member_names_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_every_sample_is_seen_once_whatever_the_ranks_and_workers(tmp_path, workers, caplog):
-    spec = write_shards(tmp_path, [5, 1, 17, 2, 9, 3])  # 37 samples: 3 global batches of 12, one left over
+def test_every_sample_is_seen_once_a_pass_whatever_the_ranks_and_workers(tmp_path, workers):
+    spec = write_shards(tmp_path, [5, 1, 17, 2, 0, 9, 3])  # 37 samples: 3 global batches of 12, one left over
+    found = []
+    for rank in range(3):
+        info = dataset(arguments(spec, workers=workers, world_size=3, rank=rank, data_streams=6))
+        batches = epoch_of(info)
+        assert len(batches) == info.dataloader.num_batches == 3
+        found += seen(batches)
+    assert len(set(found)) == len(found) == 36
+
+
+LAYOUTS = [(1, 0), (1, 1), (1, 4), (2, 2), (4, 2)]
+
+
+def global_batches(spec, ranks, workers, *, batches, saved=None, **options):
+    """For each step the sorted (number, crop) of the whole global batch of 16, and the state after them."""
+    options = {"data_streams": 8, "image_decoder": "fast", "seed": 5, **options}
+    steps, told = [[] for _ in range(batches)], []
+    for rank in range(ranks):
+        args = arguments(
+            spec, workers=workers, world_size=ranks, rank=rank, batch_size=options.pop("batch", 16) // ranks,
+            **options,
+        )
+        info = dataset(args, "triplet", saved=saved)
+        for step, (images, texts) in enumerate(epoch_of(info, batches)):
+            rows = zip(numbers(texts)[::2], images[::2].flatten(1).sum(1).tolist())
+            steps[step] += rows
+        told.append(state_of(info))
+    whole = {**told[0], "counts": [entry for state in told for entry in state["counts"]]}
+    own = 8 // ranks
+    whole["positions"] = [told[s // own]["positions"][s % own] for s in range(8)] if ranks > 1 else (
+        told[0]["positions"]
+    )
+    return [sorted(step) for step in steps], whole
+
+
+@pytest.mark.parametrize("changes", [{}, {3: {"jpg": b"no"}, 17: {"txt": ""}}], ids=["sound", "damaged"])
+def test_batches_do_not_depend_on_ranks_and_workers(tmp_path, changes):
+    """Two and a half passes: the same samples and crops in every global batch, and the same state after them."""
+    spec = write_shards(tmp_path, [9, 14, 0, 1, 40], changes=changes)
+    first, *others = (global_batches(spec, *layout, batches=10) for layout in LAYOUTS)
+    for steps, state in others:
+        assert steps == first[0]
+        assert state["positions"] == first[1]["positions"]
+
+
+@pytest.mark.parametrize("resampled", [False, True])
+@pytest.mark.parametrize("sizes", [True, False])
+def test_another_layout_continues_at_the_next_unseen_sample(tmp_path, resampled, sizes):
+    spec = write_shards(
+        tmp_path, [9, 14, 7, 11, 6, 5, 8, 13], changes={3: {"jpg": b"no"}, 17: {"txt": ""}}, sizes=sizes
+    )
+    options = {"dataset_resampled": resampled, "train_num_samples": 64}
+    whole, end = global_batches(spec, 1, 0, batches=13, **options)
+    for first in (1, 4, 9):
+        before, state = global_batches(spec, 4, 1, batches=first, **options)
+        after, last = global_batches(spec, 2, 2, batches=13 - first, saved=state, **options)
+        assert before + after == whole
+        assert last["positions"] == end["positions"]
+
+
+def test_accumulation_takes_the_same_global_batches(tmp_path):
+    spec = write_shards(tmp_path, [40, 31])
+    (first, *_), _ = global_batches(spec, 1, 2, batches=1)
+    halves, _ = global_batches(spec, 1, 2, batches=2, batch=8, accum_freq=2)
+    assert sorted(halves[0] + halves[1]) == first
+
+
+def test_streams_that_do_not_divide_the_batch_all_have_their_turn(tmp_path):
+    info = dataset(arguments(write_shards(tmp_path, [40, 44]), batch_size=5, data_streams=7, workers=3))
+    found = seen(epoch_of(info))
+    assert len(found) == 80 and len(set(found)) >= 80 - 7
+    drawn = [position.drawn for position in info.dataloader.state.positions if position.pass_index == 0]
+    assert max(drawn) - min(drawn) <= 1
+
+
+def test_an_epoch_is_a_stretch_and_the_next_goes_on(tmp_path, caplog):
     caplog.set_level("INFO")
-    by_epoch = []
-    for epoch in range(2):
-        found = []
-        for rank in range(3):
-            info = dataset(arguments(spec, workers=workers, world_size=3, rank=rank))
-            batches = epoch_of(info, epoch)
-            assert len(batches) == info.dataloader.num_batches == 3
-            found += seen(batches)
-        assert len(set(found)) == len(found) == 36
-        by_epoch.append(found)
-    assert by_epoch[0] != by_epoch[1]
-    assert "12 of 37 samples seen once, 1 in none of its batches" in caplog.text  # no process group
+    info = dataset(arguments(write_shards(tmp_path, [10, 14]), train_num_samples=16, workers=2))
+    first, second = epoch_of(info), epoch_of(info)
+    assert len(first) == len(second) == 4
+    both = Counter(seen(first + second))
+    assert len(both) == 24 and sum(both.values()) == 32
+    info.dataloader.report()
+    assert "Data, pass 0: 24 of 24 samples seen." in caplog.text
+    assert "Data, pass 1 so far: 8 of 24 samples seen." in caplog.text
+
+
+def test_passes_have_orders_of_their_own(tmp_path):
+    info = dataset(arguments(write_shards(tmp_path, [24])))
+    first, second = seen(epoch_of(info)), seen(epoch_of(info))
+    assert sorted(first) == sorted(second) and first != second
 
 
 def test_same_configuration_gives_the_same_batches(tmp_path):
     spec = write_shards(tmp_path, [9, 8, 7])
-    first, again = (epoch_of(dataset(arguments(spec, workers=2)), 1) for _ in range(2))
-    other = epoch_of(dataset(arguments(spec, workers=2, seed=1)), 1)
+    first, again = (epoch_of(dataset(arguments(spec, workers=2))) for _ in range(2))
+    other = epoch_of(dataset(arguments(spec, workers=2, seed=1)))
     assert seen(first) == seen(again) != seen(other)
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again))
 
 
-def test_caption_sampling_is_random_by_epoch_and_keeps_the_caption_of_the_negative_image(tmp_path):
+def test_caption_sampling_is_random_by_pass_and_keeps_the_caption_of_the_negative_image(tmp_path):
     args = arguments(write_shards(tmp_path, [40]), caption_sampling="random", batch_size=40)
-    info = dataset(args, "triplet")
-    epochs = [numbers(epoch_of(info, epoch)[0][1]) for epoch in (0, 0, 1)]
-    assert epochs[0] == epochs[1]
-    choices = [{n % 1000: n for n in epoch[::2]} for epoch in epochs[1:]]
+    info, same = dataset(args, "triplet"), dataset(args, "triplet")
+    passes = [numbers(epoch_of(one)[0][1]) for one in (same, info, info)]
+    assert passes[0] == passes[1]
+    choices = [{n % 1000: n for n in one[::2]} for one in passes[1:]]
     assert choices[0] != choices[1]
-    assert {n // 1000 for n in epochs[0][::2]} == {0, 5}
-    assert {n // 1000 for n in epochs[0][1::2]} == {1}
+    assert {n // 1000 for n in passes[0][::2]} == {0, 5}
+    assert {n // 1000 for n in passes[0][1::2]} == {1}
     negatives = numbers(epoch_of(dataset(args, "negclip"))[0][1])[1::2]
     assert {n // 1000 for n in negatives} == {1, 2}
 
 
-@pytest.mark.parametrize("workers", [0, 2, 3])
-@pytest.mark.parametrize("resampled", [False, True])
-def test_resume_in_the_middle_of_an_epoch_gives_the_batches_that_were_left(tmp_path, workers, resampled):
-    spec = write_shards(tmp_path, [9, 14, 7, 11], changes={3: {"jpg": b"no"}, 17: {"txt": ""}})
-    args = arguments(spec, workers=workers, dataset_resampled=resampled)
-    whole = epoch_of(dataset(args), 1)
-    info = dataset(args)
-    for first in (1, 4, 7):
-        rest = epoch_of(info, 1, first_batch=first)
-        assert [numbers(t) for _, t in rest] == [numbers(t) for _, t in whole[first:]]
-        assert all(torch.equal(a, b) for (a, _), (b, _) in zip(rest, whole[first:]))
-    assert seen(epoch_of(info, 1)) == seen(whole), "first_batch holds for one epoch"
-
-
-def test_resume_does_not_open_shards_that_lie_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("open_clip_triplet.data._shuffle_samples", lambda plan: 4)
+def test_continuing_does_not_open_shards_that_lie_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("open_clip_triplet.data.shuffle_samples", lambda streams, mean: 4)
     spec = write_shards(tmp_path, [8] * 6)
-    whole = epoch_of(dataset(arguments(spec)))
-    for shard in {n // 8 for n in seen(whole)[:40]} - {n // 8 for n in seen(whole)[40:]}:
-        (tmp_path / f"{shard:05d}.tar").rename(tmp_path / f"{shard:05d}.gone")
-    assert len(list(tmp_path.glob("*.gone"))) >= 3
-    (tmp_path / "00000.tar").exists() or (tmp_path / "00000.gone").rename(tmp_path / "00000.tar")
     info = dataset(arguments(spec))
-    assert seen(epoch_of(info, first_batch=10)) == seen(whole)[40:]
-    assert not any(info.dataloader.report()[name] for name in ("damaged shard", "repeated"))
+    before = seen(epoch_of(info, 10))
+    state = state_of(info)
+    rest = seen(epoch_of(info, 2))
+    gone = {n // 8 for n in before} - {n // 8 for n in rest}
+    assert len(gone) >= 3
+    for shard in gone:
+        (tmp_path / f"{shard:05d}.tar").rename(tmp_path / f"{shard:05d}.gone")
+    info = dataset(arguments(spec), saved=state)
+    assert seen(epoch_of(info, 2)) == rest and counted(info)["damaged shard"] == 0
 
 
-def test_an_epoch_left_early_is_reported_as_such(tmp_path, caplog):
+def test_streams_that_the_ranks_cannot_share_are_refused_with_what_can(tmp_path):
+    spec = write_shards(tmp_path, [40])
+    with pytest.raises(UsageError, match="--data-streams 8 cannot be shared out to 3.* 1 or 2 or 4 or 8 processes"):
+        dataset(arguments(spec, world_size=3, data_streams=8))
+    state = state_of(dataset(arguments(spec, data_streams=8)))
+    with pytest.raises(UsageError, match="the checkpoint's --data-streams 8 cannot be shared out to 3"):
+        dataset(arguments(spec, world_size=3), saved=state)
+
+
+def test_workers_that_do_not_divide_the_streams_are_lowered(tmp_path, caplog):
     caplog.set_level("INFO")
-    loader = dataset(arguments(write_shards(tmp_path, [12]))).dataloader
-    batches = iter(loader)
-    next(batches)
-    loader.finish_epoch()
-    loader.finish_epoch()
-    batches.close()
-    assert caplog.text.count("Data of epoch") == 1
-    assert "Data of epoch 0, stopped after 1 batches" in caplog.text and "4 of 12 samples" in caplog.text
-    assert loader.report()["seen"] == 4
+    info = dataset(arguments(write_shards(tmp_path, [40]), workers=5, data_streams=8))
+    assert "--workers 5: 4 are used, which share out 8 data streams evenly" in caplog.text
+    assert sorted(seen(epoch_of(info))) == list(range(40))
 
 
-def test_only_the_first_rank_reports(tmp_path, caplog):
-    caplog.set_level("INFO")
-    epoch_of(dataset(arguments(write_shards(tmp_path, [12]), world_size=2, rank=1)))
-    assert "Data of epoch" not in caplog.text
-
-
-def test_unusable_samples_are_counted_and_replaced(tmp_path, caplog):
+def test_unusable_samples_are_counted_and_the_next_ones_take_their_place(tmp_path, caplog):
     caplog.set_level("INFO")
     changes = {
         2: {"jpg": b"not an image"},
@@ -183,17 +253,15 @@ def test_unusable_samples_are_counted_and_replaced(tmp_path, caplog):
         13: {"txt": b"\xff\xfe"},
     }
     info = dataset(arguments(write_shards(tmp_path, [10, 11], changes=changes), workers=2), "negclip")
-    batches = epoch_of(info)
-    assert len(batches) == 5 and all(len(texts) == 8 for _, texts in batches)
-    good = set(range(21)) - set(changes)
-    assert set(n for n in seen(batches) if n < 1000) <= good
-    report = info.dataloader.report()
-    dropped = sum(
-        report[name] for name in ("corrupt image", "empty caption", "unreadable caption", "missing member")
+    batches = epoch_of(info, 8)
+    assert all(len(texts) == 8 for _, texts in batches)
+    found = Counter(n for n in seen(batches) if n < 1000)
+    assert set(found) == set(range(21)) - set(changes)
+    info.dataloader.report()
+    assert (
+        "Data, pass 0: 16 of 21 samples seen, corrupt image 2, empty caption 1, unreadable caption 1, "
+        "missing member 1." in caplog.text
     )
-    assert report["seen"] + dropped == 20, "all but the one left over"
-    assert report["repeated"] == dropped
-    assert f"{dropped} dropped" in caplog.text
 
 
 def test_truncated_shard_loses_what_lies_behind_and_no_half_sample_appears(tmp_path):
@@ -203,10 +271,10 @@ def test_truncated_shard_loses_what_lies_behind_and_no_half_sample_appears(tmp_p
         cut = next(m for m in tar if m.name == "000012.neg.jpg").offset_data + 100
     (tmp_path / "00001.tar").write_bytes(whole[:cut])
     info = dataset(arguments(spec), "clip")
-    found = Counter(seen(epoch_of(info)))
-    assert set(found) == set(range(12))
-    report = info.dataloader.report()
-    assert (report["seen"], report["damaged shard"], report["repeated"]) == (12, 4, 4)
+    assert set(seen(epoch_of(info, 3))) == set(range(12))
+    epoch_of(info, 1)  # into the next pass
+    totals = info.dataloader.state.counts.totals(0)
+    assert (totals["seen"], totals["damaged shard"]) == (12, 4)
 
 
 def test_shard_cut_between_members_does_not_pass_for_whole(tmp_path):
@@ -216,24 +284,20 @@ def test_shard_cut_between_members_does_not_pass_for_whole(tmp_path):
     (tmp_path / "00000.tar").write_bytes((tmp_path / "00000.tar").read_bytes()[:cut])
     info = dataset(arguments(spec, batch_size=4))
     assert set(seen(epoch_of(info))) == {0, 1, 2}
-    assert info.dataloader.report()["damaged shard"] == 1
+    assert info.dataloader.state.counts.totals(0)["damaged shard"] == 1
 
 
 def test_sizes_that_are_wrong_are_counted(tmp_path):
     spec = write_shards(tmp_path, [6, 6])
     write_sizes(tmp_path, {"00000.tar": 8, "00001.tar": 4})
-    info = dataset(arguments(spec))
-    found = seen(epoch_of(info))
-    assert set(found) == set(range(10))
-    report = info.dataloader.report()
-    assert (report["seen"], report["shard shorter than sizes.json"], report["not in sizes.json"]) == (
-        10,
-        2,
-        2,
-    )
+    info = dataset(arguments(spec, batch_size=1))
+    assert set(seen(epoch_of(info, 11))) == set(range(10))
+    totals = info.dataloader.state.counts.totals(0)
+    assert (totals["seen"], totals["shard shorter than sizes.json"]) == (10, 2)
+    assert totals["not in sizes.json"] == 2
 
 
-def test_links_in_a_shard_are_passed_over(tmp_path):
+def test_links_in_a_shard_are_skipped(tmp_path):
     spec = write_shards(tmp_path, [4])
     with tarfile.open(tmp_path / "00000.tar", "a") as tar:
         link = tarfile.TarInfo("000009.jpg")
@@ -242,10 +306,129 @@ def test_links_in_a_shard_are_passed_over(tmp_path):
     assert sorted(seen(epoch_of(dataset(arguments(spec))))) == [0, 1, 2, 3]
 
 
-def test_nothing_readable_is_an_error_not_a_loop(tmp_path):
-    spec = write_shards(tmp_path, [8], changes={n: {"jpg": b"no"} for n in range(8)})
-    with pytest.raises(ShardError, match="none of .* samples in a row can be used"):
-        epoch_of(dataset(arguments(spec)))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_usable_is_an_error_not_a_loop(tmp_path, workers):
+    spec = write_shards(tmp_path, [8, 8], changes={n: {"jpg": b"no"} for n in range(16)})
+    with pytest.raises(Exception, match="none of the samples of a whole data stream can be used.*corrupt image"):
+        epoch_of(dataset(arguments(spec, workers=workers)))
+
+
+def test_training_stops_early_where_too_much_is_bad_and_goes_on_below(tmp_path):
+    spec = write_shards(tmp_path, [200, 200], changes={n: {"jpg": b"no"} for n in range(400) if n % 5 < 4})
+    info = dataset(arguments(spec))
+    with pytest.raises(ShardError, match=r"\d+% of the training data is bad, more than --max-bad-fraction 0.5: pass 0"):
+        epoch_of(info)
+    assert counted(info)["seen"] < 40
+    assert len(epoch_of(dataset(arguments(spec, max_bad_fraction=0.9)), 20)) == 20
+
+
+@pytest.mark.parametrize("workers", [0, 4])
+def test_a_shard_that_is_a_quarter_of_the_data_may_be_bad(tmp_path, workers, caplog):
+    """Some streams find their whole slice bad, and go on with their next."""
+    spec = write_shards(tmp_path, [16] * 4)
+    (tmp_path / "00002.tar").write_bytes(b"")
+    info = dataset(arguments(spec, workers=workers, data_streams=8, batch_size=8))
+    found = Counter(seen(epoch_of(info, 30)))
+    assert set(found) == set(range(64)) - set(range(32, 48))
+    info.dataloader.report()
+    totals = info.dataloader.state.counts.totals(4)
+    for pass_index in info.dataloader.state.counts.passes()[:2]:
+        assert "of 64" in info.dataloader.state.counts.line(pass_index, total=64, whole=True)
+    assert totals["damaged shard"] <= 16
+    lines = [r.message for r in caplog.records if "00002.tar" in r.message and "for pass 0" in r.message]
+    assert len(lines) <= 1
+
+
+def clean(samples):
+    """The caption cleaner of the docs: no line breaks, and no captions that are a file name."""
+    for sample in samples:
+        if sample["text"].endswith(b"7"):
+            continue
+        sample["text"] = b"9" + sample["text"]
+        yield sample
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stage_of_the_users(tmp_path, workers, caplog):
+    caplog.set_level("INFO")
+    args = arguments(write_shards(tmp_path, [20, 20]), data_stage=["test_data:clean"], workers=workers)
+    info = dataset(args)
+    found = seen(epoch_of(info, 10))
+    assert set(found) == {int(f"9{n}") for n in range(40) if n % 10 != 7}
+    info.dataloader.report()
+    assert "36 of 40 samples seen, left out by a data stage 4" in caplog.text
+
+
+def test_a_stage_is_one_line_in_the_list(tmp_path):
+    pieces = dataset(arguments(write_shards(tmp_path, [8]))).dataloader.pieces
+    stages = pieces.pipeline(0)
+    stages.insert(3, clean)
+    import webdataset as wds
+
+    assert numbers(next(iter(wds.DataPipeline(*stages))).texts)[0] // 10 == 9
+
+
+def test_a_stage_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UsageError, match="--data-stage nowhere:f.*Give module:function"):
+        dataset(arguments(write_shards(tmp_path, [8]), data_stage=["nowhere:f"]))
+
+
+def test_a_stage_that_leaves_out_everything_is_an_error(tmp_path):
+    args = arguments(write_shards(tmp_path, [8]), data_stage=["test_data:nothing"])
+    with pytest.raises(ShardError, match="has left out every sample"):
+        epoch_of(dataset(args))
+
+
+def nothing(samples):
+    return (sample for sample in samples if False)
+
+
+def test_openclips_member_flags_are_followed(tmp_path):
+    """--image-key, --text-key, --json-text-key with its weights, --max-image-pixels (OpenCLIP 4.x)."""
+    changes = {n: {"caption": str(n + 100), "big.jpg": jpeg(9, (400, 400))} for n in range(8)}
+    for n in range(8):
+        changes[n]["json"] = {"short": str(n + 200), "long": str(n + 300) if n else " "}
+    spec = write_shards(tmp_path, [8], changes=changes)
+
+    def captions(**flags):
+        return sorted(seen(epoch_of(dataset(arguments(spec, **flags)))))
+
+    assert captions(text_key="caption;txt", image_key="jpg;png;jpeg;webp") == list(range(100, 108))
+    assert captions(json_text_key="long;short") == [200, *range(301, 308)]
+    assert captions(json_text_key="long;short", json_text_key_probs=[0.0, 1.0]) == list(range(200, 208))
+    for decoder in ("pil", "fast"):
+        flags = {"image_key": "big.jpg", "image_decoder": decoder}
+        with pytest.raises(ShardError, match="image too large"):
+            captions(max_image_pixels=100_000, **flags)
+        assert captions(max_image_pixels=160_000, **flags) == list(range(8))
+
+
+@pytest.mark.parametrize("spelling", ["", "/*.tar", "/0000?.tar"])
+def test_a_folder_or_pattern_stands_for_its_shards(tmp_path, spelling):
+    write_shards(tmp_path, [4, 4])
+    assert sorted(seen(epoch_of(dataset(arguments(f"{tmp_path}{spelling}"))))) == list(range(8))
+
+
+def test_members_that_are_not_adjacent_are_told(tmp_path):
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for suffix in ("jpg", "txt"):
+            for n in range(4):
+                info = tarfile.TarInfo(f"{n}.{suffix}")
+                info.size = 1
+                tar.addfile(info, io.BytesIO(b"1"))
+    write_sizes(tmp_path, {"00000.tar": 4})
+    with pytest.raises(ShardError, match=r"members of a sample are not adjacent.*sort the archive"):
+        dataset(arguments(f"{tmp_path}/00000.tar"))
+
+
+def test_later_samples_without_negatives_are_found(tmp_path, caplog):
+    spec = write_shards(tmp_path, [40], changes={n: {"neg.jpg": None} for n in range(10, 40)})
+    with pytest.raises(ShardError, match=r"reads neg.jpg, which 30 of the 40 samples looked at"):
+        dataset(arguments(spec), "triplet")
+    (tmp_path / "few").mkdir()
+    few = write_shards(tmp_path / "few", [40], changes={n: {"neg.jpg": None} for n in range(30, 40)})
+    dataset(arguments(few), "triplet")
+    assert "10 of the 40 samples" in caplog.text and "dropped, and counted" in caplog.text
 
 
 def test_missing_negatives_are_named_before_training(tmp_path):
@@ -286,7 +469,7 @@ def test_every_source_is_checked(tmp_path):
 
 
 def test_every_local_shard_is_checked(tmp_path):
-    spec = write_shards(tmp_path, [4, 4, 4], changes={8: {"neg.txt": None}})
+    spec = write_shards(tmp_path, [4, 4, 4], changes={n: {"neg.txt": None} for n in (8, 9, 10)})
     with pytest.raises(ShardError, match="00002.tar"):
         dataset(arguments(spec), "negclip")
     dataset(arguments(spec), "negimage")
@@ -301,40 +484,36 @@ def test_too_few_negative_captions_are_named_before_training(tmp_path):
     dataset(arguments(f"{tmp_path}/00001.tar", neg_captions=2), "negclip")
 
 
-def test_an_epoch_that_lost_much_is_warned_of(tmp_path, caplog):
+def test_a_pass_that_lost_much_is_warned_of(tmp_path, caplog):
     spec = write_shards(tmp_path, [40], changes={n: {"jpg": b"no"} for n in range(3)})
-    epoch_of(dataset(arguments(spec)))
+    info = dataset(arguments(spec))
+    epoch_of(info)
+    info.dataloader.report()
     assert "8% of the samples were dropped, most of them for: corrupt image" in caplog.text
 
 
 def test_without_sizes(tmp_path):
     spec = write_shards(tmp_path, [6, 6], sizes=False)
-    with pytest.raises(ShardError, match="--train-num-samples"):
+    with pytest.raises(ShardError, match="no sizes.json beside .*00000.tar.*--train-num-samples"):
         dataset(arguments(spec))
-    with pytest.raises(ShardError, match="2 shards for 3 data workers.*Use fewer --workers"):
-        dataset(arguments(spec, workers=3, train_num_samples=12))
-    info = dataset(arguments(spec, workers=2, train_num_samples=16))
-    batches = epoch_of(info, 1)
-    assert len(batches) == 4 and set(seen(batches)) <= set(range(12))
-    rest = epoch_of(info, 1, first_batch=3)
-    assert [numbers(t) for _, t in rest] == [numbers(t) for _, t in batches[3:]]
+    with pytest.raises(UsageError, match="--data-streams 3: there is data for 2 streams"):
+        dataset(arguments(spec, data_streams=3, train_num_samples=12))
+    info = dataset(arguments(spec, workers=3, train_num_samples=16))
+    found = Counter(seen(epoch_of(info)))
+    assert sum(found.values()) == 16 and set(found) == set(range(12)) and max(found.values()) == 2
 
 
-def test_more_training_samples_than_there_are_start_the_next_pass(tmp_path, caplog):
+def test_the_shard_that_sizes_json_lacks_is_named(tmp_path):
+    spec = write_shards(tmp_path, [6, 6])
+    write_sizes(tmp_path, {"00000.tar": 6})
+    with pytest.raises(ShardError, match="sizes.json lacks .*00001.tar"):
+        dataset(arguments(spec))
+
+
+def test_more_training_samples_than_there_are_start_the_next_pass(tmp_path):
     spec = write_shards(tmp_path, [5, 5])
-    caplog.set_level("INFO")
     found = Counter(seen(epoch_of(dataset(arguments(spec, train_num_samples=20, workers=2)))))
     assert set(found.values()) == {2} and len(found) == 10
-    assert "20 samples read, in 2 passes over 10." in caplog.text
-
-
-def test_no_sample_is_twice_in_a_batch_unless_there_is_no_other(tmp_path):
-    spec = write_shards(tmp_path, [13], changes={n: {"jpg": b"no"} for n in (1, 2, 6, 9)})
-    for seed in range(6):
-        for batch in epoch_of(dataset(arguments(spec, seed=seed))):
-            assert len(set(seen([batch]))) == 4
-    ((_, texts),) = epoch_of(dataset(arguments(spec, batch_size=13)))
-    assert len(texts) == 13 and len(set(numbers(texts))) == 9
 
 
 def test_samples_of_one_key_in_two_shards_are_augmented_apart(tmp_path):
@@ -364,10 +543,9 @@ def test_upsampling_weights_the_sources(tmp_path):
 
 
 def test_spawned_workers_can_run_the_pipeline(tmp_path):
-    info = dataset(arguments(write_shards(tmp_path, [6, 6]), workers=1))
-    inner = info.dataloader.dataloader
-    info.dataloader.dataloader = DataLoader(
-        inner.dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn"
+    info = dataset(arguments(write_shards(tmp_path, [6, 6]), workers=1, data_stage=["test_data:clean"]))
+    loader = info.dataloader
+    loader._workers = DataLoader(
+        loader.pieces, batch_size=None, num_workers=1, multiprocessing_context="spawn"
     )
-    assert sorted(seen(epoch_of(info))) == list(range(12))
-    assert info.dataloader.report()["seen"] == 12
+    assert len(epoch_of(info)) == 3 and counted(info)["seen"] == 12

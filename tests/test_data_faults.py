@@ -1,11 +1,14 @@
 """Storage that fails: every test ends with counts that add up to what the shard truly holds."""
 
+import functools
 import gzip
+import http.server
 import io
 import logging
 import os
 import signal
 import tarfile
+import threading
 import time
 
 import pytest
@@ -14,9 +17,9 @@ from torch.utils.data import get_worker_info
 from open_clip_triplet.data import get_paired_dataset, reading
 from open_clip_triplet.data import loader as loader_module
 from open_clip_triplet.data.counts import DROPPED
-from open_clip_triplet.data.epochs import Part
-from open_clip_triplet.data.reading import read_part
-from open_clip_triplet.errors import ShardError
+from open_clip_triplet.data.reading import ShardWatch, SliceReader
+from open_clip_triplet.data.stream import ShardSlice
+from open_clip_triplet.errors import ShardError, UsageError
 from open_clip_triplet.evaluation.images import read_tar_index
 from open_clip_triplet.shards import ShardWriter, write_sizes
 from open_clip_triplet.tar import TarMembers, open_tar
@@ -29,8 +32,15 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(reading, "BACK_OFF", 0.01)
 
 
-def add_up(report, total):
-    assert report["seen"] + sum(report[reason] for reason in DROPPED) == total
+def add_up(info, total):
+    """A pass that is over has seen or dropped each of its samples."""
+    named = info.dataloader.state.counts.totals(0)
+    assert named["seen"] + sum(named[reason] for reason in DROPPED) == total
+    return named
+
+
+def read_slice(part, fields=("text",), note=print, watch=None):
+    return list(SliceReader(watch or ShardWatch(1, 1), fields, 0, note).read(part, lambda index: True))
 
 
 def failing_pipe(folder, shard, failures, command="head -c 9000"):
@@ -46,7 +56,7 @@ def failing_pipe(folder, shard, failures, command="head -c 9000"):
 def test_pipe_failing_twice_then_succeeding_gives_every_sample_once(tmp_path, caplog):
     write_shards(tmp_path, [12])
     url = failing_pipe(tmp_path, tmp_path / "00000.tar", failures=2)
-    found = list(read_part(Part(url, 0, 12, 12), ("text",), lambda i: True, print))
+    found = read_slice(ShardSlice(url, 0, 0, 12, 12))
     assert [item["text"] for _, item in found] == [b"%d" % n for n in range(12)]
     assert len(caplog.records) == 2
 
@@ -55,16 +65,15 @@ def test_pipe_that_fails_at_first_can_be_trained_on(tmp_path, caplog):
     write_shards(tmp_path, [12])
     url = failing_pipe(tmp_path, tmp_path / "00000.tar", failures=2)
     info = dataset(arguments(url, train_num_samples=12), "triplet")
-    assert len(epoch_of(info)) == 3
-    add_up(info.dataloader.report(), 12)
-    assert info.dataloader.report()["seen"] == 12
+    assert len(epoch_of(info, 4)) == 4
+    assert add_up(info, 12)["seen"] == 12
 
 
 def test_pipe_that_never_succeeds_is_given_up_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "RETRIES", 2)
     write_shards(tmp_path, [12])
     url = failing_pipe(tmp_path, tmp_path / "00000.tar", failures=99)
-    found = list(read_part(Part(url, 0, 12, 12), ("image", "text"), lambda i: True, print))
+    found = read_slice(ShardSlice(url, 0, 0, 12, 12), ("image", "text"))
     assert [index for index, _ in found] == list(range(12))
     good = [item for _, item in found if isinstance(item, dict)]
     assert 0 < len(good) < 12
@@ -76,7 +85,7 @@ def test_command_that_fails_without_output_or_at_the_very_end(tmp_path):
     shard = tmp_path / "00000.tar"
     for command in ("true", "cat"):
         url = failing_pipe(tmp_path, shard, failures=2, command=command)
-        found = list(read_part(Part(url, 0, 3, 3), ("text",), lambda i: True, print))
+        found = read_slice(ShardSlice(url, 0, 0, 3, 3))
         assert [item["text"] for _, item in found] == [b"0", b"1", b"2"]
 
 
@@ -84,7 +93,7 @@ def test_part_of_a_pipe_is_read_without_waiting_for_its_end(tmp_path):
     write_shards(tmp_path, [9])
     url = f"pipe:cat {tmp_path}/00000.tar; sleep 60"
     start = time.monotonic()
-    found = list(read_part(Part(url, 2, 5, 9), ("text",), lambda i: True, print))
+    found = read_slice(ShardSlice(url, 0, 2, 5, 9))
     assert [item["text"] for _, item in found] == [b"2", b"3", b"4"]
     assert time.monotonic() - start < 30
 
@@ -94,18 +103,65 @@ def test_corrupt_jpeg_in_the_middle_of_a_sample(tmp_path):
     spec = write_shards(tmp_path, [8], changes={3: {"neg.jpg": data[:60] + b"\0" * 40 + data[100:200]}})
     info = dataset(arguments(spec, batch_size=8), "triplet")
     assert set(seen(epoch_of(info))[::2]) == set(range(8)) - {3}
-    report = info.dataloader.report()
-    assert (report["seen"], report["corrupt image"], report["repeated"]) == (7, 1, 1)
-    add_up(report, 8)
+    assert add_up(info, 8)["corrupt image"] == 1
 
 
 def test_missing_shard_is_counted(tmp_path):
     spec = write_shards(tmp_path, [8, 8])
     (tmp_path / "00001.tar").unlink()
     info = dataset(arguments(spec))
-    assert set(seen(epoch_of(info))) == set(range(8))
-    assert info.dataloader.report()["damaged shard"] == 8
-    add_up(info.dataloader.report(), 16)
+    assert set(seen(epoch_of(info, 3))) == set(range(8))
+    assert add_up(info, 16)["damaged shard"] == 8
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A real web server over the folder; it knows no ranges."""
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
+
+
+def test_shards_over_http_with_one_that_is_not_there(tmp_path, server, caplog):
+    """sizes.json too; the missing shard is given up at once, with one line a pass."""
+    write_shards(tmp_path, [8, 8, 8])
+    (tmp_path / "00001.tar").unlink()
+    started = time.monotonic()
+    info = dataset(arguments(f"{server}/{{00000..00002}}.tar", data_streams=4))
+    assert set(seen(epoch_of(info, 12))) == {*range(8), *range(16, 24)}
+    assert time.monotonic() - started < 20
+    assert add_up(info, 24)["damaged shard"] == 8
+    assert len([r for r in caplog.records if "00001.tar" in r.message and "for pass 0" in r.message]) == 1
+
+
+def test_a_server_out_of_reach_is_no_damaged_tar(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "RETRIES", 1)
+    with pytest.raises(ShardError, match="none of the 1 shards.*http://127.0.0.1:9/0.tar") as told:
+        dataset(arguments("http://127.0.0.1:9/0.tar", train_num_samples=8))
+    assert "damaged" not in str(told.value)
+
+
+def test_memory_urls_are_read_by_fsspec(tmp_path):
+    import fsspec
+
+    write_shards(tmp_path, [6])
+    for name in ("00000.tar", "sizes.json"):
+        fsspec.filesystem("memory").pipe(f"/set/{name}", (tmp_path / name).read_bytes())
+    assert sorted(seen(epoch_of(dataset(arguments("memory://set/00000.tar", batch_size=2))))) == list(range(6))
+
+
+def test_an_unknown_scheme_is_one_error_at_once():
+    with pytest.raises(UsageError, match="nosuch://bucket/0.tar"):
+        dataset(arguments("nosuch://bucket/0.tar", train_num_samples=8))
 
 
 def kill_worker(texts):
@@ -131,7 +187,7 @@ def test_stalled_source_is_named_in_the_log(tmp_path, monkeypatch, caplog):
     info = dataset(arguments(slow, train_num_samples=4, workers=1))
     with caplog.at_level(logging.WARNING):
         assert sorted(seen(epoch_of(info))) == [0, 1, 2, 3]
-    assert "No batch for 0.4 s. Being read: worker 0: pipe:sleep 1.5" in caplog.text
+    assert "No batch for 0.4 s. Being read: stream 0: pipe:sleep 1.5" in caplog.text
 
 
 def test_long_names_of_either_tar_dialect(tmp_path):

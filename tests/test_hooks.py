@@ -36,7 +36,7 @@ def test_uninstall_leaves_openclip_as_it_was():
         for name in during[module]
         if during[module][name] is not before[module].get(name)
     }
-    assert replaced == {(seam.module, seam.name) for seam in hooks.SEAMS[3]}
+    assert replaced == {(seam.module, seam.name) for seam in hooks.seams(3)}
 
 
 def test_hooks_come_out_when_the_block_raises():
@@ -102,9 +102,9 @@ def test_unknown_method_suggests_the_nearest(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--train-data", "a.csv"], "paired webdataset shards.*make_shards"),
+        (["--train-data", "a.csv"], "paired webdataset shards.*triplet-shards"),
         (["--dataset-type", "synthetic"], "synthetic"),
-        (["--train-data", "a.tar", "--model", "coca_ViT-B-32"], "CLIP models alone"),
+        (["--train-data", "a.tar", "--model", "coca_ViT-B-32"], "trains CLIP models"),
         (
             ["--train-data", "a.tar", "--distill-model", "RN50", "--distill-pretrained", "openai"],
             "distillation",

@@ -20,7 +20,7 @@ from open_clip_triplet.data.images import (
     augmentation_state,
     crop_boxes,
     decode_fast,
-    precision_for,
+    decode_scale,
     random_crop,
     resize_box,
 )
@@ -45,8 +45,12 @@ def picture(width=512, height=384, seed=0):
 def fast_as_pil(encoded, *names, **options):
     """What the training loop gets from ``fast``: normalised floats [len(encoded), 3, H, W]."""
     images = FastImages(TRANSFORM, **options)
-    batch = torch.stack(images(encoded, *names)), torch.zeros(1)
-    return next(iter(ToDevice("cpu", images.normalize)(iter([batch]))))[0]
+    return on_device(torch.stack(images(encoded, *names)), images)
+
+
+def on_device(made, images):
+    (((made, _), _),) = ToDevice("cpu", images.normalize)(iter([([made], [torch.zeros(1)], None)]))
+    return made
 
 
 def difference(pil, fast):
@@ -87,7 +91,7 @@ def test_fast_is_near_pil_on_photos(pixels):
     for path in sorted(Path(os.environ["TRIPLET_TEST_DATA"], "coco/val2017").glob("*.jpg")):
         (pil,) = PilImages(transform)([path.read_bytes()], path.name)
         made = torch.stack(fast([path.read_bytes()], path.name))
-        ((made, _),) = ToDevice("cpu", fast.normalize)(iter([(made, torch.zeros(1))]))
+        made = on_device(made, fast)
         levels.append(difference(pil, made[0]))
     assert len(levels) == 50 and np.mean(levels) < LIMIT
 
@@ -159,9 +163,7 @@ def test_fast_does_jitter_and_grey_scale_with_the_same_draws():
     for number in range(8):
         data = encode(picture(seed=number))
         (pil,) = PilImages(transform)([data], number)
-        ((made, _),) = ToDevice("cpu", fast.normalize)(
-            iter([(torch.stack(fast([data], number)), torch.zeros(1))])
-        )
+        made = on_device(torch.stack(fast([data], number)), fast)
         assert difference(pil, made[0]) < LIMIT
 
 
@@ -223,7 +225,7 @@ def test_random_state_depends_on_the_names_alone_and_is_put_back():
 
 
 def test_jpegs_are_decoded_smaller_only_where_enough_pixels_remain():
-    chosen = [precision_for((0, 0, side, side), (224, 224)) for side in (224, 335, 600, 700, 5000)]
+    chosen = [decode_scale((0, 0, side, side), (224, 224)) for side in (224, 335, 600, 700, 5000)]
     assert chosen == [(1, False), (1, False), (1, True), (2, True), (8, True)]
     assert decode_fast(encode(picture(1024, 768)), 2).shape == (384, 512, 3)
     assert decode_fast(encode(picture(1023, 767)), 4).shape == (192, 256, 3)

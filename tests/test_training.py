@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -116,20 +117,22 @@ def test_two_processes_equal_one(flags, paired_shards, tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_continue_inside_an_epoch(tiny_config, tmp_path):
-    """13 of 16 steps over uneven shards, 8 to an epoch, then the rest: as 16 at once. Also --save-most-recent."""
+def test_one_run_on_one_then_four_then_two_processes(tiny_config, tmp_path):
+    """12 steps in 3 epochs, each on other processes and workers, equal 12 on one process without workers."""
     flags = {
-        "loss": "triplet", "train-data": write_shards(tmp_path / "shards", [20, 13, 31]), "batch-size": 4,
-        "lr-scheduler": "const", "save-every-n-steps": 3, "save-most-recent": True, "image-decoder": "fast",
-        "dist-backend": "gloo",
+        "loss": "triplet", "train-data": write_shards(tmp_path / "shards", [20, 13, 31]), "data-streams": 8,
+        "lr-scheduler": "const", "image-decoder": "fast", "total-steps": 12, "local-loss": True,
+        "gather-with-grad": True, "dist-backend": "gloo", "save-most-recent": True,
     }
-    torchrun(train_argv(tiny_config, tmp_path, "whole", **flags, **{"total-steps": 16}), 2)
-    torchrun(train_argv(tiny_config, tmp_path, "parts", **flags, **{"total-steps": 13}), 2)
-    torchrun([*train_argv(tiny_config, tmp_path, "parts", **flags, **{"total-steps": 16}), "--resume", "latest"], 2)
+    train(train_argv(tiny_config, tmp_path, "whole", **{**flags, "epochs": 3}))
+    for processes, workers, epochs in ((1, 2, 1), (4, 1, 2), (2, 2, 3)):
+        changed = {"epochs": epochs, "workers": workers, "total-steps": 4 * epochs, "batch-size": 16 // processes}
+        argv = train_argv(tiny_config, tmp_path, "parts", **{**flags, **changed})
+        torchrun([*argv, "--resume", "latest"], processes)
     whole, parts = (checkpoint(tmp_path, name, "epoch_latest.pt") for name in ("whole", "parts"))
-    assert_same_weights(whole, parts, **EXACT)
-    assert parts["triplet"]["samples_seen"] == whole["triplet"]["samples_seen"] == 128
-    assert losses(tmp_path, "parts") == losses(tmp_path, "whole")
+    assert whole["triplet"]["stream"] == parts["triplet"]["stream"]
+    assert_same_weights(whole, parts, rtol=1e-4, atol=1e-5)
+    assert losses(tmp_path, "parts") == pytest.approx(losses(tmp_path, "whole"), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +188,11 @@ def test_upsampling_factors_weigh_the_sources(paired_shards, tiny_config, tmp_pa
 
 
 def test_total_steps_is_exact(paired_shards, tiny_config, tmp_path):
-    """6 steps over 4-step epochs: the second epoch is cut, and the schedule ends at step 6."""
+    """6 steps over 4-step passes: the second epoch is short, and the schedule ends at step 6."""
     train(
         train_argv(
-            tiny_config, tmp_path, "run", loss="triplet", **{"train-data": paired_shards, "total-steps": 6}
+            tiny_config, tmp_path, "run", loss="triplet",
+            **{"train-data": paired_shards, "total-steps": 6, "epochs": None},
         )
     )
     assert len(losses(tmp_path, "run")) == 6
@@ -196,8 +200,32 @@ def test_total_steps_is_exact(paired_shards, tiny_config, tmp_path):
     assert entry["optimizer_steps"] == 6 and entry["samples_seen"] == 96
     log = (tmp_path / "run" / "out.log").read_text()
     assert "6 optimizer steps: 96 samples seen, 192 images and 192 captions" in log
-    rates = [float(rate) for rate in re.findall(r"LR: ([0-9.]+)", log)]
-    assert rates[-1] < 0.3 * max(rates)
+    assert rates(tmp_path, "run")[-1] < 0.3 * max(rates(tmp_path, "run"))
+
+
+def rates(logs: Path, name: str) -> list[float]:
+    return [float(rate) for rate in re.findall(r"LR: ([0-9.]+)", (logs / name / "out.log").read_text())]
+
+
+def test_total_steps_in_so_many_epochs(paired_shards, tiny_config, tmp_path):
+    """10 steps in 3 epochs: 3, 3 and 4, each with its checkpoint; one schedule over all of them."""
+    flags = {"train-data": paired_shards, "total-steps": 10, "epochs": 3, "warmup": 0}
+    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
+    made = [checkpoint(tmp_path, "run", f"epoch_{n}.pt")["triplet"]["optimizer_steps"] for n in (1, 2, 3)]
+    assert made == [3, 6, 10]
+    expected = [1e-3 * 0.5 * (1 + math.cos(math.pi * step / 10)) for step in range(10)]
+    assert rates(tmp_path, "run") == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_schedule_follows_the_steps_made_whatever_the_batch(paired_shards, tiny_config, tmp_path):
+    """Resumed with half the batch: no step is lost, and the rate goes on falling."""
+    flags = {"train-data": paired_shards, "total-steps": 12, "epochs": None, "warmup": 0}
+    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **{**flags, "batch-size": 16, "total-steps": 4}))
+    argv = train_argv(tiny_config, tmp_path, "run", loss="triplet", **{**flags, "batch-size": 8})
+    train([*argv, "--resume", "latest"])
+    expected = [1e-3 * 0.5 * (1 + math.cos(math.pi * step / 12)) for step in range(4, 12)]
+    assert rates(tmp_path, "run")[4:] == pytest.approx(expected, abs=1e-6)
+    assert "global batch was 16, is 8" in (tmp_path / "run" / "out.log").read_text()
 
 
 def run_until(argv: list[str], wanted: Path, timeout: float = 120) -> None:
@@ -219,21 +247,99 @@ def run_until(argv: list[str], wanted: Path, timeout: float = 120) -> None:
 
 
 @pytest.mark.slow
-def test_killed_inside_an_epoch_and_resumed_equals_undisturbed(tiny_config, tmp_path):
+def test_killed_at_any_moment_and_resumed_equals_undisturbed(tiny_config, tmp_path):
     shards = write_shards(tmp_path / "shards", [40, 25, 63])
-    flags = {"loss": "triplet", "train-data": shards, "batch-size": 4, "save-every-n-steps": 5, "epochs": 2}
+    flags = {
+        "loss": "triplet", "train-data": shards, "batch-size": 4, "train-num-samples": 40, "epochs": 4, "workers": 2,
+    }
     train(train_argv(tiny_config, tmp_path, "whole", **flags))
     argv = train_argv(tiny_config, tmp_path, "killed", **flags)
-    run_until(argv, tmp_path / "killed" / "checkpoints" / "epoch_0_step_10.pt")
-    assert not (tmp_path / "killed" / "checkpoints" / "epoch_2.pt").exists(), (
+    run_until(argv, tmp_path / "killed" / "checkpoints" / "epoch_2.pt")
+    assert not (tmp_path / "killed" / "checkpoints" / "epoch_4.pt").exists(), (
         "killed too late to show anything"
     )
     train([*argv, "--resume", "latest"])
-    assert_same_weights(
-        checkpoint(tmp_path, "whole", "epoch_2.pt"), checkpoint(tmp_path, "killed", "epoch_2.pt"), **EXACT
+    whole, killed = (checkpoint(tmp_path, name, "epoch_4.pt") for name in ("whole", "killed"))
+    assert_same_weights(whole, killed, **EXACT)
+    assert whole["triplet"] == killed["triplet"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGUSR1"])
+def test_a_run_told_to_stop_saves_inside_the_epoch_and_goes_on(number, tiny_config, tmp_path):
+    """The whole process group gets the signal, as under Slurm: workers too."""
+    shards = write_shards(tmp_path / "shards", [40, 25, 63])
+    flags = {"loss": "triplet", "train-data": shards, "batch-size": 4, "epochs": 3, "workers": 2, "data-streams": 4}
+    train(train_argv(tiny_config, tmp_path, "whole", **flags))
+    argv = train_argv(tiny_config, tmp_path, "stopped", **flags)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "open_clip_triplet.train", *argv], start_new_session=True,
+        stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
-    whole, killed = losses(tmp_path, "whole"), losses(tmp_path, "killed")
-    assert killed[-20:] == whole[-20:]
+    wait_for(lambda: "Train Epoch: 1 " in read(tmp_path / "stopped" / "out.log"), process)
+    os.killpg(process.pid, getattr(signal, number))
+    assert process.wait(timeout=120) == 0
+    log = read(tmp_path / "stopped" / "out.log")
+    assert f"Stopped by {number}; saved" in log and "Continue with --resume latest." in log
+    saved = tmp_path / "stopped" / "checkpoints" / "epoch_1_interrupted.pt"
+    assert 32 < torch.load(saved, weights_only=True)["triplet"]["optimizer_steps"] < 64
+    resumed = train_argv(tiny_config, tmp_path, "stopped", **{**flags, "workers": 0})
+    train([*resumed, "--resume", "latest"])
+    assert not saved.exists()
+    whole, stopped = (checkpoint(tmp_path, name, "epoch_3.pt") for name in ("whole", "stopped"))
+    assert_same_weights(whole, stopped, **EXACT)
+    assert whole["triplet"] == stopped["triplet"]
+    assert len(losses(tmp_path, "stopped")) == 96
+
+
+def wait_for(condition, process, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, "ended too early"
+        assert time.monotonic() < deadline, "nothing came"
+        time.sleep(0.01)
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(paired_shards, tiny_config, tmp_path):
+    flags = {"loss": "triplet", "train-data": paired_shards, "epochs": 2}
+    train(train_argv(tiny_config, tmp_path, "run", **flags))
+    newest = tmp_path / "run" / "checkpoints" / "epoch_2.pt"
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    argv = [*train_argv(tiny_config, tmp_path, "run", **{**flags, "epochs": 3}), "--resume"]
+    train([*argv, "latest"])
+    log = read(tmp_path / "run" / "out.log")
+    assert "epoch_2.pt is damaged" in log and "sound checkpoint before it" in log and "(epoch 1)" in log
+    assert checkpoint(tmp_path, "run", "epoch_3.pt")["triplet"]["optimizer_steps"] == 12
+
+
+def test_other_flags_than_the_checkpoints_are_told(paired_shards, tiny_config, tmp_path):
+    flags = {"loss": "triplet", "train-data": paired_shards}
+    train(train_argv(tiny_config, tmp_path, "run", **flags))
+    changed = {**flags, "loss": "negclip", "epochs": 2, "seed": 4, "image-decoder": "fast"}
+    train([*train_argv(tiny_config, tmp_path, "run", **changed), "--resume", "latest"])
+    log = read(tmp_path / "run" / "out.log")
+    assert "Other flags than the checkpoint's: --loss was triplet, is negclip." in log
+    assert "another order than the checkpoint's: --seed (3 before, 4 now). The stream starts at pass 2." in log
+
+
+def test_the_log_counts_images_and_their_rate_alike(paired_shards, tiny_config, tmp_path):
+    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **{"train-data": paired_shards}))
+    log = read(tmp_path / "run" / "out.log")
+    steps = re.findall(r"\[ *(\d+)/(\d+) .*?Batch \(t\): ([0-9.]+), ([0-9.]+)/s", log)
+    assert [(int(count), int(total)) for count, total, *_ in steps] == [(n, 128) for n in (32, 64, 96, 128)]
+    for *_, seconds, rate in steps:
+        if float(seconds) > 0.05:
+            assert float(rate) == pytest.approx(32 / float(seconds), rel=0.05)
+
+
+def test_a_warmup_longer_than_the_run_is_warned_of(paired_shards, tiny_config, tmp_path):
+    flags = {"train-data": paired_shards, "total-steps": 2, "warmup": 100}
+    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
+    assert "--warmup 100 is longer than the training of 2 steps" in read(tmp_path / "run" / "out.log")
 
 
 def test_resume_latest_continues_after_a_finished_epoch(paired_shards, tiny_config, tmp_path):
@@ -254,36 +360,29 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step_in_the_whole_training(p
         train([*argv, "--resume", "latest"])
 
 
-def test_more_total_steps_continue_the_cut_epoch(tiny_config, tmp_path):
+def test_more_total_steps_go_on_with_the_stream(tiny_config, tmp_path):
     """6 of 12 steps, then the rest: the same weights as 12 at once, and as many samples seen."""
     shards = write_shards(tmp_path / "shards", [16, 16, 16, 16])
-    flags = {"loss": "triplet", "train-data": shards, "lr-scheduler": "const"}
+    flags = {"loss": "triplet", "train-data": shards, "lr-scheduler": "const", "epochs": None}
     train(train_argv(tiny_config, tmp_path, "whole", **flags, **{"total-steps": 12}))
     train(train_argv(tiny_config, tmp_path, "parts", **flags, **{"total-steps": 6}))
     train([*train_argv(tiny_config, tmp_path, "parts", **flags, **{"total-steps": 12}), "--resume", "latest"])
-    whole, parts = (checkpoint(tmp_path, name, "epoch_3.pt") for name in ("whole", "parts"))
+    whole, parts = checkpoint(tmp_path, "whole", "epoch_3.pt"), checkpoint(tmp_path, "parts", "epoch_4.pt")
     assert_same_weights(whole, parts, **EXACT)
     assert parts["triplet"]["optimizer_steps"] == whole["triplet"]["optimizer_steps"] == 12
     assert len(losses(tmp_path, "parts")) == 12
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [({"batch-size": 4}, "batch_size was 8, is 4"), ({"seed": 4}, "seed was 3, is 4")],
-    ids=["batch-size", "seed"],
-)
-def test_inside_an_epoch_only_the_same_order_continues(flags, message, paired_shards, tiny_config, tmp_path):
-    before = {"loss": "triplet", "train-data": paired_shards, "batch-size": 8, "total-steps": 5}
-    train(train_argv(tiny_config, tmp_path, "run", **before))
-    after = {**before, **flags, "total-steps": 9}
-    with pytest.raises(UsageError, match=message):
-        train([*train_argv(tiny_config, tmp_path, "run", **after), "--resume", "latest"])
-
-
-def test_stock_loaders_do_not_continue_inside_an_epoch(paired_shards, tiny_config, tmp_path):
-    train(train_argv(tiny_config, tmp_path, "run", **{"train-data": paired_shards, "total-steps": 3}))
-    with pytest.raises(UsageError, match="OpenCLIP's own data loaders cannot continue"):
-        train([*train_argv(tiny_config, tmp_path, "run", **{"train-data": paired_shards}), "--resume", "latest"])
+def test_a_checkpoint_of_version_0_1_inside_an_epoch_goes_on_from_its_start(paired_shards, tiny_config, tmp_path):
+    flags = {"loss": "triplet", "train-data": paired_shards, "lr-scheduler": "const"}
+    train(train_argv(tiny_config, tmp_path, "run", **flags))
+    path = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
+    old = torch.load(path, weights_only=True)
+    old["triplet"] = {"loss": "triplet", "epoch": 1, "batch": 2, "optimizer_steps": 6, "samples_seen": 96}
+    torch.save(old, path)
+    train([*train_argv(tiny_config, tmp_path, "run", **{**flags, "epochs": 2}), "--resume", "latest"])
+    assert "version 0.1 and stands inside an epoch" in read(tmp_path / "run" / "out.log")
+    assert checkpoint(tmp_path, "run", "epoch_2.pt")["triplet"]["optimizer_steps"] == 10
 
 
 def test_total_steps_is_exact_on_csv_too(tiny_config, tmp_path):
@@ -292,20 +391,10 @@ def test_total_steps_is_exact_on_csv_too(tiny_config, tmp_path):
         (tmp_path / f"{index}.jpg").write_bytes(picture(index))
         lines.append(f"{tmp_path}/{index}.jpg\tnumber {index}")
     (tmp_path / "train.csv").write_text("\n".join(lines))
-    flags = {"train-data": tmp_path / "train.csv", "total-steps": 5}
+    flags = {"train-data": tmp_path / "train.csv", "total-steps": 5, "epochs": None}
     train(train_argv(tiny_config, tmp_path, "run", **flags))
     assert len(losses(tmp_path, "run")) == 5
     assert checkpoint(tmp_path, "run", "epoch_3.pt")["triplet"]["optimizer_steps"] == 5
-
-
-def test_saves_count_steps_over_epochs(paired_shards, tiny_config, tmp_path):
-    """Every 3 steps of 4-step epochs: the second save falls inside the second epoch."""
-    flags = {"train-data": paired_shards, "epochs": 2, "save-every-n-steps": 3, "save-frequency": 0}
-    train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
-    files = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pt"))
-    assert files == ["epoch_1_step_6.pt", "epoch_2.pt"]
-    entry = checkpoint(tmp_path, "run", "epoch_1_step_6.pt")["triplet"]
-    assert (entry["epoch"], entry["batch"], entry["optimizer_steps"]) == (1, 2, 6)
 
 
 def test_random_layers_continue_alike_between_epochs(paired_shards, tmp_path):
@@ -324,23 +413,37 @@ def test_random_layers_continue_alike_between_epochs(paired_shards, tmp_path):
     assert_same_weights(whole, parts, **EXACT)
 
 
-def test_full_disk_while_saving_keeps_the_older_checkpoint(tmp_path):
-    """A real limit on file size, under which torch's writer fails as on a full disk."""
+@pytest.mark.parametrize("flags", [{}, {"save-most-recent": True, "delete-previous-checkpoint": True}])
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_training_goes_on(flags, paired_shards, tiny_config, tmp_path):
+    """A real limit on file size, under which torch's writer fails as on a full disk, from the second epoch on."""
     import resource
 
-    from open_clip_triplet import steps
+    from open_clip_triplet import saving
 
-    path = tmp_path / "epoch_1.pt"
-    steps.save_durably({"step": 1}, path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    limits, saved = resource.getrlimit(resource.RLIMIT_FSIZE), []
+    durably = saving.save_durably
+
+    def filling(state, path):
+        saved.append(path)
+        if len(saved) > 1 + ("save-most-recent" in flags):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+        durably(state, path)
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(OSError, match="epoch_1.pt|File too large"):
-            steps.save_durably({"step": 2, "weights": torch.zeros(100_000)}, path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(saving, "save_durably", filling)
+            train(train_argv(tiny_config, tmp_path, "run", loss="triplet",
+                             **{"train-data": paired_shards, "epochs": 3, **flags}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert torch.load(path, weights_only=True) == {"step": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["epoch_1.pt"]
+        signal.signal(signal.SIGXFSZ, before)
+    log = read(tmp_path / "run" / "out.log")
+    assert "disk full" in log and "the last good checkpoint is kept" in log and "After epoch 2" in log
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {"epoch_1.pt"} | ({"epoch_latest.pt"} if flags else set())
+    for name in kept:
+        assert checkpoint(tmp_path, "run", name)["triplet"]["optimizer_steps"] == 4
 
 
 @pytest.mark.parametrize("precision", ["pure_bf16", "amp_bf16"])
@@ -440,9 +543,8 @@ def test_missing_benchmark_data_is_told_before_training(paired_shards, tiny_conf
 
 @pytest.mark.slow
 def test_torchcompile(paired_shards, tiny_config, tmp_path):
-    """The compiled model trains, and its mid-epoch checkpoint has the names of the uncompiled one."""
-    flags = {"train-data": paired_shards, "torchcompile": True, "save-every-n-steps": 2, "epochs": 1}
+    """The compiled model trains, and its checkpoint has the names of the uncompiled one."""
+    flags = {"train-data": paired_shards, "torchcompile": True, "epochs": 1}
     train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **flags))
-    whole, inside = checkpoint(tmp_path, "run"), checkpoint(tmp_path, "run", "epoch_0_step_2.pt")
-    assert whole["state_dict"].keys() == inside["state_dict"].keys()
+    assert not [name for name in checkpoint(tmp_path, "run")["state_dict"] if "_orig_mod" in name]
     assert len(losses(tmp_path, "run")) == 4

@@ -34,7 +34,7 @@ import open_clip
 import torch
 
 from open_clip_triplet.data import get_paired_dataset
-from open_clip_triplet.data.captions import choose_captions
+from open_clip_triplet.data.captions import CaptionChoice
 from open_clip_triplet.data.device import ToDevice
 from open_clip_triplet.data.images import (
     FastImages,
@@ -42,7 +42,7 @@ from open_clip_triplet.data.images import (
     crop_boxes,
     decode_fast,
     decode_pil,
-    precision_for,
+    decode_scale,
     resize_box,
 )
 from open_clip_triplet.data.reading import read_shard
@@ -154,6 +154,9 @@ def loader(pipeline: str, spec: str, workers: int = 1, batch_size: int = 64):
         caption_sampling="first",
         image_decoder=pipeline,
         same_crop=False,
+        data_streams=None,
+        data_stage=[],
+        max_bad_fraction=0.5,
     )
     transform = open_clip.image_transform(224, is_train=True)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
@@ -187,8 +190,9 @@ def run(pipeline: str, spec: str, workers: int = 1, *, finish: bool = True) -> d
 
     finish: what the training process does to a batch is done too; else it is dropped as it arrives.
     """
-    batches = loader(pipeline, spec, workers)
-    batches = iter(batches) if finish else batches.from_workers()
+    made = loader(pipeline, spec, workers)
+    # a piece is a batch's share of one stream; there is one for each worker
+    batches = iter(made) if finish else itertools.islice(made.from_workers(), made.num_batches * workers)
     next(batches)
     start, used, images, wall, busy, memory = time.perf_counter(), processor_seconds(), 0, 0.0, 0.0, 0.0
     for batch in batches:
@@ -233,19 +237,19 @@ def stages(spec: str, size: tuple[int, int], number: int = 200) -> dict:
     transform = open_clip.image_transform(224, is_train=True)
     fast, crop = FastImages(transform), transform.transforms[0]
     (box,) = crop_boxes(crop, [size], same=False)
-    precision = precision_for(box, crop.size)
+    precision = decode_scale(box, crop.size)
     pixels = [decode_fast(data, *precision) for data in encoded]
     made = [resize_box(p, size, box, crop.size) for p in pixels]
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     pictures = [decode_pil(data) for data in encoded]
-    batch = torch.stack(made), tokenizer(texts)
+    batch = [torch.stack(made)], [tokenizer(texts)], None
     finish = ToDevice("cuda" if torch.cuda.is_available() else "cpu", fast.normalize)
-    count = len(samples)
+    count, choose = len(samples), CaptionChoice()
     return {
         "tar": clock(lambda: list(read_shard(shard, ("image", "text"), lambda i: False))) / count,
         "captions": clock(
             lambda: [
-                choose_captions(s, None, sampling="first", negatives=0, keep_first=False) for s in samples
+                choose(s, None, keep_first=False) for s in samples
             ]
         )
         / count,
@@ -273,7 +277,7 @@ def decoders(encoded: list[bytes], size: tuple[int, int]) -> dict:
 
     transform = open_clip.image_transform(224, is_train=True)
     pil, fast = PilImages(transform), FastImages(transform)
-    part, coarse = precision_for((0, 0, *size), (224, 224))
+    part, coarse = decode_scale((0, 0, *size), (224, 224))
 
     def draft(data):
         image = Image.open(io.BytesIO(data))
@@ -294,7 +298,7 @@ def decoders(encoded: list[bytes], size: tuple[int, int]) -> dict:
     finish = ToDevice("cpu", fast.normalize)
     levels = []
     for number, data in enumerate(encoded):
-        ((made, _),) = finish(iter([(torch.stack(fast([data], number)), torch.zeros(1))]))
+        (((made, _), _),) = finish(iter([([torch.stack(fast([data], number))], [torch.zeros(1)], None)]))
         levels.append(((made[0] - pil([data], number)[0]) * std * 255).abs().mean().item())
     found = {name: cost / len(encoded) for name, cost in costs.items()}
     return found | {"difference of fast to pil, of 255": statistics.mean(levels)}

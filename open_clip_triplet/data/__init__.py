@@ -1,43 +1,23 @@
-"""Paired shards as OpenCLIP's data: flags, checks, and the loader put together."""
+"""Paired shards as OpenCLIP's training data: :func:`get_paired_dataset` puts stream, pipeline and loader together."""
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import logging
 import os
+import sys
+from collections.abc import Callable, Mapping
 
-from open_clip_triplet.data.captions import SAMPLING
-from open_clip_triplet.data.epochs import SHUFFLE_BYTES, SHUFFLE_SAMPLES, EpochPlan
-from open_clip_triplet.errors import ShardError
-from open_clip_triplet.shards import expand_shards, normalise_ranges, read_sizes
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of the paired pipeline."""
-    group = parser.add_argument_group("paired data")
-    group.add_argument(
-        "--image-decoder",
-        choices=("auto", "pil", "fast"),
-        default="auto",
-        help="pil: OpenCLIP's own transform, to the bit. fast: the same crops from libjpeg-turbo, uint8 to "
-        "the device. auto (default): fast for a GPU where it can do all of --aug-cfg, else pil; the log says "
-        "which.",
-    )
-    group.add_argument(
-        "--same-crop",
-        action="store_true",
-        help="give the positive and the negative image of a sample the same random crop",
-    )
-    group.add_argument(
-        "--caption-sampling",
-        choices=SAMPLING,
-        default="first",
-        help="first: txt and neg.txt. random: one of the captions and neg_captions in json, "
-        "drawn anew each epoch by seed and key.",
-    )
+from open_clip_triplet.data.stream import Dealing, StreamPlan, shuffle_samples
+from open_clip_triplet.errors import ShardError, UsageError
+from open_clip_triplet.files import local_path
+from open_clip_triplet.shards import FIELDS, expand_shards, normalise_ranges
 
 
-def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *, method, as_dict=False, **_):
+def get_paired_dataset(
+    args, preprocess_fn, is_train, epoch=0, tokenizer=None, *, method, as_dict=False, saved=None,
+    stopping: Callable[[], bool] = lambda: False,
+):
     """OpenCLIP's ``DataInfo`` over paired shards; stands in for its ``get_wds_dataset`` in training.
 
     Batches are grouped rows, see :mod:`open_clip_triplet.data.pipeline`; ``args.batch_size`` counts samples.
@@ -45,87 +25,117 @@ def get_paired_dataset(args, preprocess_fn, is_train, epoch=0, tokenizer=None, *
     Args:
         method: a row of ``losses.METHODS``; tells which negatives are read.
         as_dict: yield ``{"image", "text"}`` (OpenCLIP 4.x) instead of a pair.
+        saved: the stream's state in a checkpoint (``StreamState.export``), or None.
+        stopping: asked before every optimizer step; True ends the epoch there, on all ranks alike.
 
     Raises:
-        ShardError: a source lacks members that the method needs; unknown sizes; too few shards or samples.
+        ShardError: a source lacks members that the method needs; unknown sizes; too few samples.
+        UsageError: streams, ranks or stages that do not fit.
     """
     from open_clip_train.data import DataInfo
 
-    from open_clip_triplet.data.counts import Counts
-    from open_clip_triplet.data.pipeline import Position, Rows
-    from open_clip_triplet.data.reading import check_source
+    from open_clip_triplet.data.checks import check_source
+    from open_clip_triplet.data.device import ToDevice
+    from open_clip_triplet.data.loader import PairedLoader
+    from open_clip_triplet.data.pipeline import StreamPieces
+    from open_clip_triplet.data.ranks import Ranks
+    from open_clip_triplet.data.reading import ShardWatch
+    from open_clip_triplet.data.state import continued
 
     if not is_train:
         raise ValueError("the paired pipeline is for training; validation data is read by OpenCLIP")
-    images = _images(args, preprocess_fn)
-    rows = Rows(
-        images=images,
-        tokenizer=tokenizer,
-        seed=args.seed,
-        roles=method.roles,
-        negatives=getattr(args, "neg_captions", 1) if method.reads_neg_captions else 0,
-        sampling=args.caption_sampling,
-    )
+    transform = _transform(args, preprocess_fn, tokenizer, method)
     for source in _sources(args.train_data):
         check_source(
-            expand_shards(source), method.roles, negatives=rows.negatives, reader=f"--loss {method.name}"
+            expand_shards(source), transform.fields, negatives=transform.captions.negatives,
+            reader=f"--loss {method.name}", names=transform.names, max_bad=args.max_bad_fraction,
         )
-    position = Position(epoch)
-    loader = _loader(args, _plan(args, *_shards(args)), rows, Counts(max(1, args.workers)), position, as_dict)
-    return DataInfo(dataloader=loader, shared_epoch=position)
-
-
-def _loader(args, plan: EpochPlan, rows, counts, position, as_dict: bool):
-    from torch.utils.data import DataLoader
-
-    from open_clip_triplet.data.buffers import BatchBuffers
-    from open_clip_triplet.data.device import ToDevice
-    from open_clip_triplet.data.loader import PairedLoader
-    from open_clip_triplet.data.pipeline import TrainingBatches
-
-    buffers = BatchBuffers(args.workers, recycle=rows.images.normalize is not None)
-    workers = DataLoader(
-        TrainingBatches(plan, rows, counts, position, buffers, _shuffle_samples(plan)),
-        batch_size=None,
-        num_workers=args.workers,
-        persistent_workers=args.workers > 0,
-        pin_memory="cuda" in str(args.device),
+    plan, state = continued(_plan(args, saved), saved, epoch=epoch, log=args.rank == 0)
+    accumulate = getattr(args, "accum_freq", 1)
+    global_batch = args.batch_size * args.world_size * accumulate
+    per_rank = plan.streams // args.world_size
+    own = range(args.rank * per_rank, (args.rank + 1) * per_rank)
+    pieces = StreamPieces(
+        plan, Dealing(global_batch, plan.streams, accumulate), transform, ShardWatch(per_rank, len(plan.urls)),
+        own, tuple(state.positions), state.step,
+        stages=tuple(map(load_stage, args.data_stage)), max_bad=args.max_bad_fraction,
     )
-    return PairedLoader(
-        workers,
-        urls=plan.urls,
-        counts=counts,
-        position=position,
-        buffers=buffers,
-        finish=ToDevice(args.device, rows.images.normalize, as_dict=as_dict),
-        num_batches=plan.batches,
-        image_rows=plan.used * rows.image_group,
-        total=sum(plan.sizes) if plan.exact else None,
-        used=plan.used,
-        rank=args.rank,
-        reduce_device=args.device if getattr(args, "distributed", False) else None,
+    loader = PairedLoader(
+        pieces, workers=_workers(args, per_rank), state=state, batch_size=args.batch_size,
+        finish=ToDevice(args.device, transform.images.normalize, as_dict=as_dict),
+        num_batches=_samples_per_epoch(args, plan) // global_batch * accumulate, ranks=Ranks(), rank=args.rank,
+        pin_memory="cuda" in str(args.device), stopping=stopping,
     )
+    return DataInfo(dataloader=loader, shared_epoch=loader)
+
+
+def load_stage(name: str) -> Callable:
+    """The data stage ``module:function``; modules are also looked for in the current folder.
+
+    Raises:
+        UsageError: there is no such module or function.
+    """
+    module, _, function = name.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        stage = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"--data-stage {name}: {error}. Give module:function.") from error
+    if not callable(stage):
+        raise UsageError(f"--data-stage {name}: {function} is not a function")
+    return stage
+
+
+def field_names(args) -> Mapping[str, str]:
+    """Member suffix to field, with OpenCLIP's ``--image-key`` and ``--text-key`` where they are given (4.x)."""
+    images, texts = getattr(args, "image_key", None), getattr(args, "text_key", None)
+    names: dict[str, str] = {}
+    if images and images != "jpg;png;jpeg;webp":
+        names |= {suffix: "image" for suffix in _split_keys(images)}
+        names |= {f"neg.{suffix}": "neg_image" for suffix in _split_keys(images)}
+    if texts and texts != "txt":
+        names |= {suffix: "text" for suffix in _split_keys(texts)}
+    given = set(names.values())
+    return {**names, **{suffix: name for suffix, name in FIELDS.items() if name not in given}}
+
+
+def _transform(args, preprocess, tokenizer, method):
+    from open_clip_triplet.data.captions import CaptionChoice
+    from open_clip_triplet.data.pipeline import SampleTransform
+
+    keys, probs = getattr(args, "json_text_key", None), getattr(args, "json_text_key_probs", None)
+    captions = CaptionChoice(
+        args.caption_sampling, args.neg_captions if method.reads_neg_captions else 0,
+        _split_keys(keys or ""), tuple(probs) if probs else None,
+    )
+    fields = tuple("meta" if name == "text" and keys else name for name in method.roles)
+    return SampleTransform(
+        _images(args, preprocess), tokenizer, fields, captions, seed=args.seed, names=field_names(args)
+    )
+
+
+def _split_keys(keys: str) -> tuple[str, ...]:
+    return tuple(key.strip() for key in keys.split(";") if key.strip())
 
 
 def _images(args, preprocess):
     """The image decoder asked for, or under ``auto`` the right one, with the reason in the log."""
     from open_clip_triplet.data.images import FastImages, PilImages
 
-    decoder, same_crop = args.image_decoder, args.same_crop
-    reason = "as asked for"
+    decoder, reason = args.image_decoder, "as asked for"
+    options = {"same_crop": args.same_crop, "max_pixels": getattr(args, "max_image_pixels", 0) or None}
     if decoder == "auto":
         decoder, reason = "pil", "the model on a CPU is slower than any decoder"
         if "cuda" in str(args.device):
             decoder, reason = "fast", "a GPU waits for images"
     try:
-        images = (FastImages if decoder == "fast" else PilImages)(preprocess, same_crop=same_crop)
+        images = (FastImages if decoder == "fast" else PilImages)(preprocess, **options)
     except (ValueError, ImportError) as error:
         if args.image_decoder != "auto":
-            from open_clip_triplet.errors import UsageError
-
             raise UsageError(str(error)) from error
         decoder, reason = "pil", str(error)
-        images = PilImages(preprocess, same_crop=same_crop)
+        images = PilImages(preprocess, **options)
     if args.rank == 0:
         logging.info("Image decoder: %s (%s).", decoder, reason)
     return images
@@ -135,7 +145,7 @@ def _sources(spec) -> list:
     return normalise_ranges(spec).split("::") if isinstance(spec, str) else list(spec)
 
 
-def _shards(args) -> tuple[list[str], list[float] | None]:
+def _shards(args) -> tuple[list[str], tuple[float, ...] | None]:
     """Urls of all sources, and for resampling the weight of each."""
     sources = [expand_shards(source) for source in _sources(args.train_data)]
     urls = [url for source in sources for url in source]
@@ -149,54 +159,76 @@ def _shards(args) -> tuple[list[str], list[float] | None]:
         raise ShardError(
             f"--train-data-upsampling-factors has {len(weights)} factors for {len(sources)} sources"
         )
-    return urls, [weight for weight, source in zip(weights, sources) for _ in source]
+    return urls, tuple(weight for weight, source in zip(weights, sources) for _ in source)
 
 
-def _plan(args, urls, weights) -> EpochPlan:
-    sizes = read_sizes(urls)
-    samples = args.train_num_samples or (sum(sizes) if sizes else None)
-    if not samples:
+def _plan(args, saved: dict | None) -> StreamPlan:
+    from open_clip_triplet.data.checks import known_sizes
+
+    urls, weights = _shards(args)
+    sizes, why = known_sizes(urls)
+    if sizes is None and not args.train_num_samples:
         raise ShardError(
-            f"The number of training samples is unknown: no sizes.json with all shards beside {urls[0]}. "
+            f"The number of training samples is unknown: {why}. "
             "Give --train-num-samples, or write sizes.json (shard file name -> samples)."
         )
-    accumulate = getattr(args, "accum_freq", 1)
-    step = args.batch_size * args.world_size * accumulate
+    if sizes is None and not args.dataset_resampled and args.rank == 0:
+        logging.warning("Whole shards are dealt out to the data streams, because %s.", why)
+    # what can be dealt out: a stream without a sample of its own has nothing to give
+    most = sum(sizes) if sizes and not args.dataset_resampled else len(urls)
+    streams = _streams(args, saved, most if not args.dataset_resampled else sys.maxsize)
+    mean_bytes = _mean_bytes(urls[0], sizes)
+    plan = StreamPlan(
+        urls=tuple(urls), sizes=tuple(sizes) if sizes else None, streams=streams, seed=args.seed,
+        shuffle=shuffle_samples(streams, mean_bytes), resampled=bool(args.dataset_resampled), weights=weights,
+    )
+    samples = _samples_per_epoch(args, plan)
+    step = args.batch_size * args.world_size * getattr(args, "accum_freq", 1)
     if samples < step:
         raise ShardError(
             f"{samples:,} training samples are fewer than one global batch of {step:,} (--batch-size "
-            f"{args.batch_size} x {args.world_size} processes x --accum-freq {accumulate})"
+            f"{args.batch_size} x {args.world_size} processes x --accum-freq {getattr(args, 'accum_freq', 1)})"
         )
-    slots = max(1, args.workers) * args.world_size
-    if sizes is None and not args.dataset_resampled and len(urls) < slots:
-        raise ShardError(
-            f"{len(urls)} shards for {slots} data workers ({args.workers} --workers x {args.world_size} "
-            "processes): without sizes.json beside the shards each worker needs one of its own. "
-            f"Use fewer --workers, or write sizes.json (shard file name -> samples)."
-        )
-    if sizes is None and not args.dataset_resampled and args.rank == 0:
-        logging.warning(
-            "No sizes.json with all shards: whole shards are dealt out to the workers, so an epoch may see "
-            "some samples twice and others not at all."
-        )
-    return EpochPlan(
-        urls=tuple(urls),
-        sizes=tuple(sizes) if sizes else None,
-        weights=tuple(weights) if weights else None,
-        batch_size=args.batch_size,
-        batches=samples // step * accumulate,
-        seed=args.seed,
-        rank=args.rank,
-        world_size=args.world_size,
-        workers=max(1, args.workers),
-        resampled=bool(args.dataset_resampled),
-    )
+    return plan
 
 
-def _shuffle_samples(plan: EpochPlan) -> int:
-    """Samples in a worker's shuffle buffer: OpenCLIP's number, or as many as hold in SHUFFLE_BYTES."""
+def _samples_per_epoch(args, plan: StreamPlan) -> int:
+    return args.train_num_samples or sum(plan.sizes)
+
+
+def _mean_bytes(url: str, sizes) -> float | None:
     try:
-        mean = os.path.getsize(plan.urls[0]) / plan.sizes[0]
+        return os.path.getsize(local_path(url)) / sizes[0]
     except (OSError, TypeError, ZeroDivisionError):
-        return SHUFFLE_SAMPLES // 5
-    return max(1, min(SHUFFLE_SAMPLES, int(SHUFFLE_BYTES / mean)))
+        return None
+
+
+def _streams(args, saved: dict | None, most: int) -> int:
+    """P: as asked for, or the checkpoint's, or one for each worker of each rank.
+
+    Raises:
+        UsageError: the ranks cannot share them; says what would do.
+    """
+    world, asked = args.world_size, args.data_streams or (saved or {}).get("streams")
+    if asked is None:
+        asked = world * min(max(1, args.workers), most // world)
+    source = "--data-streams" if args.data_streams else "the checkpoint's --data-streams"
+    if asked % world or not asked:
+        divisors = [str(n) for n in range(1, asked + 1) if asked % n == 0]
+        raise UsageError(
+            f"{source} {asked} cannot be shared out to {world} processes. Use {' or '.join(divisors)} processes, "
+            f"or --data-streams {asked // world * world or world}, under which the order of samples is another."
+            if asked else f"{most} shards are too few for {world} processes without sizes.json."
+        )
+    if asked > most:
+        raise UsageError(f"{source} {asked}: there is data for {most} streams.")
+    return asked
+
+
+def _workers(args, streams: int) -> int:
+    """Workers of a rank: as many as asked for, or fewer, so that they divide its streams."""
+    fit = next((n for n in range(min(args.workers, streams), 0, -1) if streams % n == 0), 0)
+    if fit < args.workers and args.rank == 0:
+        logging.info("--workers %d: %d are used, which share out %d data streams evenly.",
+                     args.workers, fit, streams)
+    return fit

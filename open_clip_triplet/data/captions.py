@@ -3,76 +3,82 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from open_clip_triplet.data.counts import Dropped
-from open_clip_triplet.errors import MembersMissing
-from open_clip_triplet.shards import by_role, first_samples, read_meta
+from open_clip_triplet.shards import read_meta
 
 SAMPLING = ("first", "random")
-#: a rewriter may have kept fewer captions of one sample, hardly of so many
-SAMPLES_LOOKED_AT = 8
 
 
-def choose_captions(
-    roles: dict, rng: random.Random | None, *, sampling: str, negatives: int, keep_first: bool
-) -> tuple[list[str], bool]:
-    """The positive caption and its hard negatives, ``[y, y'a, y'b, ...]``.
+@dataclass(frozen=True)
+class CaptionChoice:
+    """Chooses the positive caption of a sample and its hard negatives, ``[y, y'a, y'b, ...]``.
 
-    ``first`` takes ``txt`` and ``neg.txt``; ``random`` draws from the ``captions`` and ``neg_captions``
-    of the json member. More than one negative always come from ``neg_captions``. Under ``keep_first``
-    ``neg.txt`` stays the first negative, because it is the caption of the negative image. ``rng`` may be
-    None for ``first``.
-
-    Returns:
-        The 1 + ``negatives`` captions, and whether negatives had to be used more than once because
-        the sample has fewer.
-
-    Raises:
-        Dropped: a caption is empty, or not UTF-8.
+    sampling: ``first`` takes ``txt`` and ``neg.txt``; ``random`` draws from the ``captions`` and
+    ``neg_captions`` of the json member. negatives: K; more than one always come from ``neg_captions``.
+    json_keys: OpenCLIP's ``--json-text-key``: the positive caption is the first of these json fields that is
+    not empty, or under json_probs one drawn with these weights.
     """
-    meta = read_meta(roles) if sampling == "random" or negatives > 1 else {}
-    caption = _text(roles["text"])
-    if sampling == "random":
-        caption = rng.choice(_strings(meta.get("captions")) or [caption])
-    chosen = [caption]
-    filled = False
-    if negatives:
-        first, *others = pool = _negatives(_text(roles["neg_text"]), meta)
-        if sampling == "random":
-            if keep_first:
-                rng.shuffle(others)
-                pool = [first, *others]
-            else:
-                rng.shuffle(pool)
-        filled = len(pool) < negatives
-        chosen += [pool[i % len(pool)] for i in range(negatives)]
-    if not all(text.strip() for text in chosen):
-        raise Dropped("empty caption")
-    return chosen, filled
+
+    sampling: str = "first"
+    negatives: int = 0
+    json_keys: tuple[str, ...] = ()
+    json_probs: tuple[float, ...] | None = None
+
+    @property
+    def is_random(self) -> bool:
+        return self.sampling == "random" or self.json_probs is not None
+
+    @property
+    def reads_meta(self) -> bool:
+        return self.sampling == "random" or self.negatives > 1 or bool(self.json_keys)
+
+    def __call__(
+        self, sample: dict, rng: random.Random | None, *, keep_first: bool
+    ) -> tuple[list[str], bool]:
+        """The 1 + K captions of a sample under field names.
+
+        Args:
+            rng: may be None where nothing is random.
+            keep_first: ``neg.txt`` stays the first negative, because it is the caption of the negative image.
+
+        Returns:
+            The captions, and whether negatives had to be used more than once because the sample has fewer.
+
+        Raises:
+            Dropped: a caption is empty, or not UTF-8.
+        """
+        meta = read_meta(sample) if self.reads_meta else {}
+        caption = self._from_json(meta, rng) if self.json_keys else _text(sample["text"])
+        if self.sampling == "random":
+            caption = rng.choice(_strings(meta.get("captions")) or [caption])
+        chosen, filled = [caption], False
+        if self.negatives:
+            first, *others = pool = negative_captions(_text(sample["neg_text"]), meta)
+            if self.sampling == "random":
+                if keep_first:
+                    rng.shuffle(others)
+                    pool = [first, *others]
+                else:
+                    rng.shuffle(pool)
+            filled = len(pool) < self.negatives
+            chosen += [pool[i % len(pool)] for i in range(self.negatives)]
+        if not all(text.strip() for text in chosen):
+            raise Dropped("empty caption")
+        return chosen, filled
+
+    def _from_json(self, meta: dict, rng: random.Random | None) -> str:
+        keys = list(self.json_keys)
+        if self.json_probs is not None:
+            weights = dict(zip(keys, self.json_probs))  # keys without one come last, as in OpenCLIP
+            drawn = [key for key in keys if weights.get(key, 0) > 0]
+            drawn.sort(key=lambda key: rng.random() ** (1 / weights[key]), reverse=True)
+            keys = drawn + [key for key in keys if key not in drawn]
+        return next((text.strip() for key in keys for text in _strings([meta.get(key)])), "")
 
 
-def require_negatives(url: str, number: int, *, reader: str) -> None:
-    """Check that the first samples of a shard have so many different negative captions, one of them at least.
-
-    Raises:
-        MembersMissing: names the shard, and how many were found and wanted.
-        ShardError: the shard cannot be read.
-    """
-    found = 0
-    for sample in first_samples(url, SAMPLES_LOOKED_AT):
-        roles = by_role(sample)
-        if "neg_text" in roles:
-            text = roles["neg_text"].decode("utf-8", "replace")
-            found = max(found, len(_negatives(text, read_meta(roles))))
-    if found < number:
-        raise MembersMissing(
-            f"{reader} with --neg-captions {number}: the first samples of {url} have at most {found} "
-            "different negative captions (neg.txt and neg_captions in json). Build shards with more, or "
-            f"use --neg-captions {max(found, 1)}."
-        )
-
-
-def _negatives(first: str, meta: dict) -> list[str]:
+def negative_captions(first: str, meta: dict) -> list[str]:
     """neg.txt, and those of ``neg_captions`` that differ from it."""
     return [first, *(text for text in _strings(meta.get("neg_captions")) if text != first)]
 

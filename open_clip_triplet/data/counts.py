@@ -1,24 +1,26 @@
-"""What happened to the samples of an epoch, counted by every worker in memory they share.
-
-Each worker writes its own row and nobody else's, so no lock is needed, and the rows survive being
-sent to spawned workers.
-"""
+"""What happened to the samples of each pass: seen, or dropped and why. Counted as batches are handed over."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from open_clip_triplet.data.stream import Position
 
 #: reasons why a sample does not reach a batch
 DROPPED = (
     "corrupt image",
+    "image too large",
     "empty caption",
     "unreadable caption",
     "missing member",
     "damaged shard",
     "shard shorter than sizes.json",
+    "left out by a data stage",
 )
-#: other things counted, in samples unless named otherwise
-EVENTS = ("seen", "repeated", "not in sizes.json", "filled up negative captions")
-NAMES = DROPPED + EVENTS
-#: share of an epoch's samples that may be dropped before it is warned of
+#: other things counted, in samples
+EVENTS = ("seen", "not in sizes.json", "filled up negative captions")
+#: share of a pass's samples that may be dropped before it is warned of
 WORTH_A_WARNING = 0.05
 
 
@@ -30,91 +32,82 @@ class Dropped(Exception):
         self.reason = reason
 
 
-class Counts:
-    """Counters by name for each worker, and the shard each one is reading.
+class PassCounts:
+    """Counters by name for each pass and data stream.
 
-    ``reading`` holds, per worker, the index of the current shard in the list of urls (-1 for none).
+    >>> counts = PassCounts()
+    >>> counts.add(0, [(2, "seen", 8), (2, "corrupt image", 1)])
+    >>> counts.line(2, total=10, whole=True)
+    'pass 2: 8 of 10 samples seen, corrupt image 1'
     """
 
-    def __init__(self, workers: int):
-        import torch
+    def __init__(self, exported: Iterable[Sequence] = ()):
+        self._counts: dict[tuple[int, int], Counter] = {}
+        for pass_index, stream, named in exported:
+            self._counts[pass_index, stream] = Counter(named)
 
-        self._rows = torch.zeros(workers, len(NAMES), dtype=torch.int64).share_memory_()
-        self._reading = torch.full((workers,), -1, dtype=torch.int64).share_memory_()
+    def export(self) -> list[list]:
+        """``[pass, stream, {name: number}]`` of each, in plain types for a checkpoint."""
+        return [[*key, dict(named)] for key, named in sorted(self._counts.items())]
 
-    def clear(self, worker: int) -> None:
-        self._rows[worker].zero_()
-        self._reading[worker] = -1
+    def add(self, stream: int, counted: Iterable[tuple[int, str, int]]) -> None:
+        for pass_index, name, number in counted:
+            self._counts.setdefault((pass_index, stream), Counter())[name] += number
 
-    def add(self, worker: int, name: str, number: int = 1) -> None:
-        self._rows.numpy()[worker, NAMES.index(name)] += number  # tensors take 20 times as long
+    def passes(self) -> list[int]:
+        return sorted({pass_index for pass_index, _ in self._counts})
 
-    def set_reading(self, worker: int, shard: int) -> None:
-        self._reading[worker] = shard
+    def forget(self, pass_index: int) -> None:
+        for key in [key for key in self._counts if key[0] == pass_index]:
+            del self._counts[key]
 
-    def reading(self) -> list[int]:
-        return self._reading.tolist()
+    def totals(self, pass_index: int) -> Counter:
+        return sum((named for key, named in self._counts.items() if key[0] == pass_index), Counter())
 
-    def totals(self, device=None) -> dict[str, int]:
-        """Sums over the workers, and over the ranks where ``device`` is given (a collective call)."""
-        import torch.distributed as dist
+    def bad_fraction(self, pass_index: int, streams: int) -> tuple[float, int]:
+        """Share of a pass that is bad, as far as is known, and the samples this rests on.
 
-        sums = self._rows.sum(0)
-        if device is not None and dist.is_available() and dist.is_initialized():
-            sums = sums.to(device)
-            dist.all_reduce(sums)
-        return dict(zip(NAMES, sums.tolist()))
+        The mean over all streams, so that one which ran through a bad shard ahead of the others does not
+        stand for all. Streams not heard of yet count as good.
+        """
+        shares, tried = 0.0, 0
+        for key, named in self._counts.items():
+            if key[0] == pass_index and (of_stream := tried_samples(named)):
+                shares += dropped_samples(named) / of_stream
+                tried += of_stream
+        return shares / streams, tried
 
-
-def summary(totals: dict[str, int], *, total: int | None, used: int, passed_over: int = 0) -> str:
-    """One line on the coverage of an epoch.
-
-    Args:
-        totals: as :meth:`Counts.totals` returns them.
-        total: samples in the data set; None where an epoch is not an exact pass over it.
-        used: samples in the epoch's batches, over all ranks.
-        passed_over: those of the epoch's batches before a resume.
-
-    >>> print(summary({"seen": 8, "corrupt image": 1}, total=10, used=9))
-    8 of 10 samples seen once, 1 in none of its batches; 1 dropped (corrupt image 1)
-    """
-    totals = {name: totals.get(name, 0) for name in NAMES}
-    reasons = {name: totals[name] for name in DROPPED if totals[name]}
-    if total is None:
-        parts = [f"{totals['seen']:,} samples read"]
-    elif used > total:
-        parts = [f"{totals['seen']:,} samples read, in {used / total:.3g} passes over {total:,}"]
-    else:
-        parts = [f"{totals['seen']:,} of {total:,} samples seen once"]
-    if total is not None:
-        if passed_over:
-            parts.append(f"{passed_over:,} before the resume")
-        if total > used:
-            parts.append(f"{total - used:,} in none of its batches")
-    line = ", ".join(parts)
-    if reasons:
-        listed = ", ".join(f"{name} {number:,}" for name, number in reasons.items())
-        line += f"; {sum(reasons.values()):,} dropped ({listed})"
-        if totals["repeated"]:
-            line += f", {totals['repeated']:,} repeated instead"
-    for name in EVENTS[2:]:
-        if totals[name]:
-            line += f"; {name}: {totals[name]:,}"
-    return line
+    def line(self, pass_index: int, *, total: int | None, whole: bool) -> str:
+        """One line on a pass. total: its samples, None where they are unknown. whole: it is over."""
+        totals = self.totals(pass_index)
+        parts = [f"{totals['seen']:,} of {total:,} samples seen" if total else f"{totals['seen']:,} samples seen"]
+        parts += [f"{name} {totals[name]:,}" for name in DROPPED + EVENTS[1:] if totals[name]]
+        return f"pass {pass_index}{'' if whole else ' so far'}: {', '.join(parts)}"
 
 
-def too_many_dropped(totals: dict[str, int]) -> str:
+def tried_samples(named: Counter) -> int:
+    return named["seen"] + dropped_samples(named)
+
+
+def dropped_samples(named: Counter) -> int:
+    return sum(named[name] for name in DROPPED)
+
+
+def finished_passes(counts: PassCounts, positions: Iterable[Position]) -> list[int]:
+    """The passes counted that every stream has left behind."""
+    first_open = min(position.pass_index for position in positions)
+    return [pass_index for pass_index in counts.passes() if pass_index < first_open]
+
+
+def too_many_dropped(totals: Counter) -> str:
     """A warning where so much was dropped that the data is hardly what was meant; else empty.
 
-    >>> print(too_many_dropped({"seen": 8, "missing member": 2}))
-    20% of the samples were dropped, most of them for: missing member. Others were repeated instead.
+    >>> too_many_dropped(Counter({"seen": 8, "missing member": 2}))
+    '20% of the samples were dropped, most of them for: missing member.'
     """
-    reasons = {name: totals.get(name, 0) for name in DROPPED}
-    dropped = sum(reasons.values())
-    share = dropped / max(1, dropped + totals.get("seen", 0))
+    dropped = dropped_samples(totals)
+    share = dropped / max(1, tried_samples(totals))
     if share <= WORTH_A_WARNING:
         return ""
-    worst = max(reasons, key=reasons.get)
-    return (
-        f"{share:.0%} of the samples were dropped, most of them for: {worst}. Others were repeated instead."
-    )
+    worst = max(DROPPED, key=lambda name: totals[name])
+    return f"{share:.0%} of the samples were dropped, most of them for: {worst}."

@@ -8,12 +8,14 @@ import torch
 
 
 class ToDevice:
-    """Iterates batches as OpenCLIP's loop wants them, given those of the workers.
+    """Iterates batches as OpenCLIP's loop wants them, given the parts that the workers made.
+
+    Takes ``(image parts, text parts, note)`` and gives ``(batch, note)``; the parts are joined on the device.
 
     uint8 images [N, H, W, 3] are moved as they are and become normalised floats [N, 3, H, W] on the
     device, channels last in memory, as convolutions like them best; float images pass unchanged. On a GPU
     that takes one pass, and the next batch is copied, by a stream of its own, while the step on the present
-    one runs. When a batch is asked for from the workers, the one before is no longer read.
+    one runs.
 
     normalize: torchvision's Normalize, or None where the workers have normalised.
     as_dict: yield ``{"image", "text"}`` (OpenCLIP 4.x) instead of a pair.
@@ -34,11 +36,14 @@ class ToDevice:
         return self._ahead(batches) if self.device.type == "cuda" else map(self._finish, batches)
 
     def _finish(self, batch):
+        *members, note = batch
         pinned = self.device.type == "cuda"
-        images, texts = (part.to(self.device, non_blocking=pinned) for part in batch)
+        images, texts = (
+            _join([part.to(self.device, non_blocking=pinned) for part in parts]) for parts in members
+        )
         if self._scale is not None:
             images = self._normalize(images).permute(0, 3, 1, 2)
-        return {"image": images, "text": texts} if self.as_dict else (images, texts)
+        return ({"image": images, "text": texts} if self.as_dict else (images, texts)), note
 
     def _normalize(self, images: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":
@@ -65,6 +70,11 @@ class ToDevice:
         """A finished batch, safe to use on the current stream."""
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(copied)
-        for tensor in finished.values() if self.as_dict else finished:
+        batch, _ = finished
+        for tensor in batch.values() if self.as_dict else batch:
             tensor.record_stream(stream)
         return finished
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

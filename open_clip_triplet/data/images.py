@@ -28,20 +28,29 @@ PIXELS_LEFT = {8: 2.5, 4: 2.0, 2: 1.5}
 PIXELS_FOR_COARSE_COLOURS = 1.5
 
 
-def decode_pil(data: bytes):
+def decode_pil(data: bytes, max_pixels: int | None = None):
     """An RGB PIL image, decoded as OpenCLIP does. EXIF rotation is ignored, as there.
 
     Raises:
-        Dropped: for whatever PIL raises; its readers raise a dozen types on hostile bytes.
+        Dropped: for whatever PIL raises; its readers raise a dozen types on hostile bytes. And for an image
+            of more than ``max_pixels``, before it is decoded.
     """
     from PIL import Image
 
     try:
         image = Image.open(io.BytesIO(data))
+        _check_pixels(image.height, image.width, max_pixels)
         image.load()
         return image.convert("RGB")
+    except Dropped:
+        raise
     except Exception as error:
         raise Dropped("corrupt image", str(error)) from error
+
+
+def _check_pixels(height: int, width: int, max_pixels: int | None) -> None:
+    if max_pixels and height * width > max_pixels:
+        raise Dropped("image too large", f"{width}x{height} pixels, --max-image-pixels {max_pixels}")
 
 
 @contextlib.contextmanager
@@ -120,8 +129,8 @@ class PilImages:
 
     normalize = None
 
-    def __init__(self, preprocess, *, same_crop: bool = False):
-        self.preprocess, self.same_crop = preprocess, same_crop
+    def __init__(self, preprocess, *, same_crop: bool = False, max_pixels: int | None = None):
+        self.preprocess, self.same_crop, self.max_pixels = preprocess, same_crop, max_pixels
         if same_crop:
             self._crop, self._rest = split_transform(preprocess)
 
@@ -130,7 +139,7 @@ class PilImages:
         Raises:
             Dropped: one of the images cannot be decoded.
         """
-        images = [decode_pil(data) for data in encoded]
+        images = [decode_pil(data, self.max_pixels) for data in encoded]
         with augmentation_state(*names):
             if not self.same_crop:
                 return [self.preprocess(image) for image in images]
@@ -156,10 +165,10 @@ class FastImages:
         ValueError: the transform has a step that cannot be done here; it is named.
     """
 
-    def __init__(self, preprocess, *, same_crop: bool = False):
+    def __init__(self, preprocess, *, same_crop: bool = False, max_pixels: int | None = None):
         import simplejpeg  # noqa: F401  a missing decoder is found out before training starts
 
-        self.same_crop = same_crop
+        self.same_crop, self.max_pixels = same_crop, max_pixels
         self._crop, rest = split_transform(preprocess)
         names = [type(step).__name__ for step in rest]
         self._jitter = [step for step, name in zip(rest, names) if name in ("color_jitter", "gray_scale")]
@@ -177,12 +186,14 @@ class FastImages:
             Dropped: one of the images cannot be decoded.
         """
         sizes = [image_size(data) for data in encoded]
+        for size in sizes:
+            _check_pixels(*size, self.max_pixels)
         with augmentation_state(*names, torch_only=not self._jitter):
             boxes = crop_boxes(self._crop, sizes, self.same_crop)
             return [self._make(data, size, box) for data, size, box in zip(encoded, sizes, boxes)]
 
     def _make(self, data: bytes, size: tuple[int, int], box: tuple[int, int, int, int]) -> torch.Tensor:
-        pixels = decode_fast(data, *precision_for(box, self._crop.size))
+        pixels = decode_fast(data, *decode_scale(box, self._crop.size))
         image = resize_box(pixels, size, box, self._crop.size)
         if not self._jitter:
             return image
@@ -231,7 +242,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         return height, width
 
 
-def precision_for(box: tuple[int, int, int, int], out: tuple[int, int]) -> tuple[int, bool]:
+def decode_scale(box: tuple[int, int, int, int], out: tuple[int, int]) -> tuple[int, bool]:
     """How coarsely a JPEG may be decoded for a crop.
 
     Returns the part of its height and width, 1, 2, 4 or 8, and whether colours may be repeated.
@@ -277,7 +288,7 @@ def resize_box(
     for axis in (0, 1):
         ratio = pixels.shape[axis] / size[axis]
         step = box[axis + 2] * ratio / out[axis]  # pixels read per pixel made
-        start, drop = _meeting_point(box[axis] * ratio, step)
+        start, drop = align_grid(box[axis] * ratio, step)
         starts.append(start)
         stops.append(round((box[axis] + box[axis + 2]) * ratio))
         extra.append(drop)
@@ -304,7 +315,7 @@ def _repeat_edges(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return padded
 
 
-def _meeting_point(begin: float, step: float, most: int = 8) -> tuple[int, int]:
+def align_grid(begin: float, step: float, most: int = 8) -> tuple[int, int]:
     """(start, drop): a whole ``start`` with start + drop * step nearest to ``begin``, drop < most."""
     if begin == int(begin):
         return int(begin), 0

@@ -1,147 +1,231 @@
-"""The loader that OpenCLIP's training loop iterates: device, resume, epoch report, stalled sources."""
+"""The loader that OpenCLIP's training loop iterates: joins pieces to batches, keeps where the stream stands."""
 
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from torch.utils.data import DataLoader
 
-from open_clip_triplet.data.buffers import BatchBuffers
-from open_clip_triplet.data.counts import Counts, summary, too_many_dropped
-from open_clip_triplet.data.pipeline import Position
+from open_clip_triplet.data.counts import PassCounts, finished_passes, too_many_dropped
+from open_clip_triplet.data.pipeline import Piece, SampleTransform, StreamPieces
+from open_clip_triplet.data.ranks import Ranks
+from open_clip_triplet.data.state import StreamState
+from open_clip_triplet.data.stream import Position
+from open_clip_triplet.errors import ShardError
 
 #: seconds without a batch after which the shards being read are named in the log, and again each time
 STALL_SECONDS = 60.0
+#: parts of a pass after each of which the counts of all ranks are looked at
+CHECKS_PER_PASS = 100
 
 
 class PairedLoader:
-    """Iterates batches as OpenCLIP's loop expects them.
+    """Iterates the batches of one epoch after the other, as OpenCLIP's loop expects them, out of one stream.
 
-    num_batches: per epoch and rank. num_samples: image rows per epoch over all ranks, which is what
-    OpenCLIP's progress line counts. Set ``first_batch`` before an epoch to pass over the batches of it
-    that were trained on before a resume; it holds for one epoch.
+    num_batches: per epoch and rank; a stretch of the stream, ``stretch`` has its length where one epoch is
+    shorter. num_samples: image rows per epoch over all ranks, which is what OpenCLIP's progress line counts.
 
-    finish: batches of (images, texts) from the workers to what the loop gets; see
-    :mod:`open_clip_triplet.data.device`. When it asks for a batch it has no more need of the one before.
-    rank: only rank 0 logs. reduce_device: where counts of all ranks are summed; None for one process.
-    total: samples of an exact pass over the data set, else None. used: samples per epoch, all ranks.
+    Args:
+        pieces: the data set of this rank. workers: processes that read it; 0 for none.
+        state: where its streams start; kept up to date with the batches handed over.
+        finish: batches as ``(image parts, text parts, pieces)`` to ``(what the loop gets, pieces)``.
+        batch_size: samples per batch. ranks: all of them, for sums. rank: only rank 0 logs.
+        stopping: asked before every optimizer step; True ends the epoch there, on all ranks alike.
     """
 
     def __init__(
-        self,
-        dataloader: DataLoader,
-        *,
-        urls: Sequence[str],
-        counts: Counts,
-        position: Position,
-        buffers: BatchBuffers,
-        finish: Callable[[Iterator], Iterator],
-        num_batches: int,
-        image_rows: int,
-        total: int | None,
-        used: int,
-        rank: int = 0,
-        reduce_device=None,
+        self, pieces: StreamPieces, *, workers: int, state: StreamState, finish: Callable[[Iterator], Iterator],
+        batch_size: int, num_batches: int, ranks: Ranks, rank: int = 0, pin_memory: bool = False,
+        stopping: Callable[[], bool] = lambda: False,
     ):
-        self.dataloader, self.urls, self.counts, self.position = dataloader, urls, counts, position
-        self.num_batches, self.num_samples = num_batches, image_rows
-        self.buffers = buffers
-        self._finish, self._total, self._used = finish, total, used
-        self._rank, self._reduce_device = rank, reduce_device
-        self._waiting_since: float | None = None
-        self._last_totals: dict[str, int] = {}
-        self._first = self._given = 0
-        self._unreported = False
+        self.pieces, self.state, self.batch_size, self.num_batches = pieces, state, batch_size, num_batches
+        self.stretch = num_batches
+        self.given = 0  #: batches handed over in this epoch
+        self.stopping = stopping
+        self._finish, self._ranks, self._rank = finish, ranks, rank
+        self._workers = DataLoader(
+            pieces, batch_size=None, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_in_worker
+        )
+        self._batches: Iterator | None = None  # one for the whole run: workers read on between epochs
+        self._waiting = _StallWatch(pieces)
+
+    @property
+    def num_samples(self) -> int:
+        accumulate = self.pieces.dealing.pieces
+        samples = self.num_batches // accumulate * self.pieces.dealing.global_batch
+        return samples * self.pieces.transform.image_group
 
     def __len__(self) -> int:
         return self.num_batches
 
-    @property
-    def first_batch(self) -> int:
-        return self.position.first_batch
+    def set_value(self, epoch: int) -> None:
+        """``DataInfo.set_epoch`` calls this of its ``shared_epoch``; the stream goes on where it stands."""
 
-    @first_batch.setter
-    def first_batch(self, batch: int) -> None:
-        if not 0 <= batch <= self.num_batches:
-            raise ValueError(f"first_batch is {batch}; an epoch has {self.num_batches} batches")
-        self.position.first_batch = batch
+    def start(self) -> None:
+        """Start the workers, unless they run. It draws from torch's generator, as a DataLoader does."""
+        if self._batches is None:
+            self._batches = self._finish(joined(self.from_workers(), self.batch_size, self.pieces.transform))
 
     def __iter__(self) -> Iterator:
-        self._first = self._given = self.position.first_batch
-        self._unreported = True
-        stop = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(stop,), daemon=True)
-        watch.start()
-        try:
-            for batch in self._finish(self.from_workers()):
-                self._given += 1
+        self.start()
+        accumulate, self.given = self.pieces.dealing.pieces, 0
+        with self._waiting:
+            for number in range(self.stretch):
+                if number % accumulate == 0 and self._ranks.agreed(self.stopping()):
+                    return
+                batch, pieces = self._next()
+                for piece in pieces:
+                    self.state.positions[piece.stream] = Position(*piece.position)
+                    self.state.counts.add(piece.stream, piece.counted)
+                self.given = number + 1
+                self.state.step += self.given % accumulate == 0
                 yield batch
-            self.finish_epoch()
-        finally:
-            stop.set()
-            self.position.first_batch = 0
+                if self.given % self._check_every == 0:
+                    self._check_health()
 
-    def finish_epoch(self) -> None:
-        """Sum the counts over all ranks, and log them. Every rank must call it after the same batch.
+    def gather(self) -> StreamState:
+        """The state of the streams of all ranks; a collective call."""
+        own = self.pieces.streams
+        told = self._ranks.gather(([self.state.positions[s] for s in own], self.state.counts.export()))
+        positions = [Position(*position) for of_rank, _ in told for position in of_rank]
+        return StreamState(
+            positions, self.state.step, PassCounts(entry for _, exported in told for entry in exported)
+        )
 
-        The end of an epoch does. Whoever leaves an epoch before calls it; a second call does nothing.
-        """
-        if self._unreported:
-            self._unreported = False
-            self._last_totals = self.counts.totals(self._reduce_device)
+    def report(self) -> StreamState:
+        """Log what the passes have seen so far, and those that are over for good; a collective call."""
+        state = self.gather()
+        total = self.pieces.plan.total
+        over = finished_passes(state.counts, state.positions)
+        for pass_index in state.counts.passes():
             if self._rank == 0:
-                self._log_epoch()
+                line = state.counts.line(pass_index, total=total, whole=pass_index in over)
+                logging.info("Data, %s.", line)
+                if warning := too_many_dropped(state.counts.totals(pass_index)):
+                    logging.warning("Data, pass %d: %s", pass_index, warning)
+        for pass_index in over:
+            state.counts.forget(pass_index)
+            self.state.counts.forget(pass_index)
+        return state
 
-    def report(self) -> dict[str, int]:
-        """Counts of the last finished epoch by name, over all workers and ranks."""
-        return dict(self._last_totals)
+    def from_workers(self) -> Iterator[Piece]:
+        """The pieces of this rank's streams as they leave the workers, without end."""
+        return _checked(iter(self._workers), self.pieces)
 
-    def from_workers(self) -> Iterator:
-        """Batches as they leave the workers; each is given back when the next is asked for."""
-        self._waiting_since = time.monotonic()
-        self.buffers.start_epoch()
-        batches = iter(self.dataloader)
-        while True:
-            self._waiting_since = time.monotonic()
-            try:
-                images, texts, ticket = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise RuntimeError(
-                    f"{error}. It died while the workers were reading: {self._reading()}. If the machine ran "
-                    "out of memory, use fewer --workers; then continue with --resume latest."
-                ) from error
-            finally:
-                self._waiting_since = None
-            yield images, texts
-            self.buffers.give_back(images, ticket)
+    def _next(self) -> tuple:
+        self._waiting.since = time.monotonic()
+        try:
+            return next(self._batches)
+        except Exception:
+            self._batches = None  # ends the workers
+            raise
+        finally:
+            self._waiting.since = None
 
-    def _reading(self) -> str:
-        shards = [f"worker {w}: {self.urls[i]}" for w, i in enumerate(self.counts.reading()) if i >= 0]
-        return "; ".join(shards) or "nothing"
+    @property
+    def _check_every(self) -> int:
+        total = self.pieces.plan.total
+        steps = total // self.pieces.dealing.global_batch if total else self.num_batches
+        return max(1, steps * self.pieces.dealing.pieces // CHECKS_PER_PASS)
 
-    def _watch(self, stop: threading.Event) -> None:
+    def _check_health(self) -> None:
+        """Stop where more of a pass is bad than may be; on all ranks alike.
+
+        Raises:
+            ShardError: says how much, and why.
+        """
+        state, plan, limit = self.gather(), self.pieces.plan, self.pieces.max_bad
+        over = finished_passes(state.counts, state.positions)
+        for pass_index in state.counts.passes():
+            share, tried = state.counts.bad_fraction(pass_index, plan.streams)
+            early = tried < (plan.total or 100_000) / CHECKS_PER_PASS
+            # of a part of a pass little is certain: a standard error and more is allowed for
+            margin = 0 if pass_index in over else tried**-0.5 if tried else 1
+            if share > limit + margin and not early:
+                line = state.counts.line(pass_index, total=plan.total, whole=pass_index in over)
+                raise ShardError(
+                    f"{share:.0%} of the training data is bad, more than --max-bad-fraction {limit}: {line}."
+                )
+
+
+class _StallWatch:
+    """A thread that names the shards being read whenever a batch is long in coming."""
+
+    def __init__(self, data: StreamPieces):
+        self._data = data
+        self.since: float | None = None
+
+    def __enter__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *exception) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
         warned = 0
-        while not stop.wait(min(STALL_SECONDS / 4, 1.0)):
-            since = self._waiting_since
+        while not self._over.wait(min(STALL_SECONDS / 4, 1.0)):
+            since = self.since
             stalls = int((time.monotonic() - since) / STALL_SECONDS) if since else 0
             if stalls > warned:
                 seconds = stalls * STALL_SECONDS
-                logging.warning("No batch for %g s. Being read: %s", seconds, self._reading())
+                logging.warning("No batch for %g s. Being read: %s", seconds, _reading(self._data))
             warned = stalls
 
-    def _log_epoch(self) -> None:
-        passed_over = self._first * self._used // self.num_batches if self.num_batches else 0
-        line = summary(self._last_totals, total=self._total, used=self._used, passed_over=passed_over)
-        epoch, stopped = self.position.get_value(), ""
-        if self._given < self.num_batches:
-            stopped = f", stopped after {self._given} batches, with what was read ahead"
-        logging.info("Data of epoch %d%s: %s.", epoch, stopped, line)
-        if warning := too_many_dropped(self._last_totals):
-            logging.warning("Data of epoch %d: %s", epoch, warning)
+
+# These do not know the loader: one that nobody needs any more is freed at once, and its workers with it.
+
+
+def joined(
+    pieces: Iterator[Piece], batch_size: int, transform: SampleTransform
+) -> Iterator[tuple[list, list, list[Piece]]]:
+    """Batches of so many samples as ``(image parts, text parts, the pieces that end in them)``."""
+    images_per, texts_per = transform.image_group, transform.text_group
+    images, texts, whole, missing = [], [], [], batch_size
+    for piece in pieces:
+        start, size = 0, 0 if piece.images is None else len(piece.images) // images_per
+        while size - start >= missing:
+            end = start + missing
+            images.append(piece.images[start * images_per : end * images_per])
+            texts.append(piece.texts[start * texts_per : end * texts_per])
+            yield images, texts, [*whole, piece] if end == size else whole
+            images, texts, whole, missing, start = [], [], [], batch_size, end
+        if start < size:
+            images.append(piece.images[start * images_per :])
+            texts.append(piece.texts[start * texts_per :])
+            missing -= size - start
+        if start < size or size == 0:
+            whole.append(piece)
+
+
+def _checked(pieces: Iterator[Piece], data: StreamPieces) -> Iterator[Piece]:
+    while True:
+        try:
+            yield next(pieces)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(
+                f"{error}. It died while the workers were reading: {_reading(data)}. If the machine ran "
+                "out of memory, use fewer --workers; then continue with --resume latest."
+            ) from error
+
+
+def _reading(data: StreamPieces) -> str:
+    at = zip(data.streams, data.watch.reading())
+    return "; ".join(f"stream {s}: {data.plan.urls[i]}" for s, i in at if i >= 0) or "nothing"
+
+
+def _in_worker(_worker: int) -> None:
+    """A signal to the whole job ends the run after its step, and must not end its workers before.
+
+    The second one does: that comes from the loader, when it is done with a worker.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda caught, frame: signal.signal(caught, signal.SIG_DFL))

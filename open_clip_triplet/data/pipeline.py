@@ -1,238 +1,393 @@
-"""What a data worker does: read, shuffle, decode, augment, tokenize, group rows, batch.
+"""What a data worker does, as a list of webdataset stages for each of its data streams.
 
-A batch is ``(images, texts, ticket)`` with the rows of a sample side by side: images ``[x0, x0', x1, x1', ...]``
-as one tensor ([N*G, 3, H, W], or uint8 [N*G, H, W, 3] of ``fast``), texts
-``[y0, y0'a, y0'b, ..., y1, ...]`` as [N*(1+K), L]; one row per sample where the method reads no negative of
-that modality. The ticket is for :mod:`open_clip_triplet.data.buffers`.
+    passes -> read -> shuffle -> (stages of yours) -> decode and augment -> batch -> tokenize
+
+:func:`training_pipeline` returns the list; ``wds.DataPipeline`` runs it. A stage is a picklable callable that
+maps an iterator to an iterator. Between ``shuffle`` and ``decode`` the items are samples with encoded members
+under field names (``image text neg_image neg_text meta``), beside ``__key__``, ``__url__`` and ``__place__``.
+A stage put there, by ``pipeline.insert(3, stage)`` or ``--data-stage module:function``, may change samples or
+leave some out, and keeps their order. What it leaves out is counted.
+
+A :class:`Piece` holds the rows of a few samples, side by side: images ``[x0, x0', x1, x1', ...]`` as one tensor
+([N*G, 3, H, W], or uint8 [N*G, H, W, 3] of ``fast``), texts ``[y0, y0'a, y0'b, ..., y1, ...]`` as [N*(1+K), L];
+one row per sample where the method reads no negative of that modality.
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, NamedTuple
 
-import torch
-from torch.utils.data import IterableDataset, get_worker_info
+import webdataset as wds
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
-from open_clip_triplet.data.buffers import BatchBuffers
-from open_clip_triplet.data.captions import choose_captions
-from open_clip_triplet.data.counts import Counts, Dropped
-from open_clip_triplet.data.epochs import EpochPlan, Part, ShuffleOrder
-from open_clip_triplet.data.reading import Unreadable, read_part
+from open_clip_triplet.data.captions import CaptionChoice
+from open_clip_triplet.data.counts import Dropped
+from open_clip_triplet.data.reading import ShardWatch, SliceReader, read_shard
+from open_clip_triplet.data.stream import Dealing, Position, ShuffleOrder, StreamPlan
 from open_clip_triplet.errors import ShardError
+from open_clip_triplet.shards import FIELDS
+
+#: passes in a row without one usable sample after which a stream stops the run
+BARREN_PASSES = 30
+#: shards whose first sample is tried when a stream's whole slice was unusable
+SHARDS_TRIED = 64
+#: ``visit`` of what stands at the end of a pass
+END = "end"
 
 
-class Position:
-    """Epoch and first batch, set by the training process and seen by its workers."""
+class Place(NamedTuple):
+    """A sample's place in its stream: pass, number of its draw, and where the stream goes on after it.
 
-    def __init__(self, epoch: int = 0):
-        self._state = torch.tensor([epoch, 0], dtype=torch.int64).share_memory_()
+    visit: tells apart the shards, whose keys may repeat, and the readings of one sample.
+    """
 
-    def set_value(self, epoch: int) -> None:
-        """Named as OpenCLIP's ``SharedEpoch`` names it, so that ``DataInfo.set_epoch`` reaches it."""
-        self._state[0] = epoch
+    pass_index: int
+    draw: int
+    after: Position
+    visit: str = ""
 
-    def get_value(self) -> int:
-        return int(self._state[0])
+
+class Unusable(NamedTuple):
+    """Travels in place of a sample. ``reason`` is None where there was none, as at the end of a pass."""
+
+    place: Place
+    reason: str | None
 
     @property
-    def first_batch(self) -> int:
-        return int(self._state[1])
+    def ends_pass(self) -> bool:
+        return self.place.visit == END
 
-    @first_batch.setter
-    def first_batch(self, batch: int) -> None:
-        self._state[1] = batch
+
+class Row(NamedTuple):
+    """A sample as tensors and captions. filled: negatives had to be used more than once."""
+
+    place: Place
+    images: list
+    texts: list[str]
+    filled: bool
+
+
+class Piece(NamedTuple):
+    """Rows of a few samples of one stream; where the stream stands after them, and what was counted."""
+
+    images: Any
+    texts: Any
+    stream: int
+    position: Position
+    counted: list[tuple[int, str, int]]
 
 
 @dataclass(frozen=True)
-class Rows:
+class SampleTransform:
     """Turns samples into the rows of a batch.
 
     images: encoded images of a sample, and the names its random state comes from, to their tensors.
-    tokenizer: list of captions to [len, L]. roles: members that a sample must have (``Method.roles``).
-    negatives: K, hard negative captions per sample. sampling: one of ``captions.SAMPLING``.
+    tokenizer: list of captions to [len, L]. fields: members that a sample must have. captions: which are read.
+    names: member suffix to field.
     """
 
     images: Callable
     tokenizer: Callable
-    roles: tuple[str, ...]
+    fields: tuple[str, ...]
+    captions: CaptionChoice = field(default_factory=CaptionChoice)
     seed: int = 0
-    negatives: int = 0
-    sampling: str = "first"
+    names: Mapping[str, str] = field(default_factory=lambda: FIELDS)
 
     @property
     def image_group(self) -> int:
         """Image rows per sample."""
-        return 1 + ("neg_image" in self.roles)
+        return 1 + ("neg_image" in self.fields)
 
     @property
-    def roles_read(self) -> tuple[str, ...]:
-        return self.roles + ("meta",) * (self.sampling == "random" or self.negatives > 1)
+    def text_group(self) -> int:
+        """Text rows per sample."""
+        return 1 + self.captions.negatives
 
-    def load(self, sample: dict | Unreadable, epoch: int, visit: str) -> tuple[list, list[str], bool]:
-        """Image tensors and captions of a sample, and whether negatives had to be filled up.
+    @property
+    def fields_read(self) -> frozenset[str]:
+        return frozenset(self.fields) | ({"meta"} if self.captions.reads_meta else set())
 
-        Captions and augmentation depend on seed, epoch, key and ``visit`` alone. ``visit`` tells apart the
-        shards, whose keys may repeat, and the readings of one sample.
+    def __call__(self, sample: dict) -> Row:
+        """The rows of a sample. Captions and augmentation depend on seed, pass and key alone.
 
         Raises:
             Dropped: the sample cannot be used.
         """
-        if isinstance(sample, Unreadable):
-            raise Dropped(sample.reason)
-        for role in self.roles:
-            if role not in sample:
-                raise Dropped("missing member", role)
-        names = (self.seed, epoch, visit, sample["__key__"])
-        captions, filled = choose_captions(
-            sample,
-            random.Random("/".join(map(str, names))) if self.sampling == "random" else None,
-            sampling=self.sampling,
-            negatives=self.negatives,
-            keep_first="neg_image" in self.roles,
+        for name in self.fields:
+            if name not in sample:
+                raise Dropped("missing member", name)
+        place = sample["__place__"]
+        names = (self.seed, place.pass_index, place.visit, sample["__key__"])
+        rng = random.Random("/".join(map(str, names))) if self.captions.is_random else None
+        texts, filled = self.captions(sample, rng, keep_first="neg_image" in self.fields)
+        encoded = [sample[name] for name in ("image", "neg_image")[: self.image_group]]
+        return Row(place, self.images(encoded, *names), texts, filled)
+
+
+@dataclass
+class Passes:
+    """Source: (pass, order) for pass after pass of one stream, from a position on."""
+
+    plan: StreamPlan
+    stream: int
+    start: Position
+
+    def __call__(self) -> Iterator[tuple[int, ShuffleOrder]]:
+        position = self.start
+        for pass_index in count(position.pass_index):
+            length = self.plan.length(pass_index, self.stream)
+            seed = f"{self.plan.seed}/{pass_index}/{self.stream}"
+            yield pass_index, ShuffleOrder.at(position, length, self.plan.shuffle, seed)
+            position = Position()
+
+
+@dataclass
+class Read:
+    """Passes to (pass, order, samples still to come of it, in the order of the shards)."""
+
+    plan: StreamPlan
+    stream: int
+    transform: SampleTransform
+    watch: ShardWatch
+    row: int = 0  # of the watch
+
+    def __call__(self, passes: Iterator) -> Iterator[tuple]:
+        for pass_index, order in passes:
+            events: Counter = Counter()
+            wanted = frozenset(order.pending), order.next_index  # now: the order moves on as it is drawn from
+            yield pass_index, order, self._samples(pass_index, order, *wanted, events), events
+
+    def _samples(
+        self, pass_index: int, order: ShuffleOrder, pending: frozenset[int], following: int, events: Counter
+    ) -> Iterator[tuple]:
+        """(index in the slice, visit, sample) for the indices pending and from ``following`` on, ascending."""
+
+        def note(name: str) -> None:
+            events[name] += 1
+
+        reader = SliceReader(
+            self.watch, self.transform.fields_read, pass_index, note, self.transform.names
         )
-        encoded = [sample[role] for role in ("image", "neg_image")[: self.image_group]]
-        return self.images(encoded, *names), captions, filled
-
-
-class TrainingBatches(IterableDataset):
-    """Batches of one rank, for a DataLoader with ``batch_size=None`` and ``plan.workers`` workers.
-
-    shuffle_samples: size of the shuffle buffer of encoded samples, per worker.
-    """
-
-    def __init__(
-        self,
-        plan: EpochPlan,
-        rows: Rows,
-        counts: Counts,
-        position: Position,
-        buffers: BatchBuffers,
-        shuffle_samples: int,
-    ):
-        super().__init__()
-        self.plan, self.rows, self.counts = plan, rows, counts
-        self.position, self.buffers, self.shuffle_samples = position, buffers, shuffle_samples
-        self._shard_index = {url: i for i, url in enumerate(plan.urls)}
-
-    def __iter__(self) -> Iterator[tuple]:
-        info = get_worker_info()
-        self._process = info.id if info else 0
-        self._epoch = self.position.get_value()
-        self.counts.clear(self._process)
-        self.buffers.start_epoch()
-        first = self.position.first_batch
-        # The loader asks worker 0 first, so that one must take the share which holds the first batch wanted.
-        worker = (self._process + first) % self.plan.workers
-        return self._batches(worker, done=len(range(worker, first, self.plan.workers)))
-
-    def _batches(self, worker: int, done: int) -> Iterator[tuple]:
-        """The batches of a worker's share from its number ``done`` on; those before are not decoded.
-
-        A sample that cannot be used is replaced, in its batch, by one that follows it (which is then
-        also seen in its own turn), or after the last one by the first. So no other batch changes, every
-        rank makes the same number, and a resume needs no record of what was dropped.
-        """
-        size = self.plan.batch_size
-        stream = self._samples(worker, done * size)
-        ahead: deque = deque()
-        for _ in range(done, self.plan.slot_length(worker) // size):
-            own = [ahead.popleft() if ahead else next(stream) for _ in range(size)]
-            loaded, names = [], set()
-            for found in own:
-                item = self._load(found)
-                if isinstance(item, Unreadable):
-                    self._count(item.reason)
-                else:
-                    loaded.append(item)
-                    names.add(_name(found))
-            self._count("filled up negative captions", sum(filled for _, _, filled in loaded))
-            self._count("seen", len(loaded))
-            self._count("repeated", size - len(loaded))
-            self._fill_up(loaded, names, ahead, stream, self.plan.slot_length(worker))
-            images, ticket = self.buffers.stack([image for images, _, _ in loaded for image in images])
-            yield images, self.rows.tokenizer([text for _, texts, _ in loaded for text in texts]), ticket
-
-    def _fill_up(self, loaded: list, names: set, ahead: deque, stream: Iterator, share: int) -> None:
-        """Add samples that follow, none twice in a batch unless the worker's whole share has no other.
-
-        ``ahead`` keeps those read, for their own turn: of the ones that cannot be used the reason only, so
-        that it holds at most about two batches of encoded samples, and none of them is tried again.
-        """
-        tried = 0
-        while len(loaded) < self.plan.batch_size:
-            if tried > max(self.plan.used, 10_000):
-                raise ShardError(f"none of {tried:,} samples in a row can be used; last: {ahead[-1]}")
-            if tried == len(ahead):
-                ahead.append(next(stream))
-            part, sample = found = ahead[tried]
-            tried += 1
-            if isinstance(sample, Unreadable) or (_name(found) in names and tried <= share):
-                continue
-            item = self._load(found)
-            if isinstance(item, Unreadable):
-                ahead[tried - 1] = part, item
-            else:
-                loaded.append(item)
-                names.add(_name(found))
-
-    def _samples(self, worker: int, done: int) -> Iterator[tuple[Part, dict | Unreadable]]:
-        """A worker's samples in shuffled order without the first ``done``, then again from the start."""
-        share = self.plan.slot_length(worker)
-        while True:
-            seed = f"{self.plan.seed}/{self._epoch}/{self.plan.rank}/{worker}"
-            order = ShuffleOrder(
-                share if self.plan.exact else None, buffer=min(self.shuffle_samples, share), seed=seed
-            )
-            for _ in range(done):
-                next(order)
-            held: dict[int, tuple] = {}
-            reader = self._read(worker, frozenset(order.pending), order.following)
-            for place in order:
-                while place not in held:
-                    position, part, sample = next(reader)
-                    held[position] = part, sample
-                yield held.pop(place)
-            done = 0
-
-    def _read(
-        self, worker: int, pending: frozenset[int], following: int
-    ) -> Iterator[tuple[int, Part, dict | Unreadable]]:
-        """(position, part, sample) for the positions pending and from ``following`` on, ascending."""
-        start, empty = 0, 0
-        for part in self.plan.parts(self._epoch, worker):
+        start = 0
+        for part in self.plan.slices(pass_index, self.stream):
             stop = None if part.last is None else start + part.last - part.first
             if stop is not None and stop <= following and pending.isdisjoint(range(start, stop)):
                 start = stop
                 continue
-            self.counts.set_reading(self._process, self._shard_index[part.url])
-            offset = start - part.first
+            self.watch.set_reading(self.row, part.shard)
+            offset, visit = start - part.first, f"{part.shard}/{part.draw}"
 
             def wanted(index: int, offset: int = offset) -> bool:
                 return index + offset >= following or index + offset in pending
 
-            empty += 1
-            for index, sample in read_part(part, self.rows.roles_read, wanted, self._count):
-                start, empty = index + offset + 1, 0
+            for index, sample in reader.read(part, wanted):
+                start = index + offset + 1
                 if sample is not None:
-                    yield index + offset, part, sample
-            if empty > 2 * len(self.plan.urls):
-                raise ShardError(f"none of the last {empty} shards holds a sample; the last was {part.url}")
-        self.counts.set_reading(self._process, -1)
+                    yield index + offset, visit, sample
+        self.watch.set_reading(self.row, -1)
+        order.length = start if order.length is None else order.length
 
-    def _load(self, found: tuple[Part, dict | Unreadable]) -> tuple | Unreadable:
-        part, sample = found
+
+def shuffle(passes: Iterator) -> Iterator[dict | Unusable]:
+    """Samples in their shuffled order, each with its place; :class:`Unusable` for what cannot be read.
+
+    The end of a pass comes as an ``Unusable`` too, so that it is known of even where no sample is.
+    """
+    for pass_index, order, samples, events in passes:
+        held: dict[int, tuple] = {}
+        for index in order:
+            while index not in held and (found := next(samples, None)) is not None:
+                held[found[0]] = found[1:]
+            visit, sample = held.pop(index, ("", None))
+            over = not order.pending and order.next_index == order.length
+            after = Position(pass_index + 1) if over else Position(pass_index, order.drawn, _learned(order))
+            place = Place(pass_index, order.drawn - 1, after, visit)
+            if isinstance(sample, dict):
+                sample["__place__"] = place
+                yield sample
+            else:
+                yield Unusable(place, sample.reason if sample else None)
+        next(samples, None)  # what lies behind the slice, if sizes.json is wrong, is noted on the way
+        end = Place(pass_index, order.drawn, Position(pass_index + 1))
+        for name, number in events.items():
+            for _ in range(number):
+                yield Unusable(end, name)
+        yield Unusable(end._replace(visit=END), None)
+
+
+def _learned(order: ShuffleOrder) -> int | None:
+    return order.length if order.learned else None
+
+
+@dataclass
+class UserStage:
+    """A stage of the user's: it sees samples alone; what travels beside them goes around it, in order."""
+
+    stage: Callable[[Iterator[dict]], Iterator[dict]]
+
+    def __call__(self, items: Iterator) -> Iterator:
+        aside: list[Unusable] = []
+        for sample in self.stage(self._samples(items, aside)):
+            yield from aside
+            aside.clear()
+            yield sample
+
+    def _samples(self, items: Iterator, aside: list[Unusable]) -> Iterator[dict]:
+        passes = 0
+        for item in items:
+            if not isinstance(item, Unusable):
+                yield item
+                continue
+            passes = passes + item.ends_pass if aside else 0
+            if passes > BARREN_PASSES:
+                raise ShardError(f"the data stage {self.stage} has left out every sample of {passes} passes")
+            aside.append(item)
+
+
+@dataclass
+class Decode:
+    """Samples to :class:`Row`; what cannot be decoded becomes :class:`Unusable`.
+
+    max_bad: where a whole slice was unusable and a larger share of the shards looks no better, the run stops.
+    """
+
+    plan: StreamPlan
+    transform: SampleTransform
+    max_bad: float = 0.5
+
+    def __call__(self, items: Iterator) -> Iterator[Row | Unusable]:
+        barren, usable, reason = 0, False, "every shard is empty"
+        for item in items:
+            if isinstance(item, Unusable):
+                yield item
+                reason = item.reason or reason
+                if item.ends_pass:
+                    barren, usable = 0 if usable else barren + 1, False
+                    if barren:
+                        self._check_others(barren, reason)
+                continue
+            try:
+                row = self.transform(item)
+                usable = True
+            except Dropped as dropped:
+                reason = dropped.reason
+                row = Unusable(item["__place__"], reason)
+            yield row
+
+    def _check_others(self, barren: int, reason: str) -> None:
+        """Look at the first sample of many shards: is it only this slice that is bad?"""
+        urls = self.plan.urls[:: -(-len(self.plan.urls) // SHARDS_TRIED)]
+        bad = sum(not self._usable(url) for url in urls)
+        if bad > self.max_bad * len(urls) or barren >= BARREN_PASSES:
+            raise ShardError(
+                f"none of the samples of a whole data stream can be used (last: {reason}), and {bad} of "
+                f"{len(urls)} shards looked at begin with one that cannot be used either. Check the shards; "
+                "--max-bad-fraction sets how much may be bad."
+            )
+
+    def _usable(self, url: str) -> bool:
         try:
-            return self.rows.load(sample, self._epoch, f"{self._shard_index[part.url]}/{part.visit}")
-        except Dropped as dropped:
-            return Unreadable(dropped.reason)
+            _, sample = next(read_shard(url, self.transform.fields_read, lambda _: False, self.transform.names))
+            self.transform({**sample, "__place__": Place(0, 0, Position())})
+        except (OSError, ShardError, Dropped, StopIteration):
+            return False
+        return True
 
-    def _count(self, name: str, number: int = 1) -> None:
-        self.counts.add(self._process, name, number)
+
+@dataclass
+class Batch:
+    """Rows to :class:`Piece`, as large as the stream's share of each batch; texts are still strings."""
+
+    dealing: Dealing
+    stream: int
+    step: int
+    start: Position
+
+    def __call__(self, rows: Iterator[Row | Unusable]) -> Iterator[Piece]:
+        position, expected = self.start, (self.start.pass_index, self.start.drawn)
+        for step in count(self.step):
+            for piece in range(self.dealing.pieces):
+                kept, counted = [], Counter()
+                size = self.dealing.piece(self.stream, step, piece)
+                while len(kept) < size:
+                    row = next(rows)
+                    pass_index, draw, after, _ = row.place
+                    if pass_index == expected[0] and draw > expected[1]:
+                        counted[pass_index, "left out by a data stage"] += draw - expected[1]
+                    if after[:2] > expected:
+                        position, expected = after, after[:2]
+                    if isinstance(row, Row):
+                        kept.append(row)
+                        counted[pass_index, "seen"] += 1
+                        counted[pass_index, "filled up negative captions"] += row.filled
+                    elif row.reason:
+                        counted[pass_index, row.reason] += 1
+                images = [image for row in kept for image in row.images]
+                listed = [(*key, number) for key, number in counted.items() if number]
+                yield Piece(
+                    default_collate(images) if images else None,
+                    [text for row in kept for text in row.texts], self.stream, position, listed,
+                )
 
 
-def _name(found: tuple[Part, dict]) -> tuple[str, str]:
-    """What tells a sample from all others."""
-    return found[0].url, found[1]["__key__"]
+@dataclass
+class Tokenize:
+    """The texts of pieces to token ids [N*(1+K), L]."""
+
+    tokenizer: Callable
+
+    def __call__(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            yield piece._replace(texts=self.tokenizer(piece.texts) if piece.texts else None)
+
+
+@dataclass(eq=False)
+class StreamPieces(IterableDataset):
+    """The pieces of one rank's data streams, for a DataLoader with ``batch_size=None``. Endless.
+
+    The loader asks its workers in turn; a worker gives one piece of each of its streams in turn. So pieces
+    come in the order of the streams, whatever the number of workers, as long as it divides theirs.
+
+    streams: those of this rank. positions: where each stream of the run starts. step: where the dealing does.
+    """
+
+    plan: StreamPlan
+    dealing: Dealing
+    transform: SampleTransform
+    watch: ShardWatch
+    streams: range
+    positions: tuple[Position, ...]
+    step: int = 0
+    stages: tuple[Callable, ...] = ()
+    max_bad: float = 0.5
+
+    def __iter__(self) -> Iterator[Piece]:
+        info = get_worker_info()
+        first, every = (info.id, info.num_workers) if info else (0, 1)
+        pipelines = [iter(wds.DataPipeline(*self.pipeline(s))) for s in self.streams[first::every]]
+        while True:
+            for pieces in pipelines:
+                yield next(pieces)
+
+    def pipeline(self, stream: int) -> list[Callable]:
+        """The stages of one stream."""
+        return training_pipeline(self, stream)
+
+
+def training_pipeline(data: StreamPieces, stream: int) -> list[Callable]:
+    """The stages of one data stream, in order; to insert one of yours is one line."""
+    start = data.positions[stream]
+    return [
+        Passes(data.plan, stream, start),
+        Read(data.plan, stream, data.transform, data.watch, stream - data.streams.start),
+        shuffle,
+        *map(UserStage, data.stages),
+        Decode(data.plan, data.transform, data.max_bad),
+        Batch(data.dealing, stream, data.step, start),
+        Tokenize(data.transform.tokenizer),
+    ]

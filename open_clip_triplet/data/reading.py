@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 
-from open_clip_triplet.data.captions import require_negatives
-from open_clip_triplet.data.epochs import Part
+import torch
+
+from open_clip_triplet.data.stream import ShardSlice
 from open_clip_triplet.errors import MembersMissing, ShardError
 from open_clip_triplet.files import is_remote
-from open_clip_triplet.shards import ROLES, by_role, group_samples, require_roles
+from open_clip_triplet.shards import FIELDS, group_samples, rename_members
 from open_clip_triplet.tar import TarMembers, open_tar
 
 #: attempts after the first to read a remote shard, counted anew after every sample that comes through
 RETRIES = 5
 #: seconds before the first of them; doubled every time
 BACK_OFF = 1.0
-#: local shards of a source whose first samples are looked at before training
-SHARDS_CHECKED = 64
 
 
 @dataclass(frozen=True)
@@ -29,98 +28,138 @@ class Unreadable:
     reason: str
 
 
-def read_shard(url: str, roles: Container[str], skip: Callable[[int], bool]) -> Iterator[tuple[int, dict]]:
-    """(index, sample) of one shard under role names; only ``roles`` are read.
+class ShardWatch:
+    """What the workers of a rank are reading, and which shards they gave up, in memory they share.
 
-    Indices that ``skip`` are yielded with their key alone.
+    A shard that cannot be opened is given up once a pass, by whichever worker meets it first, and the log
+    has one line on it.
+    """
+
+    def __init__(self, streams: int, shards: int):
+        self._reading = torch.full((streams,), -1, dtype=torch.int64).share_memory_()
+        self._given_up = torch.zeros(shards, dtype=torch.int64).share_memory_()
+
+    def set_reading(self, stream: int, shard: int) -> None:
+        self._reading[stream] = shard
+
+    def reading(self) -> list[int]:
+        """The number of the shard that each stream of this rank is at; -1 for none."""
+        return self._reading.tolist()
+
+    def gave_up(self, shard: int, pass_index: int) -> bool:
+        return int(self._given_up[shard]) == pass_index + 1
+
+    def retries(self, shard: int) -> int:
+        """One that was given up in an earlier pass gets a single second chance."""
+        return 1 if int(self._given_up[shard]) else RETRIES
+
+    def give_up(self, shard: int, pass_index: int, error: Exception, lost: str) -> None:
+        if not self.gave_up(shard, pass_index):
+            self._given_up[shard] = pass_index + 1
+            logging.warning("%s; %s for pass %d", error, lost, pass_index)
+
+
+def read_shard(
+    url: str, fields: Container[str], skip: Callable[[int], bool], names: Mapping[str, str] = FIELDS
+) -> Iterator[tuple[int, dict]]:
+    """(index, sample) of one shard under field names; only ``fields`` are read.
+
+    Indices that ``skip`` are yielded with their key alone. names: member suffix to field.
     """
 
     def take(members: TarMembers, index: int, suffix: str) -> bytes | None:
-        return members.read() if ROLES.get(suffix) in roles and not skip(index) else None
+        return members.read() if names.get(suffix) in fields and not skip(index) else None
 
     with open_tar(url) as members:
         for index, sample in enumerate(group_samples(members, url, take)):
-            yield index, by_role(sample)
+            yield index, rename_members(sample, names)
 
 
-def read_part(
-    part: Part, roles: Container[str], wanted: Callable[[int], bool], note: Callable[[str], None]
-) -> Iterator[tuple[int, dict | Unreadable | None]]:
-    """(index, sample) of every index of a part, ascending, each exactly once; None for unwanted samples.
+class SliceReader:
+    """Reads slices of shards for one data stream in one pass.
 
-    A remote shard that fails is opened again, after a pause, and continued at the sample that was
-    being read. What cannot be read comes as :class:`Unreadable`. Where the size is unknown and the
-    shard damaged, one stands for all that is lost. ``note`` is told of samples that sizes.json lacks.
+    names: member suffix to field. note: told of samples that sizes.json lacks.
     """
-    position, attempts, reason = part.first, 0, "shard shorter than sizes.json"
-    while True:
-        try:
-            for index, sample in read_shard(part.url, roles, _behind_or_not(wanted, position)):
-                if part.last is not None and index >= part.last:
-                    note("not in sizes.json")
-                elif index >= position:
-                    position, attempts = index + 1, 0
-                    yield index, sample if wanted(index) else None
-                if part.last is not None and position >= part.last < (part.size or 0):
-                    return
-            break
-        except (OSError, ShardError) as error:
-            if position == part.last:  # everything wanted has come through
-                return
-            if not is_remote(part.url) or attempts >= RETRIES:
-                logging.warning("%s (at sample %d; the rest is skipped)", error, position)
-                reason = "damaged shard"
+
+    def __init__(
+        self, watch: ShardWatch, fields: Container[str], pass_index: int, note: Callable[[str], None],
+        names: Mapping[str, str] = FIELDS,
+    ):
+        self.watch, self.fields, self.pass_index = watch, fields, pass_index
+        self.note, self.names = note, names
+
+    def read(
+        self, part: ShardSlice, wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[int, dict | Unreadable | None]]:
+        """(index, sample) of every index of a slice, ascending, each exactly once; None for unwanted ones.
+
+        A remote shard that fails is opened again, after a pause, and continued at the sample that was
+        being read; not where the server says that it is not there. What cannot be read comes as
+        :class:`Unreadable`; where the size is unknown, one stands for all that is lost.
+        """
+        index, attempts, reason = part.first, 0, "shard shorter than sizes.json"
+        if self.watch.gave_up(part.shard, self.pass_index):
+            reason = "damaged shard"
+        while reason != "damaged shard":
+            try:
+                for found, sample in read_shard(
+                    part.url, self.fields, _before_or_not(wanted, index), self.names
+                ):
+                    if part.last is not None and found >= part.last:
+                        self.note("not in sizes.json")
+                    elif found >= index:
+                        index, attempts = found + 1, 0
+                        yield found, sample if wanted(found) else None
+                    if part.last is not None and index >= part.last < (part.size or 0):
+                        return
                 break
-            _pause(error, attempts)
-            attempts += 1
-    if part.last is None:
-        if reason == "damaged shard":
-            yield position, Unreadable(reason)
-        return
-    for index in range(position, part.last):
-        yield index, Unreadable(reason) if wanted(index) else None
+            except (OSError, ShardError) as error:
+                if index == part.last:  # everything wanted has come through
+                    return
+                if not is_remote(part.url) or _is_final(error) or attempts >= self.watch.retries(part.shard):
+                    reason = self._give_up(part, index, error)
+                else:
+                    pause(error, attempts)
+                    attempts += 1
+        if part.last is None:
+            if reason == "damaged shard":
+                yield index, Unreadable(reason)
+            return
+        for lost in range(index, part.last):
+            yield lost, Unreadable(reason) if wanted(lost) else None
+
+    def _give_up(self, part: ShardSlice, index: int, error: Exception) -> str:
+        if index == part.first == 0:
+            self.watch.give_up(part.shard, self.pass_index, error, "given up")
+        else:
+            logging.warning(
+                "%s; given up from sample %d on for pass %d", error, index, self.pass_index
+            )
+        return "damaged shard"
 
 
-def _pause(error: Exception, attempts: int) -> None:
-    pause = BACK_OFF * 2**attempts
-    logging.warning("%s; attempt %d of %d in %g s", error, attempts + 1, RETRIES, pause)
-    time.sleep(pause)
-
-
-def check_source(urls: Sequence[str], roles: Iterable[str], *, negatives: int, reader: str) -> None:
-    """Check the first samples of a source's first shard, and of its local shards: all, or evenly spaced.
-
-    A later shard that cannot be read is only warned of: training counts what it loses there.
-
-    Raises:
-        MembersMissing: a shard lacks ``roles``, or ``negatives`` different negative captions.
-        ShardError: the first shard cannot be read.
-    """
-
-    def check(url: str) -> None:
-        require_roles(url, roles, reader=reader)
-        if negatives > 1:
-            require_negatives(url, negatives, reader=reader)
-
+def with_retries(work: Callable[[], None], url: str) -> None:
+    """Do what reads ``url``; where that is remote and fails, again after growing pauses."""
     for attempts in range(RETRIES + 1):
         try:
-            check(urls[0])
-            break
-        except MembersMissing:
-            raise
-        except ShardError as error:
-            if not is_remote(urls[0]) or attempts == RETRIES:
+            return work()
+        except (OSError, ShardError) as error:
+            final = isinstance(error, MembersMissing) or _is_final(error)
+            if not is_remote(url) or final or attempts == RETRIES:
                 raise
-            _pause(error, attempts)
-    local = [url for url in urls[1:] if not is_remote(url)]
-    for url in local[:: max(1, -(-len(local) // SHARDS_CHECKED))]:
-        try:
-            check(url)
-        except MembersMissing:
-            raise
-        except ShardError as error:
-            logging.warning("%s", error)
+            pause(error, attempts)
 
 
-def _behind_or_not(wanted: Callable[[int], bool], position: int) -> Callable[[int], bool]:
-    return lambda index: index < position or not wanted(index)
+def pause(error: Exception, attempts: int) -> None:
+    seconds = BACK_OFF * 2**attempts
+    logging.warning("%s; attempt %d of %d in %g s", error, attempts + 1, RETRIES, seconds)
+    time.sleep(seconds)
+
+
+def _is_final(error: Exception) -> bool:
+    """Asking again will not help."""
+    return isinstance(error, (FileNotFoundError, PermissionError))
+
+
+def _before_or_not(wanted: Callable[[int], bool], index: int) -> Callable[[int], bool]:
+    return lambda found: found < index or not wanted(found)

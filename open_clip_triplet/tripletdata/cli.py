@@ -25,7 +25,6 @@ STAGES: dict[str, str] = {
     "filter": "stages.filter",
     "verify": "stages.verify",
     "concepts": "stages.concepts",
-    "import": "stages.import_pairs",
     "pack": "stages.pack",
     "validate": "stages.validate",
     "shapes": "worlds.shapes",

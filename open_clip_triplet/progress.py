@@ -1,0 +1,178 @@
+"""Optimizer steps among OpenCLIP's epochs: how many an epoch makes, and what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+import logging
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+#: key of the plugin's state in a checkpoint
+STATE_KEY = "triplet"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which optimizer steps each epoch makes.
+
+    per_epoch: steps of a whole epoch. total, epochs: as the user has given them, ``--epochs`` only beside
+    ``--total-steps``. first_epoch: where this process starts, ``made`` steps having been made before that epoch.
+
+    >>> schedule = Schedule(per_epoch=9, total=10, epochs=3)
+    >>> [schedule.boundary(epoch) for epoch in range(4)]
+    [0, 3, 6, 10]
+    """
+
+    per_epoch: int
+    total: int | None = None
+    epochs: int | None = None
+    first_epoch: int = 0
+    made: int = 0
+
+    def boundary(self, epoch: int) -> int:
+        """Optimizer steps made when so many epochs are over."""
+        if self.total and self.epochs:
+            return min(epoch, self.epochs) * self.total // self.epochs
+        steps = self.made + (epoch - self.first_epoch) * self.per_epoch
+        return min(steps, self.total) if self.total else steps
+
+    def epochs_needed(self) -> int:
+        """Value of ``--epochs`` with which ``--total-steps`` are reached."""
+        return self.epochs or self.first_epoch + -(-max(0, self.total - self.made) // self.per_epoch)
+
+    @property
+    def reported(self) -> int:
+        """Steps of an epoch as OpenCLIP's log counts them: those of the longest."""
+        if self.total is None:
+            return self.per_epoch
+        return -(-self.total // self.epochs) if self.epochs else min(self.per_epoch, self.total)
+
+
+class Progress:
+    """What one run knows of its steps: how many were made, before it and by it, and out of which samples."""
+
+    def __init__(self) -> None:
+        self.start_epoch = 0
+        self.saved: dict = {}  # the plugin's state in the checkpoint that was resumed
+        self.state: dict = {}  # the one to put into the next checkpoint
+        self.schedule = Schedule(per_epoch=1)
+        self.made = self.samples = self.images = self.captions = 0
+        self.into_epoch = 0  # steps of the present epoch that an earlier process made
+        self._offset = 0
+
+    def resume_from(self, checkpoint) -> None:
+        """Note where the checkpoint that OpenCLIP is loading stands; bare weights are no position."""
+        if not isinstance(checkpoint, dict) or "epoch" not in checkpoint:
+            return
+        self.start_epoch = int(checkpoint["epoch"])
+        saved = checkpoint.get(STATE_KEY)
+        if isinstance(saved, dict) and "optimizer_steps" in saved:
+            self.saved = saved
+
+    def plan(self, args, batches_per_epoch: int) -> None:
+        """Lay out the steps of the run, once the length of an epoch is known; sets ``args.epochs``."""
+        per_epoch = batches_per_epoch // args.accum_freq
+        self.made = int(self.saved.get("optimizer_steps", self.start_epoch * per_epoch))
+        self.samples = int(self.saved.get("samples_seen", self.made * global_batch(args)))
+        self.images = int(self.saved.get("images_seen", 0))
+        self.captions = int(self.saved.get("captions_seen", 0))
+        self.into_epoch = int(self.saved.get("into_epoch", 0))
+        if self.saved.get("batch"):
+            logging.warning(
+                "The checkpoint is of version 0.1 and stands inside an epoch, whose order cannot be continued: "
+                "that epoch's data starts over, the steps and the schedule go on."
+            )
+        self.schedule = Schedule(
+            per_epoch, args.total_steps, args.epochs if args.epochs_given else None,
+            self.start_epoch, self.made - self.into_epoch,
+        )
+        if args.total_steps:
+            args.epochs = self.schedule.epochs_needed()
+
+    def start_epoch_steps(self, args, epoch: int) -> int:
+        """Steps that this epoch is still to make."""
+        self._offset = self.into_epoch
+        if args.total_steps:
+            self._offset = self.made - self.schedule.reported * epoch
+        return max(0, self.schedule.boundary(epoch + 1) - self.made)
+
+    def schedule_step(self, step: int) -> int:
+        """The step of the learning rate's schedule for OpenCLIP's count, which takes all epochs for equal."""
+        return step + self._offset
+
+    def finish_epoch(self, args, method, steps: int, *, stopped: bool, stream: dict | None) -> None:
+        """Add the steps of an epoch, and make the state that goes into its checkpoint.
+
+        stopped: it was left early, and goes on in another process.
+        """
+        samples = steps * global_batch(args)
+        self.made += steps
+        self.samples += samples
+        self.images += samples * method.image_group(args.neg_captions)
+        self.captions += samples * method.text_group(args.neg_captions)
+        self.into_epoch = self.into_epoch + steps if stopped else 0
+        self.state = {
+            "optimizer_steps": self.made, "samples_seen": self.samples, "images_seen": self.images,
+            "captions_seen": self.captions, "into_epoch": self.into_epoch, "flags": meaning(args),
+        }
+        if stream is not None:
+            self.state["stream"] = stream
+
+    def describe(self) -> str:
+        return (
+            f"{self.made:,} optimizer steps: {self.samples:,} samples seen, "
+            f"{self.images:,} images and {self.captions:,} captions encoded"
+        )
+
+    def warn_of_changes(self, args) -> None:
+        """Say which flags that change what is trained differ from the checkpoint's."""
+        before, now = self.saved.get("flags", {}), meaning(args)
+        changed = [f"{name} was {before[name]}, is {now[name]}" for name in now
+                   if name in before and before[name] != now[name]]
+        if changed:
+            logging.warning("Other flags than the checkpoint's: %s.", "; ".join(changed))
+
+
+class CutLoader:
+    """A stock loader cut to so many batches an epoch."""
+
+    def __init__(self, loader, batches: int, num_batches: int):
+        self._loader, self._batches = loader, batches
+        self.num_batches = num_batches
+        self.given = 0
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator:
+        batches = iter(self._loader) if self._batches else iter(())
+        while self.given < self._batches and (batch := next(batches, None)) is not None:
+            self.given += 1
+            yield batch
+
+
+def global_batch(args) -> int:
+    """Samples of one optimizer step."""
+    return args.batch_size * args.world_size * args.accum_freq
+
+
+def meaning(args) -> dict:
+    """The flags that change what is trained, as ``--flag`` to text."""
+    names = [
+        *args.own_meaning, "train_data", "text_key", "image_key", "json_text_key", "aug_cfg", "siglip",
+    ]
+    found = {f"--{name.replace('_', '-')}": str(getattr(args, name)) for name in names if hasattr(args, name)}
+    found.pop("--train-data", None)  # the stream knows the data, wherever it lies
+    return {**found, "global batch": str(global_batch(args))}
+
+
+def seed_epoch(args, made: int) -> None:
+    """Random state of the model's layers by seed, step and rank, whether or not the run was resumed here."""
+    seed = zlib.crc32(f"{args.seed}/{made}/{args.rank}".encode())
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)

@@ -1,0 +1,398 @@
+"""What takes the place of OpenCLIP's names while the hooks are in. The decorator names the seam.
+
+With :mod:`open_clip_triplet.validation` the only module that touches OpenCLIP's internals. Modules are
+``open_clip_train``'s, but ``parallel``, which is ``torch.nn.parallel``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from open_clip_triplet import options, progress, saving, validation
+from open_clip_triplet.losses import METHODS, create_loss
+
+
+class Seam(NamedTuple):
+    """One name of OpenCLIP to replace: module, name, leading parameters, the method, major versions."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...] | None
+    method: str
+    majors: tuple[int, ...]
+
+
+SEAMS: list[Seam] = []
+
+
+def seam(module: str, name: str, parameters: tuple[str, ...] | None = None, majors: tuple[int, ...] = (3, 4)):
+    """Declare that the method below replaces ``module.name``; it gets the original, and returns what replaces it."""
+
+    def declare(method):
+        SEAMS.append(Seam(module, name, parameters, method.__name__, majors))
+        return method
+
+    return declare
+
+
+_SCHEDULE = ("optimizer", "base_lr", "warmup_length", "steps")
+
+
+class Replacements:
+    """One installation, and the state of the run in it."""
+
+    def __init__(self, major: int, modules: dict):
+        self.major = major
+        self.modules = modules
+        self.stop = saving.StopRequest()
+        self._start_run(None)
+
+    def close(self) -> None:
+        self.stop.close()
+
+    def _start_run(self, args) -> None:
+        self.args = args
+        self.progress = progress.Progress()
+        self.validator: validation.Validator | None = None
+        self.resume_latest = args is not None and args.resume == "latest"
+
+    # -- command line ---------------------------------------------------------------------------
+
+    @seam("main", "parse_args", ("args",))
+    def parse_args(self, original):
+        """Takes the plugin's flags out, hands the rest to OpenCLIP, checks them together."""
+
+        @functools.wraps(original)
+        def parse_args(args):
+            own, rest = options.parse_own(list(args))
+            with options.suggesting(rest):
+                namespace = original(rest)
+            vars(namespace).update(vars(own))
+            options.check(namespace)
+            self._start_run(namespace)
+            validation.register_model_configs(namespace.model_config)
+            return namespace
+
+        return parse_args
+
+    # -- loss -----------------------------------------------------------------------------------
+
+    @seam("main", "create_loss", ("args",), majors=(3,))
+    def create_loss(self, original):
+        """The method's loss."""
+
+        @functools.wraps(original)
+        def hooked(args):
+            return original(args) if args.loss == "clip" else create_loss(args)
+
+        return hooked
+
+    @seam("main", "create_task", ("args", "model"), majors=(4,))
+    def create_task(self, original):
+        """A ``CLIPTask`` around the method's loss."""
+
+        @functools.wraps(original)
+        def hooked(args, model, dist_model=None, naflex_data_config=None):
+            if args.loss == "clip":
+                return original(args, model, dist_model, naflex_data_config)
+            from open_clip.task import CLIPTask
+
+            return CLIPTask(model, loss=create_loss(args), rank=args.rank, world_size=args.world_size)
+
+        return hooked
+
+    # -- data -----------------------------------------------------------------------------------
+
+    @seam("data", "get_dataset_fn", ("data_path", "dataset_type"))
+    def get_dataset_fn(self, original):
+        """Paired shards for training; remembers how validation data is preprocessed."""
+
+        @functools.wraps(original)
+        def hooked(data_path, dataset_type):
+            return functools.partial(self._dataset, original(data_path, dataset_type))
+
+        return hooked
+
+    def _dataset(self, stock, args, preprocess, is_train, epoch=0, tokenizer=None, **kwargs):
+        self.validator = self.validator or validation.Validator(args, tokenizer)
+        if not is_train:
+            self.validator.preprocess = preprocess
+            return stock(args, preprocess, is_train, epoch=epoch, tokenizer=tokenizer, **kwargs)
+        if stock is self.modules["data"].get_wds_dataset and options.uses_paired_pipeline(args):
+            from open_clip_triplet.data import get_paired_dataset
+
+            info = get_paired_dataset(
+                args, preprocess, is_train, epoch=epoch, tokenizer=tokenizer, method=METHODS[args.loss],
+                as_dict=self.major >= 4, saved=self.progress.saved.get("stream"), stopping=lambda: bool(self.stop),
+            )
+            self.stop.listen()
+        else:
+            info = stock(args, preprocess, is_train, epoch=epoch, tokenizer=tokenizer, **kwargs)
+        self._plan_steps(args, info)
+        return info
+
+    def _plan_steps(self, args, info) -> None:
+        """Lay out the steps, and set ``--epochs`` to what ``--total-steps`` needs."""
+        batches = info.dataloader.num_batches
+        if batches < args.accum_freq:
+            raise options.UsageError(
+                f"an epoch has {batches} batches, fewer than --accum-freq {args.accum_freq}; "
+                "lower --accum-freq or --batch-size."
+            )
+        self.progress.plan(args, batches)
+        schedule = self.progress.schedule
+        if _is_paired(info):
+            info.dataloader.num_batches = schedule.reported * args.accum_freq
+        if args.rank == 0:
+            self.progress.warn_of_changes(args)
+            if args.total_steps:
+                logging.info(f"--total-steps {args.total_steps}: {args.epochs} epochs, "
+                             f"at most {schedule.reported} steps each.")
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    @seam("main", "cosine_lr", _SCHEDULE)
+    @seam("main", "const_lr", _SCHEDULE)
+    @seam("main", "const_lr_cooldown", _SCHEDULE)
+    def schedule(self, original):
+        """The learning rate follows the steps made, up to ``--total-steps`` where that is given."""
+
+        @functools.wraps(original)
+        def hooked(optimizer, base_lr, warmup_length, steps, *args, **kwargs):
+            steps = self.args.total_steps or steps
+            if warmup_length > steps and self.args.rank == 0:
+                logging.warning(
+                    f"--warmup {warmup_length} is longer than the training of {steps} steps: the learning "
+                    f"rate never reaches --lr {base_lr:g}."
+                )
+            adjust = original(optimizer, base_lr, warmup_length, steps, *args, **kwargs)
+            return lambda step: adjust(self.progress.schedule_step(step))
+
+        return hooked
+
+    @seam("parallel", "DistributedDataParallel")
+    def data_parallel(self, original):
+        """A CPU model without the device ids that OpenCLIP gives: torch takes them for accelerators alone."""
+
+        class DistributedDataParallel(original):
+            def __init__(self, module, device_ids=None, **kwargs):
+                on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
+                super().__init__(module, device_ids=None if on_cpu else device_ids, **kwargs)
+
+        return DistributedDataParallel
+
+    @seam(
+        "main", "train_one_epoch",
+        ("model", "data", "loss", "epoch", "optimizer", "scaler", "scheduler", "dist_model", "args"), majors=(3,),
+    )
+    def train_one_epoch_3(self, original):
+        """An epoch's stretch of the stream, and what is to be done around it."""
+
+        @functools.wraps(original)
+        def hooked(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, tb_writer=None):
+            def checkpoint() -> dict:
+                saved = {
+                    "epoch": epoch, "name": args.name,
+                    # a compiled model shares its weights with the original, under other names
+                    "state_dict": getattr(model, "_orig_mod", model).state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                }
+                return saved if scaler is None else {**saved, "scaler": scaler.state_dict()}
+
+            # OpenCLIP counts images in its log, and takes --batch-size for their number in the rate
+            rows = METHODS[args.loss].image_group(args.neg_captions) if _is_paired(data["train"]) else 1
+            logged = argparse.Namespace(**{**vars(args), "batch_size": args.batch_size * rows})
+            with self._epoch(args, data, epoch, optimizer, loss, model, checkpoint) as cut:
+                original(
+                    model, cut, loss, epoch, optimizer, scaler, scheduler, dist_model, logged, tb_writer=tb_writer
+                )
+            self._evaluate_alone(model, data, epoch + 1, args, tb_writer)
+
+        return hooked
+
+    @seam("main", "train_one_epoch", ("state", "data", "args"), majors=(4,))
+    def train_one_epoch_4(self, original):
+        """The same for OpenCLIP's ``TrainState``."""
+
+        @functools.wraps(original)
+        def hooked(state, data, args, tb_writer=None):
+            task, epoch = state.task, state.epoch
+
+            def checkpoint() -> dict:
+                state.global_step = self.progress.made
+                return self.modules["main"].save_checkpoint(
+                    task, state.optimizer, epoch=epoch, scaler=state.scaler, name=args.name,
+                    global_step=state.global_step, samples_seen=state.samples_seen,
+                )
+
+            loss = getattr(task, "loss", None)
+            with self._epoch(args, data, epoch, state.optimizer, loss, task, checkpoint) as cut:
+                original(state, cut, args, tb_writer=tb_writer)
+            state.global_step = self.progress.made
+            self._evaluate_alone(task, data, epoch + 1, args, tb_writer)
+
+        return hooked
+
+    @contextlib.contextmanager
+    def _epoch(self, args, data, epoch: int, optimizer, loss, model, checkpoint: Callable[[], dict]):
+        """The data of one epoch, with its train loader cut to the steps that are to be made.
+
+        A seam for losses too: one that has ``start_epoch(model, step)`` is told of the (wrapped) model and of
+        the optimizer steps made before this epoch.
+        """
+        info, now = data["train"], self.progress
+        wanted, paired = now.start_epoch_steps(args, epoch), _is_paired(info)
+        loader = info.dataloader
+        if paired:
+            loader.stretch = wanted * args.accum_freq
+            loader.start()
+            progress.seed_epoch(args, now.made)
+        elif args.total_steps:
+            loader = progress.CutLoader(
+                loader, wanted * args.accum_freq, now.schedule.reported * args.accum_freq
+            )
+        if hasattr(loss, "calls"):
+            loss.calls = now.made * args.accum_freq  # so that its errors name the step of the whole training
+        if hasattr(loss, "start_epoch"):
+            loss.start_epoch(model, now.made)
+        if args.decay_all:
+            for group in optimizer.param_groups:
+                group["weight_decay"] = args.wd
+        yield {**data, "train": replace(info, dataloader=loader)}
+        if hasattr(loss, "check_finite"):
+            loss.check_finite()  # so that no checkpoint keeps a broken model
+        steps = getattr(loader, "given", loader.num_batches) // args.accum_freq
+        stopped = paired and steps < wanted
+        stream = loader.report().export(loader.pieces.plan) if paired else None
+        now.finish_epoch(args, METHODS[args.loss], steps, stopped=stopped, stream=stream)
+        if args.rank == 0:
+            logging.info(f"After epoch {epoch}, {now.describe()}.")
+        if stopped:
+            self._save_and_leave(args, epoch, checkpoint)
+
+    # -- checkpoints ----------------------------------------------------------------------------
+
+    def _save_and_leave(self, args, epoch: int, checkpoint: Callable[[], dict]) -> None:
+        """Save inside the epoch, on all ranks alike, and end the process with status 0."""
+        reason = self.stop.name or "a signal to another rank"
+        path = saving.interrupted_path(args, epoch)
+        if args.save_logs or getattr(args, "fsdp", False):  # gathering a sharded model takes every rank
+            saved = {**checkpoint(), "epoch": epoch, progress.STATE_KEY: self.progress.state}
+        if args.save_logs and saving.save_or_go_on(saved, path):
+            logging.info(f"Stopped by {reason}; saved {path}. Continue with --resume latest.")
+        elif args.rank == 0:
+            logging.warning(f"Stopped by {reason}; nothing was saved (--logs {args.logs}).")
+        if args.distributed:
+            torch.distributed.barrier()
+        raise SystemExit(0)
+
+    @seam("main", "torch")
+    def torch_module(self, original):
+        """``torch.save`` is whole or not at all, and adds the plugin's state."""
+        return _SavingTorch(self)
+
+    def save(self, checkpoint, path) -> None:
+        """What OpenCLIP's ``torch.save`` becomes; a full disk does not end the run."""
+        if self.progress.state and isinstance(checkpoint, dict):
+            checkpoint = {**checkpoint, progress.STATE_KEY: self.progress.state}
+        if saving.save_or_go_on(checkpoint, path):
+            saving.remove_interrupted(Path(path).parent)
+        else:
+            self.args.delete_previous_checkpoint = False  # that one is now the last good checkpoint
+
+    @seam("main", "pt_load", ("file_path", "map_location"), majors=(3,))
+    @seam("file_utils", "pt_load", ("file_path", "map_location"), majors=(4,))
+    def pt_load(self, original):
+        """Reads where the checkpoint stands; ``--resume latest`` falls back to the newest sound one."""
+
+        @functools.wraps(original)
+        def hooked(file_path, map_location=None):
+            load = functools.partial(original, map_location=map_location)
+            checkpoint = saving.load_sound(file_path, load) if self.resume_latest else load(file_path)
+            self.progress.resume_from(checkpoint)
+            return checkpoint
+
+        return hooked
+
+    @seam("main", "save_sharded_checkpoint", ("task", "optimizer", "checkpoint_dir", "epoch"), majors=(4,))
+    def save_sharded_checkpoint(self, original):
+        """The plugin's state lies beside the shards of a checkpoint of ``--fsdp-checkpoint sharded``."""
+
+        @functools.wraps(original)
+        def hooked(task, optimizer, checkpoint_dir, epoch, *args, **kwargs):
+            original(task, optimizer, checkpoint_dir, epoch, *args, **kwargs)
+            if self.args.save_logs:
+                saving.save_durably(self.progress.state, os.path.join(checkpoint_dir, _SHARDED_STATE))
+
+        return hooked
+
+    @seam("main", "load_sharded_checkpoint", ("task", "checkpoint_dir"), majors=(4,))
+    def load_sharded_checkpoint(self, original):
+        """And is read from there."""
+
+        @functools.wraps(original)
+        def hooked(task, checkpoint_dir, *args, **kwargs):
+            epoch = original(task, checkpoint_dir, *args, **kwargs)
+            path = os.path.join(checkpoint_dir, _SHARDED_STATE)
+            state = torch.load(path, weights_only=True) if os.path.exists(path) else None
+            self.progress.resume_from({"epoch": epoch, progress.STATE_KEY: state})
+            return epoch
+
+        return hooked
+
+    # -- validation -----------------------------------------------------------------------------
+
+    @seam("train", "zero_shot_eval", ("model", "data", "epoch", "args", "tokenizer"), majors=(3,))
+    @seam("train", "zero_shot_eval_all", ("task", "data", "epoch", "args", "tokenizer"), majors=(4,))
+    def zero_shot_eval(self, original):
+        """Adds compositional scores and benchmarks."""
+
+        @functools.wraps(original)
+        def hooked(model, data, epoch, args, tokenizer=None):
+            metrics = original(model, data, epoch, args, tokenizer=tokenizer)
+            if self.validator is not None:
+                metrics = {**metrics, **self.validator.run(model, epoch)}
+            return metrics
+
+        return hooked
+
+    def _evaluate_alone(self, model, data, epoch: int, args, tb_writer) -> None:
+        """OpenCLIP evaluates only where it has validation data of its own; benchmarks need none."""
+        stock = ("val", "imagenet-val", "imagenet-v2", "audio-zeroshot")
+        if self.validator is None or not args.eval_benchmarks or any(name in data for name in stock):
+            return
+        self.modules["main"].evaluate(
+            model, data, epoch, args, tb_writer=tb_writer, tokenizer=self.validator.tokenizer
+        )
+
+
+#: the plugin's state among the files of a sharded checkpoint
+_SHARDED_STATE = "triplet_state.pt"
+
+
+class _SavingTorch:
+    """``torch`` as ``open_clip_train.main`` sees it."""
+
+    def __init__(self, replacements: Replacements):
+        self._replacements = replacements
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def save(self, checkpoint, path, *args, **kwargs) -> None:
+        self._replacements.save(checkpoint, path)
+
+
+def _is_paired(info) -> bool:
+    """Whether a ``DataInfo`` comes from the paired pipeline."""
+    return hasattr(info.dataloader, "pieces")
