@@ -149,6 +149,8 @@ def test_reference_stands_below_ours_with_source_and_twofold_metrics(results):
     )
     alone = composition_block(Results(results))
     assert len(alone.columns) < len(block.columns) and all(r.kind == "measured" for r in alone.rows)
+    page = render(results, "html", reference="")
+    assert "SugarCrepe against ImageNet top-1, among 202 published models (grey)" in page
     rows = list(csv.DictReader(io.StringIO(render(results, "csv", reference="all"))))
     assert sum(r["kind"] == "reference" and r["column"] == "Winoground group" for r in rows) == 202
 

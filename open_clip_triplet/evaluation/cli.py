@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   triplet-evaluate data --data-root data
   triplet-evaluate run --model ViT-B-32 --pretrained clip=logs/clip/checkpoints/epoch_9.pt \\
       triplet=logs/triplet/checkpoints/epoch_9.pt --suite paper --data-root data --output results
-  triplet-evaluate report results --format html --baseline clip --output report.html
+  triplet-evaluate report results --format html --baseline clip --reference --output report.html
   torchrun --nproc_per_node 4 -m open_clip_triplet.evaluation.cli run ...    # encoding shared by 4 GPUs
 """
 

@@ -12,6 +12,7 @@ from open_clip_triplet.evaluation.benchmarks.base import tree_leaves, tree_mean
 from open_clip_triplet.evaluation.report import plots
 from open_clip_triplet.evaluation.report.contents import Report
 from open_clip_triplet.evaluation.report.coverage import coverage_series
+from open_clip_triplet.evaluation.report.reference import known_models
 from open_clip_triplet.evaluation.report.retention import leaderboard
 from open_clip_triplet.evaluation.report.sources import Results
 
@@ -77,7 +78,8 @@ def figures(report: Report) -> list[Figure]:
     """All figures, in the order of the page."""
     results = report.results
     names = shown_names(results)
-    found = [_coverage(report), _pareto(results, names), _radar(results, names)]
+    known = _among_known(results, names) if report.reference is not None else None
+    found = [_coverage(report), _pareto(results, names), known, _radar(results, names)]
     for benchmark in results.benchmarks():
         kept = [results.by_name[name].get(benchmark) for name in names]
         found.append(_bars(benchmark, kept))
@@ -101,6 +103,23 @@ def _pareto(results: Results, names: list[str]) -> Figure | None:
     colours = {name: index for index, name in enumerate(names)}
     points = [(s.name, s.composition, s.retention, s.front, colours.get(s.name)) for s in board.standings]
     return Figure("Composition against retention (dashed: Pareto front)", plots.pareto(points))
+
+
+def _among_known(results: Results, names: list[str]) -> Figure | None:
+    """Ours among all published models: SugarCrepe against ImageNet, or COCO where that was not measured."""
+    up = "sugarcrepe:overall"
+    for name, right in (
+        ("ImageNet top-1", "zeroshot:imagenet1k:top1"),
+        ("COCO t2i R@1", "retrieval:mscoco:t2i_r1"),
+    ):
+        cells = [(n, results.cell(n, (up,)).value, results.cell(n, (right,)).value) for n in names]
+        ours = [(n, y, x, False, i) for i, (n, y, x) in enumerate(cells) if y is not None and x is not None]
+        if ours:
+            models = [(m.label, m.value(up), m.value(right), False, None) for m in known_models("all")]
+            published = [point for point in models if point[1] is not None and point[2] is not None]
+            title = f"SugarCrepe against {name}, among {len(published)} published models (grey)"
+            return Figure(title, plots.pareto([*published, *ours], "SugarCrepe, mean of 7", name))
+    return None
 
 
 def _mark(found: list[dict | None]) -> str:

@@ -176,24 +176,31 @@ def histograms(edges: Sequence[float], series: Sequence[Sequence[int]]) -> str:
     return _draw((5, 2.2), draw)
 
 
-def pareto(points: Sequence[tuple[str, float, float, bool, int | None]]) -> str:
+def pareto(
+    points: Sequence[tuple[str, float, float, bool, int | None]],
+    up_name: str = "composition",
+    right_name: str = "retention",
+) -> str:
     """Composition (up) against retention (right); the front is joined by a line.
 
     Args:
         points: (name, composition, retention, on the front, index of its colour), values in percent. Without
             a colour a point is small and grey, and named on the front alone.
+        up_name, right_name: what the axes show.
     """
 
     def draw(axes) -> None:
         front = sorted((p[2], p[1]) for p in points if p[3])
-        axes.plot(*zip(*front), color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        if front:
+            axes.plot(*zip(*front), color=_SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for _, up, right, _, index in points:
             shade, size = (_SOFT, 4) if index is None else (colour(index), 7)
-            axes.plot([right], [up], "o", color=shade, markersize=size, zorder=2)
+            alpha = 0.45 if index is None else 1
+            axes.plot([right], [up], "o", color=shade, markersize=size, alpha=alpha, markeredgewidth=0, zorder=2)
         axes.margins(0.16, 0.16)
         _label_points(axes, [point for point in points if point[3] or point[4] is not None])
-        axes.set_xlabel("retention, %")
-        axes.set_ylabel("composition, %")
+        axes.set_xlabel(f"{right_name}, %")
+        axes.set_ylabel(f"{up_name}, %")
 
     return _draw((5, 3.4), draw)
 
