@@ -55,7 +55,7 @@ class Rules:
 
     def propose(
         self, captions: list[str], keys: list[str], count: int, attempt: int, progress: Progress = unreported
-    ) -> list[list[str]]:
+    ) -> list[list]:
         documents = self._nlp.pipe(captions, batch_size=256)
         answers = []
         for number, (key, document) in enumerate(zip(keys, documents, strict=True), 1):

@@ -59,10 +59,10 @@ class Entailment(Stage):
     def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
         source = task.samples(stats, images=False)
         while batch := list(islice(source, self.batch_size)):
-            known = [sample for sample in batch if sample.neg_text]
-            forward = self._probabilities([(s.text, s.neg_text) for s in known])
-            backward = self._probabilities([(s.neg_text, s.text) for s in known])
-            found = dict(zip((sample.key for sample in known), zip(forward, backward)))
+            known = [(sample.text, sample.neg_text) for sample in batch if sample.neg_text]
+            forward = self._probabilities(known)
+            backward = self._probabilities([(negative, text) for text, negative in known])
+            found = dict(zip((sample.key for sample in batch if sample.neg_text), zip(forward, backward)))
             for sample in batch:
                 if sample.key not in found:
                     stats.drop("no negative caption", sample.key)

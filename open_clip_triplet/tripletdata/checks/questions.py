@@ -67,8 +67,8 @@ class Questions(Stage):
 
     def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
         source = task.samples(stats)
-        while batch := list(islice(source, self.window)):
-            batch = [row for sample in batch if (row := self._usable(sample, stats))]
+        while samples := list(islice(source, self.window)):
+            batch = [row for sample in samples if (row := self._usable(sample, stats))]
             asked = self._ask([sample for sample, _ in batch])
             pairs = [(image, q) for (_, image), questions in zip(batch, asked) for q, _ in questions]
             answers = iter(self.vqa.answer(pairs))

@@ -54,7 +54,7 @@ class GenerateWithRetries:
     attempts: int = 3
     longest: int = 1000
 
-    def __call__(self, samples: list[Sample], stats: Stats) -> list[list[str]]:
+    def __call__(self, samples: list[Sample], stats: Stats) -> list[list]:
         """Accepted answers per sample, in order of acceptance; none where it must be dropped (counted)."""
         accepted: list[list[str]] = [[] for _ in samples]
         faults: list[str | None] = [
@@ -166,7 +166,7 @@ class Captions(Stage):
                 sample.neg_text, sample.meta = negative, {**sample.meta, **new}
                 yield sample
 
-    def _found(self, caption: str, negatives: list[str]) -> dict:
+    def _found(self, caption: str, negatives: list[Negative]) -> dict:
         """What the json says of accepted negatives."""
         found = {"neg_captions": [str(negative) for negative in negatives], **self.model.provenance()}
         if self.instructions:

@@ -87,7 +87,8 @@ class Coverage:
     """
 
     def __init__(self, concepts: Concepts, file: Path):
-        self.concepts, self.numbers = concepts, {}
+        self.concepts = concepts
+        self.numbers: dict = {}
         self.captions = Captions(file)
         self.seen: dict[str, set[str]] = {side: set() for side in SIDES[:2]}
         self.frequent: Counter = Counter()
@@ -185,7 +186,8 @@ def _write_subsets(args, kept: list[ShardTask], counted: Run, coverage: Coverage
     ends = list(itertools.accumulate(len(counted.read_values(task)["words"]) for task in kept))
     status = 0
     for size in sorted(args.subset):
-        chosen, task, begin = {}, 0, 0
+        task, begin = 0, 0
+        chosen: dict = {}
         for place in sorted(order[:size]):
             while place >= ends[task]:
                 begin, task = ends[task], task + 1

@@ -135,9 +135,10 @@ class Images(Stage):
         return [row for row, is_long in zip(found, long) if not is_long]
 
     def _prompt(self, sample: Sample) -> str:
+        caption = sample.neg_text or ""
         if self._edit and self.model.follows_instructions:
-            return sample.meta.get("instruction") or instruction(sample.text, sample.neg_text)
-        return sample.neg_text
+            return sample.meta.get("instruction") or instruction(sample.text, caption)
+        return caption
 
     def _draw(self, rows: list[tuple], attempts: list[int]) -> list:
         seeds = [self._seed(sample, attempt) for (sample, *_), attempt in zip(rows, attempts)]
@@ -154,7 +155,7 @@ class Images(Stage):
 
     def _encoded(self, drawn: tuple[Sample, Any]) -> Sample:
         sample, image = drawn
-        if self._edit:
+        if self._edit and sample.image is not None:
             image = _shaped_like(sample.image, image)
         sample.neg_image, sample.neg_suffix = encode(image, self.save_size, self.quality), "jpg"
         if not self.images:

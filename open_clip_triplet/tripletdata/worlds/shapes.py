@@ -190,6 +190,7 @@ class Shapes(Stage):
         ]
 
     def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
+        assert task.rows is not None
         indices = range(*task.rows)
         for number, index in enumerate(indices, 1):
             made = make_sample(
