@@ -147,8 +147,8 @@ class Diffusers:
 
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int], images: Sequence[Any] | None = None
-    ) -> list[Any]:
-        """One PIL image, or BadImage, for each prompt.
+    ) -> Iterator[Any]:
+        """One PIL image, or BadImage, for each prompt, in order, as they come out.
 
         Args:
             images: PIL images to edit; those of a like shape are worked together.
@@ -158,8 +158,8 @@ class Diffusers:
         order = sorted(range(len(prompts)), key=lambda i: images[i].size) if images else list(range(len(prompts)))
         encoded = self._encode([prompts[i] for i in order])
         drawn: dict[int, Any] = {}
-        while len(drawn) < len(order):
-            start = len(drawn)
+        start, following = 0, 0
+        while start < len(order):
             rows = order[start : start + self._images_at_once]
             if images:
                 rows = [i for i in rows if images[i].size == images[rows[0]].size]
@@ -167,10 +167,14 @@ class Diffusers:
             if images:
                 options["image"] = [images[i] for i in rows] if self._images_at_once > 1 else images[rows[0]]
             try:
-                drawn.update(zip(rows, self._run(options, [seeds[i] for i in rows])))
+                drawn.update(zip(rows, self._run(options, [seeds[i] for i in rows]), strict=True))
             except Exception as error:
                 self._halve(error)
-        return [drawn[i] for i in range(len(prompts))]
+                continue
+            start += len(rows)
+            while following in drawn:
+                yield drawn.pop(following)
+                following += 1
 
     def _encode(self, prompts: list[str]) -> dict[str, Any]:
         """What the pipeline takes for its prompts: of the SDXL family their embeddings, all encoded at once."""

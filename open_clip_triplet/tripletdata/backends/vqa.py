@@ -38,10 +38,12 @@ class VisualQuestions:
                 AutoProcessor,
                 ViltForQuestionAnswering,
             )
+            from transformers.utils import logging
         except ImportError as error:
             raise PipelineError(
                 "question answering needs transformers: install open_clip_triplet with its extra `build`"
             ) from error
+        logging.disable_progress_bar()
         common = {"revision": self.revision} if self.revision else {}
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         try:

@@ -41,8 +41,8 @@ class ImageModel(Protocol):
 
     def too_long(self, prompts: list[str]) -> list[bool]: ...
 
-    def draw(self, prompts: list[str], seeds: list[int], images: list | None = None) -> list:
-        """One PIL image or BadImage for each prompt."""
+    def draw(self, prompts: list[str], seeds: list[int], images: list | None = None) -> Iterator[Any]:
+        """One PIL image or BadImage for each prompt, in order, as they come out."""
         ...
 
 
@@ -91,20 +91,16 @@ class Images(Stage):
 
     def _drawn(self, source: Iterator[Sample], stats: Stats) -> Iterator[tuple[Sample, Any]]:
         """(sample with its origin in the json, PIL image) of samples whose image came out."""
+        first = stats.redo_round * ATTEMPTS  # asked again after a run: other seeds
         while window := list(islice(source, self.model.window)):
             rows = self._usable(window, stats)
-            first = stats.redo_round * ATTEMPTS  # asked again after a run: other seeds
-            attempts = [first] * len(rows)
-            images = self._draw(rows, attempts)
-            for attempt in range(first + 1, first + ATTEMPTS):
-                bad = [i for i, image in enumerate(images) if isinstance(image, BadImage)]
-                if not bad:
-                    break
-                stats.count("drawn again", len(bad))
-                again = self._draw([rows[i] for i in bad], [attempt] * len(bad))
-                for i, image in zip(bad, again, strict=True):
-                    images[i], attempts[i] = image, attempt
-            for (sample, prompt, _), attempt, image in zip(rows, attempts, images, strict=True):
+            for row, image in zip(rows, self._draw(rows, first), strict=True):
+                sample, prompt, _ = row
+                attempt = first
+                while isinstance(image, BadImage) and attempt + 1 < first + ATTEMPTS:
+                    attempt += 1
+                    stats.count("drawn again")
+                    (image,) = self._draw([row], attempt)
                 if isinstance(image, BadImage):
                     stats.drop(image.reason, sample.key)
                     continue
@@ -140,10 +136,10 @@ class Images(Stage):
             return sample.meta.get("instruction") or instruction(sample.text, caption)
         return caption
 
-    def _draw(self, rows: list[tuple], attempts: list[int]) -> list:
-        seeds = [self._seed(sample, attempt) for (sample, *_), attempt in zip(rows, attempts)]
+    def _draw(self, rows: list[tuple], attempt: int) -> Iterator[Any]:
+        seeds = [self._seed(sample, attempt) for sample, *_ in rows]
         pictures = [picture for _, _, picture in rows] if self._edit else None
-        return self.model.draw([prompt for _, prompt, _ in rows], seeds, pictures) if rows else []
+        return self.model.draw([prompt for _, prompt, _ in rows], seeds, pictures) if rows else iter(())
 
     def _seed(self, sample: Sample, attempt: int) -> int:
         return sample_seed(self.seed, sample.key, attempt)
