@@ -86,6 +86,17 @@ def test_identity_follows_weights_config_and_precision(tmp_path):
     assert tag["weights"] == "tag:laion2b_s34b_b79k" and tag["model_config"]["embed_dim"] == 512
 
 
+def test_identity_follows_the_files_of_a_tokenizer_elsewhere(tmp_path):
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "vocab.json").write_text("{}")
+    text = {**TINY["text_cfg"], "hf_tokenizer_name": str(tokenizer)}
+    named = spec(tmp_path, save(tmp_path / "a.pt"), model_config=write_config(tmp_path, "tiny-tok", text_cfg=text))
+    before = identify(named, file_digest)
+    (tokenizer / "merges.txt").write_text("a b\n")
+    assert identify(named, file_digest) != before
+
+
 @pytest.mark.parametrize(
     "model, pretrained, says",
     [

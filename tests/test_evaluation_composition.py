@@ -18,7 +18,10 @@ from evaluation_fixtures import tiny_clip, write_json
 from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation import evaluate
 from open_clip_triplet.evaluation.benchmarks import RETENTION, get, names, suite
+from open_clip_triplet.evaluation.benchmarks.half_truths import OrderTask
+from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.results import build_result
+from open_clip_triplet.evaluation.tasks import Choice, ImageChoice, ImageChoiceTask
 
 
 def vector(key: str) -> np.ndarray:
@@ -421,3 +424,69 @@ def test_paths_in_annotations_stay_inside(tmp_path):
     write_json(folder / "image2text.json", [{"query": "../../../../etc/passwd", "keys": keys, "label": 0}])
     (item,) = get("spec").load(tmp_path)["count_i2t"].items
     assert Path(item.image.path).resolve().is_relative_to(folder.resolve())
+
+
+def rows_from(table: dict):
+    """Embeddings by name, as a task asks for them."""
+    return lambda keys: np.array([table[str(key)] for key in keys], dtype=float)
+
+
+def test_image_choice_by_hand():
+    images = {"right": (1, 0), "near": (0.8, 0.6), "same": (1, 0), "far": (-1, 0)}
+    refs = {name: ImageRef(name) for name in images}
+    items = [
+        ImageChoice("right", "c", (refs["right"], refs["near"], refs["far"])),
+        ImageChoice("wrong", "c", (refs["near"], refs["right"])),
+        ImageChoice("tie", "c", (refs["right"], refs["same"])),
+    ]
+    outcome = ImageChoiceTask(items).score(rows_from(images), rows_from({"c": (1, 0)}))
+    assert outcome.right["accuracy"].tolist() == [True, False, False] and outcome.ties == 1
+    assert [row["scores"] for row in outcome.rows()] == [[1, 0.8, -1], [0.8, 1], [1, 1]]
+    assert np.isnan(ImageChoiceTask([]).score(None, None).metrics["accuracy"]["value"])
+    broken = rows_from({**images, "near": (np.nan, 0)})
+    with pytest.raises(ValueError, match="NaN"):
+        ImageChoiceTask(items).score(broken, rows_from({"c": (1, 0)}))
+
+
+def test_half_truths_by_hand():
+    captions = {"a": (0.6, 0.8), "better": (0.8, 0.6), "worse": (0.0, 1.0), "b": (0.6, 0.8)}
+    cases = {  # anchor, full truth, half-truth -> accuracy, ordering
+        ("a", "better", "worse"): (True, True),
+        ("a", "worse", "worse"): (True, False),
+        ("a", "better", "better"): (False, False),
+        ("a", "better", "b"): (False, False),  # a tie with the half-truth
+        ("a", "b", "worse"): (True, False),  # a tie with the full truth
+    }
+    items = [
+        Choice(str(i), ImageRef("x"), names[:2], names[2:], ("entity",)) for i, names in enumerate(cases)
+    ]
+    outcome = OrderTask(items).score(rows_from({"x": (1, 0)}), rows_from(captions))
+    assert list(zip(outcome.right["accuracy"].tolist(), outcome.right["ordering"].tolist())) == list(
+        cases.values()
+    )
+    assert outcome.ties == 2 and outcome.groups["entity"]["items"] == 5
+
+
+def test_pairs_and_sets_of_whatsup_by_hand(tmp_path):
+    """Both of a pair, all four of a set; an item that is missing makes its pair and set wrong."""
+    WRITERS["whatsup"](tmp_path)
+    task = get("whatsup").load(tmp_path)["controlled_a"]
+    wrong = {"mug-1_on_plate.jpeg", "mug-2_left_of_plate.jpeg", "mug-2_right_of_plate.jpeg"}
+    answers = {}
+    for item in task.items:
+        for caption in item.captions:
+            is_right = (caption in item.positives) != (Path(item.image.path).name in wrong)
+            answers[item.image, caption] = is_right
+    task.items = [item for item in task.items if Path(item.image.path).name != "mug-3_under_plate.jpeg"]
+
+    order = {str(item.image): i for i, item in enumerate(task.items)}
+    image_vectors = {name: np.eye(len(order))[i] for name, i in order.items()}
+    text_vectors: dict[str, np.ndarray] = {}
+    for (image, caption), is_right in answers.items():
+        vector_of = text_vectors.setdefault(caption, np.full(len(order), 0.5))
+        if str(image) in order:
+            vector_of[order[str(image)]] = 1.0 if is_right else 0.0
+    outcome = task.score(rows_from(image_vectors), rows_from(text_vectors))
+    assert int(outcome.right["accuracy"].sum()) == 24 - 1 - 3
+    assert (int(outcome.right["pair"].sum()), len(outcome.right["pair"])) == (12 - 3, 12)
+    assert (int(outcome.right["set"].sum()), len(outcome.right["set"])) == (6 - 3, 6)

@@ -260,6 +260,18 @@ def test_captions_cut_at_the_context_length_are_counted(tmp_path):
     captions = ["a dog", "dog " * 75, "dog " * 76]
     assert encoder.cut(captions, tokenizer(captions)) == [False, False, True]
 
+    class PaddedWithTheEndMark:
+        """As transformers' CLIP tokenizers: a row ends in the end mark, repeated."""
+
+        def __call__(self, texts, context_length=77):
+            rows = tokenizer(texts, context_length=context_length)
+            return torch.where(rows == 0, torch.tensor(49407), rows)
+
+    padded = PaddedWithTheEndMark()
+    assert Encoder(model, preprocess, padded).cut(captions, padded(captions)) == [False, False, True]
+    alone = lambda texts: tokenizer(texts)  # noqa: E731 - knows no other length, so what fills it counts as cut
+    assert Encoder(model, preprocess, alone).cut(captions, alone(captions)) == [False, True, True]
+
 
 def test_a_limited_run_says_so(tmp_path):
     write_suite(tmp_path)

@@ -198,6 +198,15 @@ def test_store_survives_damage_and_concurrent_writers(tmp_path):
     assert c.remarks == {"i": ["grey"]} and c.failed == {"broken": "truncated"}
     a.reload()
     assert a.missing("images", ["k"]) == []
+    left = [a.folder / ".images-x.npy.99.tmp", a.folder / "images-alone.npy"]
+    for path in left:
+        path.write_bytes(b"half")
+    EmbeddingStore(tmp_path, facts)  # who knows, somebody may be writing them now
+    assert all(path.exists() for path in left)
+    for path in left:
+        os.utime(path, (0, 0))
+    assert EmbeddingStore(tmp_path, facts).missing("images", ["i", "k"]) == []
+    assert not any(path.exists() for path in left)
     with pytest.raises(KeyError):
         a.get("images", ["m"])
 

@@ -173,15 +173,17 @@ def test_prompts_beyond_the_text_encoder_are_counted_and_nothing_is_logged(
 
 def test_half_precision_decodes_in_bfloat16_where_the_vae_asks_to_be_upcast(folder):
     import torch
+    from diffusers import AutoencoderKL
 
-    model = Diffusers(folder, size=64, dtype="float16")
-    model.open("cpu")
-    assert model._pipe.vae.config.force_upcast and model._pipe.vae.dtype == torch.bfloat16
-    assert model._pipe.unet.dtype == torch.float16
-    (image,) = model.draw(["a cat"], [1])
-    full = Diffusers(folder, size=64)
-    full.open("cpu")
-    assert difference(image, full.draw(["a cat"], [1])[0]) < 8
+    assert AutoencoderKL.load_config(folder, subfolder="vae")["force_upcast"]
+    for edit in ({}, {"edit": True, "steps": 2, "strength": 0.5}):
+        half, full = Diffusers(folder, size=64, dtype="float16", **edit), Diffusers(folder, size=64, **edit)
+        half.open("cpu")
+        full.open("cpu")
+        pictures = [Image.open(io.BytesIO(picture(1, size=(64, 64))))] if edit else None
+        (image,), (expected,) = (model.draw(["a cat"], [1], pictures) for model in (half, full))
+        assert half._pipe.vae.dtype == torch.bfloat16 and half._pipe.unet.dtype == torch.float16
+        assert difference(image, expected) < 8
 
 
 def test_another_autoencoder_by_name(folder, tmp_path):

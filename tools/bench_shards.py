@@ -1,4 +1,5 @@
-"""How fast shards are built: packing beside img2dataset, vLLM's shared prefix, resuming a finished run.
+"""How fast shards are built: packing beside img2dataset, vLLM's shared prefix, resuming a finished run, and
+how busy a GPU is kept: engines that sleep as one would (35 images/s, 300 captions/s) stand in for it.
 
   python tools/bench_shards.py --output tools/results/bench_shards.json \\
       --img2dataset I2D/bin/python --vllm .venv-vllm/bin/python --llm .venv-vllm/smollm2
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -90,12 +92,13 @@ def photo(seed: int, size=(512, 384)) -> bytes:
     return buffer.getvalue()
 
 
-def write_images(path: Path, images: list[bytes]) -> None:
+def write_images(path: Path, images: list[bytes], more: dict | None = None) -> None:
     from open_clip_triplet.shards import ShardWriter
 
     with ShardWriter(path) as writer:
         for number, data in enumerate(images):
-            writer.write({"__key__": f"{number:09d}", "jpg": data, "txt": "two red dogs behind a car"})
+            sample = {"__key__": f"{number:09d}", "jpg": data, "txt": "two red dogs behind a car"}
+            writer.write({**sample, **(more or {})})
 
 
 def bench_packing(folder: Path, python: str | None, count: int, rounds: int) -> dict:
@@ -183,6 +186,92 @@ def bench_resume(folder: Path, shards: int) -> dict:
     return result
 
 
+@dataclass
+class SleepingImages:
+    """Takes the time of a GPU that draws ``rate`` images a second, and no CPU."""
+
+    rate: float
+    model: str = "sleeping"
+    batch_size: int = 16
+    asleep: float = 0.0
+
+    def open(self, device: str) -> None:
+        from PIL import Image
+
+        self._image = Image.open(io.BytesIO(photo(1, (512, 512)))).convert("RGB")
+
+    @property
+    def window(self) -> int:
+        return 8 * self.batch_size
+
+    def too_long(self, prompts: list[str]) -> list[bool]:
+        return [False] * len(prompts)
+
+    def draw(self, captions: list[str], seeds: list[int], images=None):
+        for start in range(0, len(captions), self.batch_size):
+            count = len(captions[start : start + self.batch_size])
+            _sleep(self, count / self.rate)
+            for _ in range(count):
+                yield self._image.copy()
+
+
+@dataclass
+class SleepingCaptions:
+    """Takes the time of a GPU that writes ``rate`` captions a second, and no CPU."""
+
+    rate: float
+    asleep: float = 0.0
+    model: str = "sleeping"
+    prompt: str = "{}"
+    retries = False
+
+    def config(self) -> dict:
+        return {"rate": self.rate}
+
+    def provenance(self) -> dict:
+        return {"llm": self.model}
+
+    def open(self, device: str) -> None:
+        pass
+
+    def propose(self, captions: list[str], keys: list[str], count: int, attempt: int, progress) -> list[list[str]]:
+        _sleep(self, len(captions) / self.rate)
+        return [[caption.replace("red", "green")] for caption in captions]
+
+
+def _sleep(engine, seconds: float) -> None:
+    time.sleep(seconds)
+    engine.asleep += seconds
+
+
+def bench_busy(folder: Path, seconds: float) -> dict:
+    """Share of the time that a sleeping engine works while real stages read, encode and write around it."""
+    from open_clip_triplet.tripletdata.run.engines import Local
+    from open_clip_triplet.tripletdata.run.plan import plan_tasks
+    from open_clip_triplet.tripletdata.run.runner import run_stage
+    from open_clip_triplet.tripletdata.stages.captions import Captions
+    from open_clip_triplet.tripletdata.stages.images import Images
+
+    result = {}
+    for name, rate in (("captions", 300), ("images", 35)):
+        source, number = folder / f"busy-{name}", int(rate * seconds / 5)
+        for shard in range(5):
+            write_images(source / f"{shard:05d}.tar", [photo(0)] * number, {"neg.txt": "two green dogs"})
+        model = SleepingCaptions(rate) if name == "captions" else SleepingImages(rate)
+        stage = Captions(model, images=False) if name == "captions" else Images(model, images=False)
+        before, start = time.process_time(), time.perf_counter()
+        run = run_stage(stage, plan_tasks(str(source)), folder / name, Local(cpu=True), quiet=True)
+        wall = time.perf_counter() - start
+        assert not run.failed and sum(record["kept"] for record in run.records()) == 5 * number
+        result[name] = {
+            "per_second": rate,
+            "samples": 5 * number,
+            "busy_percent": round(100 * model.asleep / wall, 1),
+            "cores_used": round((time.process_time() - before) / wall, 2),
+        }
+    return result
+
+
 def processor() -> str:
     names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
     return names[0] if names else platform.machine()
@@ -199,6 +288,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300, help="images to pack (default 300)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of packing (default 5)")
     parser.add_argument("--captions", type=int, default=64, help="captions for vLLM (default 64)")
+    parser.add_argument(
+        "--busy", type=float, default=20, help="seconds of the sleeping engines each (default 20)"
+    )
+    parser.add_argument("--only-busy", action="store_true", help="the sleeping engines alone")
     parser.add_argument("--shards", type=int, default=1000, help="shards of the finished run (default 1000)")
     args = parser.parse_args()
     commit = subprocess.run(
@@ -212,10 +305,12 @@ def main() -> None:
         "load_before": round(os.getloadavg()[0], 1),
     }
     with tempfile.TemporaryDirectory() as folder:
-        results["packing_samples_per_s_per_core"] = bench_packing(
-            Path(folder), args.img2dataset, args.images, args.rounds
-        )
-        results["resume_of_a_finished_run"] = bench_resume(Path(folder), args.shards)
+        results["busy_gpu"] = bench_busy(Path(folder), args.busy)
+        if not args.only_busy:
+            results["packing_samples_per_s_per_core"] = bench_packing(
+                Path(folder), args.img2dataset, args.images, args.rounds
+            )
+            results["resume_of_a_finished_run"] = bench_resume(Path(folder), args.shards)
     if args.vllm:
         results["vllm_captions_per_s"] = bench_vllm(args.vllm, args.llm, args.captions)
     text = json.dumps(results, indent=1)

@@ -154,6 +154,11 @@ def main(argv: list[str] | None = None) -> int:
     except (TripletError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        print(f"error: {str(error).splitlines()[0]} Try a smaller --batch-size", file=sys.stderr)
+        return 2
     except OSError as error:  # a full disk, a folder that cannot be written to
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2

@@ -7,10 +7,12 @@ number of processes may add to one store at once, and one killed leaves nothing 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ from open_clip_triplet.evaluation.metrics import finite
 from open_clip_triplet.files import write_text_durably, write_whole
 
 KINDS = ("images", "texts")
+#: seconds after which a half-written part has no writer any more
+STALE_S = 3600.0
 
 
 def store_key(facts: dict) -> str:
@@ -55,7 +59,17 @@ class EmbeddingStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "key.json").exists():
                 write_text_durably(self.folder / "key.json", json.dumps(facts, indent=1, sort_keys=True))
+            self._remove_stale()
             self.reload()
+
+    def _remove_stale(self) -> None:
+        """Delete what processes killed in the middle of a write left: temporary files, rows without record."""
+        assert self.folder is not None
+        rows = (part for part in self.folder.glob("*.npy") if not part.with_suffix(".json").exists())
+        for path in (*self.folder.glob(".*.tmp"), *rows):
+            with contextlib.suppress(OSError):  # another process may be as tidy
+                if time.time() - path.stat().st_mtime > STALE_S:
+                    path.unlink()
 
     def reload(self) -> None:
         """Read the parts that other processes have added."""

@@ -25,6 +25,7 @@ STAGES: dict[str, str] = {
     "filter": "stages.filter",
     "verify": "stages.verify",
     "concepts": "stages.concepts",
+    "import": "stages.import_pairs",
     "pack": "stages.pack",
     "validate": "stages.validate",
     "shapes": "worlds.shapes",

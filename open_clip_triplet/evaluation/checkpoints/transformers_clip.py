@@ -79,11 +79,11 @@ class FolderTokenizer:
     def __init__(self, tokenizer, context_length: int):
         self.tokenizer, self.context_length = tokenizer, context_length
 
-    def __call__(self, captions: list[str]) -> torch.Tensor:
+    def __call__(self, captions: list[str], context_length: int | None = None) -> torch.Tensor:
         """[n, context_length] token ids."""
+        length = context_length or self.context_length
         return self.tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=self.context_length,
-            return_tensors="pt",
+            list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).input_ids
 
 

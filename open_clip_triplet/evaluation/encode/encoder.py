@@ -41,6 +41,7 @@ class Encoder:
         self.name = name or type(model).__name__
         self._encode_text: Callable | None = None
         self._pad: int | None = None
+        self._fullest = -1
         self._sound = 0
 
     def images(self, tensors: Sequence) -> np.ndarray:
@@ -74,12 +75,15 @@ class Encoder:
         """
         if self._pad is None:
             self._pad = int(self.tokenizer(["a"])[0, -1])
+            # where padding is the end mark again, a full row shows in the column before the last
+            self._fullest = -2 if int(self.tokenizer(["a " * 1000])[0, -1]) == self._pad else -1
         length = tokens.shape[1]
-        full = [index for index, last in enumerate(tokens[:, -1].tolist()) if last != self._pad]
+        full = [i for i, last in enumerate(tokens[:, self._fullest].tolist()) if last != self._pad]
         found = [False] * len(captions)
         for index in full:
             try:
-                found[index] = int(self.tokenizer([captions[index]], context_length=length + 1)[0, -1]) != self._pad
+                longer = self.tokenizer([captions[index]], context_length=length + 1)
+                found[index] = int(longer[0, self._fullest]) != self._pad
             except TypeError:
                 found[index] = True
         return found

@@ -122,9 +122,11 @@ class Diffusers:
     def _tune(self, torch, device: str) -> None:
         """Half-precision decoding, memory layout, compilation."""
         vae, core = getattr(self._pipe, "vae", None), "unet" if hasattr(self._pipe, "unet") else "transformer"
-        if vae is not None and vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
-            vae.to(torch.bfloat16)
-            _cast_inputs(vae)
+        if getattr(getattr(vae, "config", None), "force_upcast", False):
+            if vae.dtype == torch.float16:
+                vae.to(torch.bfloat16)
+                _cast_inputs(vae)
+            vae.register_to_config(force_upcast=False)  # else pipelines would take it to float32 and back
         for part in (vae, getattr(self._pipe, "unet", None)) if device == "cuda" else ():
             if part is not None and all(weight.dim() != 5 for weight in part.parameters()):  # no video model
                 part.to(memory_format=torch.channels_last)

@@ -35,10 +35,12 @@ class Entailment(Stage):
     def open(self, device: str) -> None:
         try:
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
+            from transformers.utils import logging
         except ImportError as error:
             raise PipelineError(
                 "this check needs transformers: install open_clip_triplet with its extra `build`"
             ) from error
+        logging.disable_progress_bar()
         common = {"revision": self.revision} if self.revision else {}
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.model, **common)

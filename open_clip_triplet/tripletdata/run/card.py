@@ -49,7 +49,14 @@ def _facts(summary: dict) -> list[str]:
         "",
         "Negatives are made by models: they may be wrong, and they carry the models' biases. "
         "The terms of the source images and of the models apply.",
+        *_licences(summary),
     ]
+
+
+def _licences(summary: dict) -> list[str]:
+    """Data sets that were imported, and their licences."""
+    configs = [stage["config"] for stage in summary["stages"].values() if stage["config"].get("licence")]
+    return [line for c in configs for line in ("", f"Licence of {cell(c['source'])}: {cell(c['licence'])}.")]
 
 
 def _stages(summary: dict) -> list[str]:
@@ -135,7 +142,7 @@ def _prompts(summary: dict) -> list[str]:
 
 
 def _use(summary: dict, shards: list[str]) -> list[str]:
-    loss = "triplet" if "images" in summary["stages"] else "negclip"
+    loss = "triplet" if {"images", "import"} & set(summary["stages"]) else "negclip"
     return [
         "## Use",
         "",

@@ -143,7 +143,7 @@ def number_tasks(tasks: list[ShardTask], plan: dict[int, str]) -> list[ShardTask
 
 def _new_numbers(names: list[str], plan: dict[int, str]) -> list[int]:
     """Numbers of inputs that the plan does not know: those of their names, if that is clear, else the next."""
-    found = [re.search(r"(\d{1,8})(\.tar|\.tar\.gz)?$", name) for name in names]
+    found = [re.search(r"(\d{1,8})(\.tar|\.tar\.gz|)$", name) for name in names if name[:5] != "pipe-"]
     own = [int(match[1]) for match in found if match]
     if len(set(own)) == len(names) and not set(own) & set(plan):
         return own

@@ -90,19 +90,62 @@ def iter_rows(path: str, table: Table, start: int, stop: int) -> Iterator[tuple]
     if not path.endswith((".parquet", ".arrow")):
         yield from _read_text(path, table, files.size_of(path))[start:stop]
         return
-    with _explained(path), (_parquet if path.endswith(".parquet") else _arrow)(path) as file:
-        names = file.schema_arrow.names if path.endswith(".parquet") else file.schema.names
+    with _explained(path), _open_columns(path) as (names, _):
         columns = table.columns(path, names)
-        batches = file.iter_batches(1000, columns=columns) if path.endswith(".parquet") else file
-        first = 0
-        for batch in batches:
-            skip, take = max(start - first, 0), max(min(stop - first, batch.num_rows), 0)
-            if skip < take:
-                part = batch.select(columns).slice(skip, take - skip)
-                yield from zip(*(part.column(name).to_pylist() for name in columns))
+    yield from iter_columns(path, columns, start, stop)
+
+
+def iter_columns(path: str, columns: list[str], start: int, stop: int) -> Iterator[tuple]:
+    """Values of ``columns`` in the rows from ``start`` up to ``stop``; parquet skips the row groups before.
+
+    Raises:
+        PipelineError: the file cannot be read or lacks a column; those found are named.
+    """
+    with _explained(path):
+        if not path.endswith((".parquet", ".arrow")):
+            frame = _read_frame(path, files.size_of(path))
+            _require(path, columns, list(map(str, frame.columns)))
+            yield from frame[columns].iloc[start:stop].itertuples(index=False, name=None)
+            return
+        with _open_columns(path) as (names, file):
+            _require(path, columns, names)
+            for first, batch in _batches(file, list(dict.fromkeys(columns)), start):
+                skip, end = max(start - first, 0), min(stop - first, batch.num_rows)
+                if skip < end:
+                    part = batch.slice(skip, end - skip)
+                    yield from zip(*(part.column(name).to_pylist() for name in columns))
+                if first + batch.num_rows >= stop:
+                    return
+
+
+def _require(path: str, columns: list[str], found: list[str]) -> None:
+    if missing := [name for name in columns if name not in found]:
+        raise PipelineError(
+            f"{path} has no column {' or '.join(map(repr, missing))} (it has: {', '.join(found)}).", 2
+        )
+
+
+def _batches(file, columns: list[str], start: int) -> Iterator[tuple]:
+    """(number of the first row, record batch of ``columns``) from the one that holds row ``start`` on."""
+    first = 0
+    if not hasattr(file, "metadata"):  # an arrow stream is read from its start
+        for batch in file:
+            yield first, batch.select(columns)
             first += batch.num_rows
-            if first >= stop:
-                return
+        return
+    groups = list(range(file.num_row_groups))
+    while len(groups) > 1 and first + file.metadata.row_group(groups[0]).num_rows <= start:
+        first += file.metadata.row_group(groups.pop(0)).num_rows
+    for batch in file.iter_batches(256, row_groups=groups, columns=columns):
+        yield first, batch
+        first += batch.num_rows
+
+
+@contextlib.contextmanager
+def _open_columns(path: str):
+    """(column names, open file) of a parquet or arrow table."""
+    with (_parquet if path.endswith(".parquet") else _arrow)(path) as file:
+        yield (file.schema_arrow if path.endswith(".parquet") else file.schema).names, file
 
 
 @contextlib.contextmanager
@@ -139,14 +182,19 @@ def _explained(path: str):
         raise PipelineError(f"{path}: cannot be read ({error})", 2) from error
 
 
-@functools.lru_cache(maxsize=2)
 def _read_text(path: str, table: Table, size: int) -> list[tuple]:
-    """Rows of a csv or tsv of ``size`` bytes: one that has grown is read again."""
+    """(image, caption) rows of a csv or tsv."""
+    frame = _read_frame(path, size)
+    columns = table.columns(path, list(map(str, frame.columns)))
+    return list(frame[columns].itertuples(index=False, name=None))
+
+
+@functools.lru_cache(maxsize=2)
+def _read_frame(path: str, size: int):
+    """A csv or tsv of ``size`` bytes, every cell a string: one that has grown is read again."""
     with _explained(path):
         import pandas
 
         separator = "\t" if path.endswith(".tsv") else ","
         with _opened(path) as stream:
-            frame = pandas.read_csv(stream, sep=separator, dtype=str, keep_default_na=False)
-        columns = table.columns(path, list(map(str, frame.columns)))
-        return list(frame[columns].fillna("").itertuples(index=False, name=None))
+            return pandas.read_csv(stream, sep=separator, dtype=str, keep_default_na=False).fillna("")

@@ -208,7 +208,7 @@ class ShardTask:
             raise ShardError(f"{path}: no such file")
         start, stop = self.rows or (0, 0)
         for number, (image, caption) in enumerate(iter_rows(path, table, start, stop), start):
-            data, name = _cell(image)
+            data, name = table_cell(image)
             roles: dict = {"__key__": os.path.splitext(os.path.basename(name))[0] or str(number)}
             caption = caption[0] if isinstance(caption, list) and caption else caption
             roles["text"] = str(caption or "").encode("utf-8", "replace")
@@ -229,7 +229,7 @@ class ShardTask:
             yield roles
 
 
-def _cell(image) -> tuple[bytes | None, str]:
+def table_cell(image) -> tuple[bytes | None, str]:
     """Bytes and name of a table's image: a path, bytes, or Hugging Face's ``{"bytes", "path"}``."""
     if isinstance(image, dict):
         return image.get("bytes"), str(image.get("path") or "")

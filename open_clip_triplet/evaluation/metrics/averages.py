@@ -1,0 +1,98 @@
+"""Averages of outcomes: within classes, with 95% intervals, and between two models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from open_clip_triplet.evaluation.metrics.arrays import Floats, Ints
+
+#: draws of a bootstrap
+DRAWS = 2000
+
+
+def per_class_counts(correct: ArrayLike, labels: ArrayLike, classes: int) -> tuple[Ints, Ints]:
+    """(right [C], items [C]) per class."""
+    classes_of = np.asarray(labels, dtype=np.int64)
+    right = np.bincount(classes_of, weights=np.asarray(correct, dtype=float), minlength=classes)
+    return right.astype(np.int64), np.bincount(classes_of, minlength=classes)
+
+
+def mean_per_class(correct: ArrayLike, labels: ArrayLike, classes: int) -> float:
+    """Mean over the classes that occur of the accuracy within each. NaN for no items."""
+    right, items = per_class_counts(correct, labels, classes)
+    present = items > 0
+    return float((right[present] / items[present]).mean()) if present.any() else math.nan
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson score interval of a proportion, 95% by default. ``(nan, nan)`` for no items."""
+    if total == 0:
+        return math.nan, math.nan
+    p = correct / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_interval(
+    counts: Sequence[tuple[int, int]], average: Callable[[Floats], Any], *, seed: int = 0, draws: int = DRAWS
+) -> tuple[float, float]:
+    """95% percentile bootstrap interval of an average of accuracies, items drawn anew in each part.
+
+    Resampling n items of which k are right gives Binomial(n, k/n)/n, so that is drawn directly.
+
+    Args:
+        counts: (right, items) of each part. average: [parts, draws] accuracies -> [draws] averages.
+    """
+    if any(items == 0 for _, items in counts):
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([rng.binomial(items, right / items, draws) / items for right, items in counts])
+    low, high = np.percentile(average(drawn), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact McNemar p-value from the discordant counts (right under one model alone)."""
+    n, k = only_first + only_second, min(only_first, only_second)
+    if n == 0:
+        return 1.0
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2)
+        for i in range(k + 1)
+    ]
+    return min(1.0, 2 * math.fsum(math.exp(value) for value in logs))
+
+
+def paired_bootstrap(
+    differences: Sequence[ArrayLike], average: Callable[[Floats], Any], *, seed: int = 0, draws: int = DRAWS
+) -> dict[str, float]:
+    """Paired bootstrap of the difference between two models' averages, same items drawn for both.
+
+    Args:
+        differences: per part, [n] of outcome under the first model minus outcome under the second.
+        average: [parts, draws] -> [draws].
+
+    Returns:
+        ``difference``, 95% ``low`` and ``high``, two-sided ``p`` (never below 1/draws).
+    """
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for part in differences:
+        values, counts = np.unique(np.asarray(part, dtype=float), return_counts=True)
+        drawn.append(rng.multinomial(counts.sum(), counts / counts.sum(), draws) @ values / counts.sum())
+    samples = average(np.stack(drawn))
+    observed = average(np.array([[float(np.mean(np.asarray(part, dtype=float)))] for part in differences]))[0]
+    low, high = np.percentile(samples, [2.5, 97.5])
+    tail = min((samples <= 0).mean(), (samples >= 0).mean())
+    return {
+        "difference": float(observed),
+        "low": float(low),
+        "high": float(high),
+        "p": float(min(1.0, max(2 * tail, 1 / draws))),
+    }

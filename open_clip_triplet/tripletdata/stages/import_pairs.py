@@ -1,0 +1,252 @@
+"""Ready-made hard pairs: data sets of edited images with a caption of each side, as paired shards.
+
+An image and its caption become the positive, the edited image and its caption the negative. The json of
+each sample names the data set, its licence, the instruction of the edit and, where there is one, its
+category.
+
+The formats are those of the data sets' cards: parquet or arrow with image bytes, or a csv with paths.
+GPT-Image-Edit-1.5M has instructions and no captions: caption its images first (any tool), write a table
+with a caption of each side, and name its columns with ``--columns``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from open_clip_triplet import files
+from open_clip_triplet.errors import ImageError, PipelineError, ShardError
+from open_clip_triplet.tripletdata.run import options
+from open_clip_triplet.tripletdata.run.card import write_card
+from open_clip_triplet.tripletdata.run.command import report, run_as_asked
+from open_clip_triplet.tripletdata.run.plan import plan_tasks
+from open_clip_triplet.tripletdata.run.records import refuse_foreign
+from open_clip_triplet.tripletdata.run.runner import totals
+from open_clip_triplet.tripletdata.run.sample import Sample, Stats
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
+from open_clip_triplet.tripletdata.run.tables import Table, iter_columns
+from open_clip_triplet.tripletdata.run.task import ShardTask, table_cell
+from open_clip_triplet.tripletdata.stages.pack import fit
+
+HELP = "import ready-made hard pairs: UltraEdit, HQ-Edit, VisMin, or any table of two images and two captions"
+EXAMPLES = """\
+examples:
+  triplet-shards import --format ultraedit --input UltraEdit_500k/data/ --output ultraedit/
+  triplet-shards import --format vismin --input vismin/ --output vismin-shards/
+  triplet-shards import --columns image=a caption=b neg_image=c neg_caption=d --input t.parquet --output out/
+
+"""
+NEEDED = ("image", "caption", "neg_image", "neg_caption")
+OPTIONAL = ("instruction", "category")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A data set: its columns by what they are, where it comes from, and its licence as its card says it."""
+
+    source: str
+    licence: str
+    columns: dict[str, str]
+    #: edited rows name the row of their original in this column; both have the key ``row_key``
+    original: str = ""
+    row_key: str = ""
+
+
+FORMATS = {
+    "ultraedit": Format(
+        "BleachNick/UltraEdit",
+        "see the data set's card",
+        {
+            "image": "source_image", "caption": "source_caption", "neg_image": "edited_image",
+            "neg_caption": "target_caption", "instruction": "edit_prompt",
+        },
+    ),
+    "hq-edit": Format(
+        "UCSC-VLAA/HQ-Edit",
+        "cc-by-nc-4.0",
+        {
+            "image": "input_image", "caption": "input", "neg_image": "output_image", "neg_caption": "output",
+            "instruction": "edit",
+        },
+    ),
+    "vismin": Format(
+        "mair-lab/vismin",
+        "cc-by-sa-4.0",
+        {"image": "image", "caption": "caption", "category": "category"},
+        original="source_image_id",
+        row_key="image_id",
+    ),
+}
+
+
+@dataclass
+class ImportPairs(Stage):
+    """Stage: paired samples of the rows of a table."""
+
+    name: ClassVar[str] = "import"
+    source: str = ""
+    licence: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    original: str = ""
+    row_key: str = ""
+    save_size: int = 256
+    quality: int = 95
+    root: str = ""
+    tables: tuple[tuple[str, int], ...] = field(default=(), metadata=RUNTIME_ONLY)
+    _originals: dict[str, tuple] = field(default_factory=dict, metadata=RUNTIME_ONLY, repr=False)
+
+    def open(self, device: str) -> None:
+        """Where edits name their original: (table, row) of each original, images left where they are."""
+        if not self.original:
+            return
+        self._originals = {}
+        for table, count in self.tables:
+            columns = [self.row_key, self.original]
+            for number, (key, original) in enumerate(iter_columns(table, columns, 0, count)):
+                if not original:
+                    self._originals[str(key)] = (table, number)
+
+    def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
+        start, stop = task.rows or (0, 0)
+        names = [*self.columns.values(), *filter(None, (self.original, self.row_key))]
+        for number, values in enumerate(iter_columns(task.inputs[0], names, start, stop), start):
+            row = dict(zip(names, values))
+            if self.original and not row[self.original]:
+                continue  # an original alone: it comes with each of its edits
+            stats.read += 1
+            key = f"{task.name}_{number - start:06d}"
+            made = self._sample(task, key, number, row)
+            if isinstance(made, str):
+                stats.drop(made, key)
+            else:
+                yield made
+            stats.report((number - start + 1) / (stop - start))
+
+    def _sample(self, task: ShardTask, key: str, number: int, row: dict) -> Sample | str:
+        """A row as a paired sample, or why it is none."""
+        fields = {name: row[column] for name, column in self.columns.items()}
+        if self.original:
+            found = self._original(str(row[self.original]))
+            if found is None:
+                return "its original is not there"
+            fields = {
+                "image": found[0], "caption": found[1], "neg_image": fields["image"],
+                "neg_caption": fields["caption"], "category": fields.get("category"),
+            }
+        text, neg_text = (str(fields[name] or "").replace("\0", "").strip() for name in ("caption", "neg_caption"))
+        if not text or not neg_text:
+            return "no caption"
+        if text == neg_text:
+            return "both captions are the same"
+        try:
+            image, suffix = self._image(task.inputs[0], fields["image"])
+            neg_image, neg_suffix = self._image(task.inputs[0], fields["neg_image"])
+        except OSError:
+            return "image file missing"
+        except ImageError:
+            return "image cannot be decoded"
+        meta = {
+            "captions": [text], "neg_captions": [neg_text], "source": self.source, "licence": self.licence,
+            "source_key": str(row.get(self.row_key) or number), "t2i": self.source,
+            **{name: str(fields[name]) for name in OPTIONAL if fields.get(name)},
+        }
+        return Sample(key, text, image, suffix, neg_text, neg_image, neg_suffix, meta)
+
+    def _original(self, key: str) -> tuple | None:
+        """(image, caption) of an original row."""
+        if key not in self._originals:
+            return None
+        table, number = self._originals[key]
+        columns = [self.columns["image"], self.columns["caption"]]
+        return next(iter_columns(table, columns, number, number + 1), None)
+
+    def _image(self, table: str, value: Any) -> tuple[bytes, str]:
+        data, name = table_cell(value)
+        if data is None:
+            try:
+                data = files.read_bytes(files.join(self.root or os.path.dirname(table), name))
+            except ValueError as error:
+                raise OSError(str(error)) from error
+        return fit(data, self.save_size, self.quality)
+
+
+def add_arguments(parser) -> None:
+    group = parser.add_argument_group("input and output")
+    group.add_argument("--input", nargs="+", required=True, help="parquet, arrow or csv files, or their folder")
+    group.add_argument("--output", required=True, help="folder of the paired shards; rerun to continue")
+    group.add_argument("--format", choices=sorted(FORMATS), help="a data set whose columns are known")
+    group.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help=f"columns of another table: {', '.join(NEEDED)}, and {' and '.join(OPTIONAL)} where there are any",
+    )
+    group.add_argument("--source", default="", help="with --columns: name of the data set, for json and card")
+    group.add_argument("--licence", default="", help="licence to write down (default the format's)")
+    group.add_argument("--image-root", default="", help="folder of relative image paths (default the table's)")
+    group.add_argument(
+        "--samples-per-shard", type=options.positive, default=10_000, help="shard size (default 10000)"
+    )
+    group.add_argument(
+        "--save-size", type=int, default=256, help="shorter side kept, pixels (default 256; 0: all)"
+    )
+    group.add_argument("--quality", type=int, default=95, help="JPEG quality (default 95)")
+    options.add_faults(parser)
+    options.add_engine(parser)
+
+
+def make_format(args) -> Format:
+    """The format of ``--format`` or ``--columns``.
+
+    Raises:
+        PipelineError: neither or both are given, or a field is missing.
+    """
+    if bool(args.format) == bool(args.columns):
+        raise PipelineError("give one of --format and --columns", 2)
+    if args.format:
+        return FORMATS[args.format]
+    columns = dict(item.partition("=")[::2] for item in args.columns)
+    wrong = [name for name in columns if name not in (*NEEDED, *OPTIONAL)]
+    missing = [name for name in NEEDED if not columns.get(name)]
+    if wrong or missing:
+        raise PipelineError(f"--columns needs {', '.join(f'{n}=COLUMN' for n in wrong or missing)}"
+                            if missing else f"--columns knows no field {', '.join(wrong)}", 2)
+    return Format(args.source or "imported", args.licence, columns)
+
+
+def run(args) -> int:
+    chosen = make_format(args)
+    columns = chosen.columns
+    table = Table(columns["image"], columns["caption"], args.image_root and os.path.abspath(args.image_root))
+    planned = plan_tasks(
+        args.input, table, args.samples_per_shard, output=args.output, policy=options.policy(args)
+    )
+    if not all(task.rows for task in planned):
+        raise PipelineError(f"{args.input[0]}: import reads tables; shards need no import", 2)
+    tasks = options.of_part(args, planned)
+    refuse_foreign(args.output, tasks)
+    ends: dict[str, int] = {}
+    for task in tasks:
+        ends[task.inputs[0]] = max(ends.get(task.inputs[0], 0), (task.rows or (0, 0))[1])
+    stage = ImportPairs(
+        chosen.source, args.licence or chosen.licence, columns, chosen.original, chosen.row_key,
+        args.save_size, args.quality, table.root, tuple(ends.items()),
+    )
+    try:
+        imported = run_as_asked(stage, tasks, args.output, args)
+    except ShardError as error:
+        raise PipelineError(str(error), 2) from error
+    status = report(imported, skip_unreadable=args.skip_unreadable)
+    if not args.part:
+        total = totals(imported.records())
+        summary = {
+            **total, "shards": sum(1 for record in imported.records() if record["kept"]),
+            "stages": {"import": {"config": stage.config(), **total}},
+            "failed": {os.path.basename(shard): error for shard, error in sorted(imported.failed.items())},
+        }
+        print(f"data card {write_card(args.output, chosen.source, summary)}", file=sys.stderr)
+    return status

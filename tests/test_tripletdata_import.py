@@ -1,0 +1,91 @@
+"""Ready-made hard pairs: each format's columns, edits that name their original, what is dropped."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from conftest import picture
+from open_clip_triplet.shards import read_samples
+from open_clip_triplet.tripletdata import cli
+
+
+def image(number: int) -> dict:
+    return {"bytes": picture(number), "path": None}
+
+
+def run(folder, rows: dict, *options: str) -> int:
+    (folder / "data").mkdir(exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(rows), folder / "data/a.parquet", row_group_size=2)
+    argv = ["import", "--input", str(folder), "--output", str(folder / "out"), "--quiet", *options]
+    return cli.main(argv)
+
+
+def samples(folder) -> list[dict]:
+    return [s for path in sorted((folder / "out").glob("*.tar")) for s in read_samples(path)]
+
+
+ULTRAEDIT = {
+    "source_image": [image(0), image(1), image(2)],
+    "edited_image": [image(10), image(11), {"bytes": b"no image", "path": None}],
+    "source_caption": ["a red car", "a dog", "a cat"],
+    "target_caption": ["a blue car", "a wolf", "a lion"],
+    "edit_prompt": ["paint it blue", "make it a wolf", "make it a lion"],
+}
+
+
+def test_a_table_with_both_sides_in_a_row(tmp_path, capsys):
+    options = ["--format", "ultraedit", "--samples-per-shard", "2"]
+    assert run(tmp_path, ULTRAEDIT, *options) == 3  # the last shard holds nothing but a broken image
+    assert "1 of 1 samples dropped (image cannot be decoded 1)" in capsys.readouterr().err
+    assert run(tmp_path, ULTRAEDIT, *options, "--max-drop", "1") == 0
+    first, second = samples(tmp_path)
+    assert (first["jpg"], first["neg.jpg"]) == (picture(0), picture(10))
+    assert (first["txt"], first["neg.txt"]) == (b"a red car", b"a blue car")
+    meta = json.loads(second["json"])
+    assert meta["source"] == "BleachNick/UltraEdit" and meta["instruction"] == "make it a wolf"
+    assert meta["neg_captions"] == ["a wolf"] and meta["licence"]
+    assert cli.main(["validate", "--input", str(tmp_path / "out"), "--quiet"]) == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert "BleachNick/UltraEdit" in card and "Licence" in card and "--loss triplet" in card
+
+
+def test_edits_that_name_their_original(tmp_path):
+    rows = {
+        "image_id": ["o1", "e1", "e2", "o2", "e3", "e4"],
+        "image": [image(n) for n in range(6)],
+        "caption": ["two dogs", "three dogs", "two cats", "a car", "a bus", "a van"],
+        "bounding_boxes": ["[]"] * 6,
+        "source_image_id": ["", "o1", "o1", "", "o2", "gone"],
+        "category": ["", "counting", "object", "", "object", "object"],
+    }
+    assert run(tmp_path, rows, "--format", "vismin") == 0
+    found = samples(tmp_path)
+    assert [(s["txt"].decode(), s["neg.txt"].decode()) for s in found] == [
+        ("two dogs", "three dogs"), ("two dogs", "two cats"), ("a car", "a bus"),
+    ]
+    assert found[2]["jpg"] == picture(3) and found[2]["neg.jpg"] == picture(4)
+    meta = json.loads(found[0]["json"])
+    assert meta["category"] == "counting" and meta["licence"] == "cc-by-sa-4.0" and meta["source_key"] == "e1"
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["dropped"] == {"its original is not there": 1} and summary["read"] == 4
+
+
+def test_columns_of_any_table_and_the_ones_that_are_missing(tmp_path, capsys):
+    rows = {"a": [image(0)], "b": ["one"], "c": [image(1)], "d": ["two"]}
+    assert run(tmp_path, rows, "--columns", "image=a", "caption=b", "neg_image=c") == 2
+    assert "neg_caption=COLUMN" in capsys.readouterr().err
+    columns = ["--columns", "image=a", "caption=b", "neg_image=c", "neg_caption=d"]
+    assert run(tmp_path, rows, *columns, "--source", "mine", "--licence", "mit") == 0
+    assert json.loads(samples(tmp_path)[0]["json"])["licence"] == "mit"
+    assert run(tmp_path, {"x": [1], "y": [2]}, "--format", "ultraedit") == 2
+    assert "source_image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--format", "vismin", "--columns", "image=a"]])
+def test_one_of_format_and_columns(options, tmp_path, capsys):
+    assert run(tmp_path, {"a": [1]}, *options) == 2
+    assert "give one of --format and --columns" in capsys.readouterr().err
