@@ -140,7 +140,7 @@ def _refuse_unsupported(args: Any, method: Method, sigmoid: bool) -> None:
     if all_images and scope != "batch":
         raise UsageError("--neg-images-in-text-denominator is for --neg-scope batch")
     if "coca" in str(getattr(args, "model", "")).lower():
-        raise UsageError(f"--loss {method.name} trains CLIP models; CoCa has a loss of its own: --loss clip")
+        raise UsageError(f"--loss {method.name} trains CLIP models alone; CoCa has a loss of its own: --loss clip")
 
 
 def _names(keep: Callable[[Method], bool]) -> str:
