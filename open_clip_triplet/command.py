@@ -24,6 +24,7 @@ import yaml
 
 from open_clip_triplet import __version__
 from open_clip_triplet.errors import UsageError
+from open_clip_triplet.files import write_text_durably
 
 
 def version_text(program: str) -> str:
@@ -136,3 +137,13 @@ def flags_as_yaml(argv: Sequence[str]) -> str:
             content[name].append(argument)
     flat = {name: True if not v else v[0] if len(v) == 1 else v for name, v in content.items()}
     return yaml.safe_dump(flat, sort_keys=False, allow_unicode=True)
+
+
+def save_config(args) -> None:
+    """Keep a training run's flags as ``LOGS/NAME/run.yaml``: ``triplet-train --config`` of it repeats the run.
+
+    Args:
+        args: OpenCLIP's namespace, with ``command_line``, the flags it was parsed from.
+    """
+    if args.rank == 0 and args.logs and args.logs.lower() != "none":
+        write_text_durably(Path(args.logs) / args.name / "run.yaml", flags_as_yaml(args.command_line))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -50,6 +51,7 @@ def install() -> None:
     major = 4 if hasattr(modules["main"], "create_task") else 3
     for seam in seams(major):
         _check(modules[seam.module], seam)
+    _warn_untested()
     replacements = Replacements(major, modules)
     _active.append(replacements)
     for seam in seams(major):
@@ -91,6 +93,21 @@ def _import(name: str):
         ) from error
 
 
+#: OpenCLIP's versions that `tests/test_patches.py` trains with
+TESTED = ("2.32", "3.0", "3.1", "3.2", "3.3", "4.2")
+
+
+def _warn_untested() -> None:
+    """Every name fits, so a version that nobody has tried runs; its user is told."""
+    import open_clip
+
+    if ".".join(open_clip.__version__.split(".")[:2]) not in TESTED:
+        logging.warning(
+            f"open_clip_triplet was not tested with OpenCLIP {open_clip.__version__} (but with {', '.join(TESTED)}); "
+            "every name that it replaces is as expected, so training goes on."
+        )
+
+
 def _check(module, seam: Seam) -> None:
     """A name must be there, with the parameters expected."""
     original = getattr(module, seam.name, None)
@@ -108,5 +125,5 @@ def _check(module, seam: Seam) -> None:
     raise HostError(
         f"open_clip_triplet does not fit OpenCLIP {open_clip.__version__}: it replaces "
         f"{module.__name__}.{seam.name}({', '.join(seam.parameters or ())}), but {found}. "
-        "Supported: open_clip_torch 3.0 to 3.3 and the 4.x main branch."
+        f"Tested: open_clip_torch {', '.join(TESTED)} (4.2: OpenCLIP's main branch)."
     )

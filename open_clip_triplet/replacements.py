@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from open_clip_triplet import options, progress, saving, validation
+from open_clip_triplet import command, options, progress, saving, validation
 from open_clip_triplet.losses import METHODS, create_loss
 
 
@@ -77,7 +77,7 @@ class Replacements:
             own, rest = options.parse_own(list(args))
             with options.suggesting(rest):
                 namespace = original(rest)
-            vars(namespace).update(vars(own))
+            vars(namespace).update(vars(own), command_line=list(args))
             options.check(namespace)
             self._start_run(namespace)
             validation.register_model_configs(namespace.model_config)
@@ -128,6 +128,7 @@ class Replacements:
         if not is_train:
             self.validator.preprocess = preprocess
             return stock(args, preprocess, is_train, epoch=epoch, tokenizer=tokenizer, **kwargs)
+        command.save_config(args)
         if stock is self.modules["data"].get_wds_dataset and options.uses_paired_pipeline(args):
             from open_clip_triplet.data import get_paired_dataset
 

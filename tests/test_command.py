@@ -8,11 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
+from conftest import checkpoint, train_argv
 from open_clip_triplet import __version__
 from open_clip_triplet.command import expand_config, flags_as_yaml
 from open_clip_triplet.errors import UsageError
+from open_clip_triplet.train import main as train_main
 
 COMMANDS = {
     "triplet-train": "open_clip_triplet.train",
@@ -90,3 +93,15 @@ def test_every_command_reads_a_config(command, tmp_path):
         [sys.executable, "-m", COMMANDS[command], *argv, "--config", file], capture_output=True, text=True
     )
     assert done.returncode == 2 and "no-such-flag" in done.stderr, done.stderr[-800:]
+
+
+def test_a_run_keeps_its_flags_and_they_repeat_it(tmp_path, paired_shards, tiny_config):
+    argv = train_argv(tiny_config, tmp_path / "logs", "first", loss="triplet", **{"train-data": paired_shards})
+    file = tmp_path / "run.yaml"
+    file.write_text(flags_as_yaml(argv))
+    assert train_main(["--config", str(file), "--lr", "0.002"]) == 0
+    kept = tmp_path / "logs" / "first" / "run.yaml"
+    assert yaml.safe_load(kept.read_text())["lr"] == "0.002" and yaml.safe_load(kept.read_text())["loss"] == "triplet"
+    assert train_main(["--config", str(kept), "--name", "again"]) == 0
+    first, again = (checkpoint(tmp_path / "logs", name)["state_dict"] for name in ("first", "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)

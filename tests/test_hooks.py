@@ -66,8 +66,18 @@ def test_another_openclip_is_refused_before_anything_is_replaced(monkeypatch):
 
 def test_a_missing_name_is_named(monkeypatch):
     monkeypatch.delattr(open_clip_train.main, "pt_load")
-    with pytest.raises(hooks.HostError, match="pt_load.*it is missing.*Supported"):
+    with pytest.raises(hooks.HostError, match="pt_load.*it is missing.*Tested"):
         hooks.install()
+
+
+def test_a_newer_openclip_that_fits_runs_and_warns(monkeypatch, caplog):
+    import open_clip
+
+    with hooks.installed():
+        assert "was not tested" not in caplog.text
+    monkeypatch.setattr(open_clip, "__version__", "3.9.0")
+    with hooks.installed():
+        assert "was not tested with OpenCLIP 3.9.0" in caplog.text
 
 
 def parse(*argv):
