@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -191,28 +192,22 @@ class SleepingImages:
     """Takes the time of a GPU that draws ``rate`` images a second, and no CPU."""
 
     rate: float
+    log: str = ""
     model: str = "sleeping"
-    batch_size: int = 16
-    asleep: float = 0.0
+    window: int = 16
 
     def open(self, device: str) -> None:
         from PIL import Image
 
+        self._gpu = threading.Lock()
         self._image = Image.open(io.BytesIO(photo(1, (512, 512)))).convert("RGB")
-
-    @property
-    def window(self) -> int:
-        return 8 * self.batch_size
 
     def too_long(self, prompts: list[str]) -> list[bool]:
         return [False] * len(prompts)
 
-    def draw(self, captions: list[str], seeds: list[int], images=None):
-        for start in range(0, len(captions), self.batch_size):
-            count = len(captions[start : start + self.batch_size])
-            _sleep(self, count / self.rate)
-            for _ in range(count):
-                yield self._image.copy()
+    def draw(self, prompts: list[str], seeds: list[int], images: list | None = None) -> list:
+        _sleep(self, len(prompts) / self.rate)
+        return [self._image.copy() for _ in prompts]
 
 
 @dataclass
@@ -220,10 +215,11 @@ class SleepingCaptions:
     """Takes the time of a GPU that writes ``rate`` captions a second, and no CPU."""
 
     rate: float
-    asleep: float = 0.0
+    log: str = ""
     model: str = "sleeping"
     prompt: str = "{}"
     retries = False
+    in_flight = 2
 
     def config(self) -> dict:
         return {"rate": self.rate}
@@ -232,22 +228,28 @@ class SleepingCaptions:
         return {"llm": self.model}
 
     def open(self, device: str) -> None:
-        pass
+        self._gpu = threading.Lock()
 
-    def propose(self, captions: list[str], keys: list[str], count: int, attempt: int, progress) -> list[list[str]]:
+    def propose(self, captions: list[str], keys: list[str], count: int, attempt: int, progress) -> list:
         _sleep(self, len(captions) / self.rate)
         return [[caption.replace("red", "green")] for caption in captions]
 
 
 def _sleep(engine, seconds: float) -> None:
-    time.sleep(seconds)
-    engine.asleep += seconds
+    """Be busy, one call at a time, and note from when to when."""
+    with engine._gpu:
+        start = time.time()
+        time.sleep(seconds)
+        with open(engine.log, "a") as log:
+            log.write(f"{start} {start + seconds}\n")
 
 
 def bench_busy(folder: Path, seconds: float) -> dict:
-    """Share of the time that a sleeping engine works while real stages read, encode and write around it."""
-    from open_clip_triplet.tripletdata.run.engines import Local
+    """Share of the time that a sleeping engine works while real stages read, encode and write around it, in a
+    process of its own as for a GPU: from its first call to the last shard's record.
+    """
     from open_clip_triplet.tripletdata.run.plan import plan_tasks
+    from open_clip_triplet.tripletdata.run.pool import Pool
     from open_clip_triplet.tripletdata.run.runner import run_stage
     from open_clip_triplet.tripletdata.stages.captions import Captions
     from open_clip_triplet.tripletdata.stages.images import Images
@@ -257,17 +259,25 @@ def bench_busy(folder: Path, seconds: float) -> dict:
         source, number = folder / f"busy-{name}", int(rate * seconds / 5)
         for shard in range(5):
             write_images(source / f"{shard:05d}.tar", [photo(0)] * number, {"neg.txt": "two green dogs"})
-        model = SleepingCaptions(rate) if name == "captions" else SleepingImages(rate)
+        log = folder / f"{name}.log"
+        model = (SleepingCaptions if name == "captions" else SleepingImages)(rate, str(log))
         stage = Captions(model, images=False) if name == "captions" else Images(model, images=False)
-        before, start = time.process_time(), time.perf_counter()
-        run = run_stage(stage, plan_tasks(str(source)), folder / name, Local(cpu=True), quiet=True)
-        wall = time.perf_counter() - start
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+
+        def engine(stage, tasks, output, progress):
+            return Pool(stage, tasks, output, ["cpu"], progress).events()
+
+        run = run_stage(stage, plan_tasks(str(source)), folder / name, engine, quiet=True)
+        calls = [tuple(map(float, line.split())) for line in log.read_text().splitlines()]
+        wall = max(path.stat().st_mtime for path in (folder / name).glob("*.record.json")) - calls[0][0]
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         assert not run.failed and sum(record["kept"] for record in run.records()) == 5 * number
         result[name] = {
             "per_second": rate,
             "samples": 5 * number,
-            "busy_percent": round(100 * model.asleep / wall, 1),
-            "cores_used": round((time.process_time() - before) / wall, 2),
+            "busy_percent": round(100 * sum(end - start for start, end in calls) / wall, 1),
+            "cores_used": round(used / wall, 2),
         }
     return result
 

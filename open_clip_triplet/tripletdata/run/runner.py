@@ -251,7 +251,7 @@ def write_summary(run: Run) -> None:
         "stage": run.stage.name,
         "config": run.stage.config(),
         "shards": len(sizes),
-        "tasks": len(run.tasks),
+        "tasks": len(run.plan),
         "failed": dict(sorted(run.failed.items())),
         **totals(records),
     }
