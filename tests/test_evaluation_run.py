@@ -476,9 +476,29 @@ def test_embeddings_lost_meanwhile_are_told(tmp_path):
         )
 
 
+def write_bivlc(root, items):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    folder = root / "bivlc" / "data"
+    folder.mkdir(parents=True)
+    rows = [
+        {
+            "image": {"bytes": jpeg(200 + i), "path": None},
+            "negative_image": {"bytes": jpeg(300 + i), "path": None},
+            "caption": f"a cup number {i}",
+            "negative_caption": f"a jug number {i}",
+            "type": "replace",
+        }
+        for i in range(items)
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "test-0.parquet")
+
+
 def test_two_processes_share_the_encoding_and_agree_with_one(tmp_path):
     write_sugarcrepe(tmp_path / "data", {"add_obj": 9, "swap_att": 7})
     write_paired_shard(tmp_path / "data" / "tripletdata" / "0.tar", range(5))
+    write_bivlc(tmp_path / "data", 3)
     config = write_config(tmp_path)
     torch.save({"state_dict": tiny_clip()[0].state_dict()}, tmp_path / "w.pt")
     with socket.socket() as free:
@@ -493,7 +513,7 @@ def test_two_processes_share_the_encoding_and_agree_with_one(tmp_path):
         "--device",
         "cpu",
         "--benchmarks",
-        "sugarcrepe,tripletdata",
+        "sugarcrepe,tripletdata,bivlc",
         "--data-root",
         str(tmp_path / "data"),
         "--output",
@@ -523,9 +543,9 @@ def test_two_processes_share_the_encoding_and_agree_with_one(tmp_path):
     assert [process.returncode for process in ranks] == [0, 0], outputs
     assert "SugarCrepe" in outputs[0][0] and outputs[1][0] == ""
     parts = list((tmp_path / "results" / ".embeddings").rglob("images-*.npy"))
-    # 9 images of SugarCrepe and 5 new ones of the shard, half of them by each process
-    assert sorted(len(np.load(part)) for part in parts) == [2, 3, 4, 5]
-    one = run(tmp_path / "data", ["sugarcrepe", "tripletdata"])
+    # 9 images of SugarCrepe, 5 new ones of the shard, 6 in Parquet: half of them by each process
+    assert sorted(len(np.load(part)) for part in parts) == [2, 3, 3, 3, 4, 5]
+    one = run(tmp_path / "data", ["sugarcrepe", "tripletdata", "bivlc"])
     for benchmark, expected in one.results.items():
         written = json.loads((tmp_path / "results" / "two" / f"{benchmark}.json").read_text())
         assert written["subsets"] == expected["subsets"]

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from open_clip_triplet.command import add_arguments as add_common_arguments
 from open_clip_triplet.command import command_line
-from open_clip_triplet.errors import DataError, TripletError, UsageError
-from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, RETENTION, SUITES, get, names, suite
+from open_clip_triplet.errors import TripletError
+from open_clip_triplet.evaluation import commands
+from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, RETENTION, SUITES, names
 from open_clip_triplet.evaluation.checkpoints.command import add_arguments as add_convert_arguments
 
 #: OpenCLIP's, as ``open_clip_train`` takes them
 PRECISIONS = ("fp32", "amp", "amp_bf16", "amp_bfloat16", "bf16", "fp16", "pure_bf16", "pure_fp16")
+COMMANDS = {
+    "run": commands.run,
+    "report": commands.report,
+    "list": commands.list_benchmarks,
+    "data": commands.data,
+    "convert": commands.convert,
+}
 EXAMPLES = """examples:
   triplet-evaluate data --data-root data
   triplet-evaluate run --model ViT-B-32 --pretrained clip=logs/clip/checkpoints/epoch_9.pt \\
@@ -32,18 +39,18 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_common_arguments(parser, parser.prog)
-    commands = parser.add_subparsers(dest="command", required=True)
-    _add_run(commands)
-    _add_report(commands)
-    overview = commands.add_parser("list", help="benchmarks at a glance: items, size, licence, found or not")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    _add_run(subparsers)
+    _add_report(subparsers)
+    overview = subparsers.add_parser("list", help="benchmarks at a glance: items, size, licence, found or not")
     overview.add_argument("--data-root", metavar="DIR", default="data", help="folder with the data (default: data)")
-    data = commands.add_parser("data", help="what each benchmark expects, and what was found")
+    data = subparsers.add_parser("data", help="what each benchmark expects, and what was found")
     data.add_argument(
         "--data-root", metavar="DIR", default="data", help="folder with the data (default: data)"
     )
     data.add_argument("--benchmarks", metavar="NAMES", help=f"comma-separated, of: {', '.join(names())}")
     data.add_argument("--download", metavar="NAMES", help="fetch the freely licensed annotations of these")
-    convert = commands.add_parser("convert", help="write a checkpoint in another layout, or to the hub")
+    convert = subparsers.add_parser("convert", help="write a checkpoint in another layout, or to the hub")
     _add_model(convert)
     add_convert_arguments(convert)
     return parser
@@ -71,8 +78,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _add_run(commands) -> None:
-    run = commands.add_parser("run", help="run benchmarks on one or several checkpoints")
+def _add_run(subparsers) -> None:
+    run = subparsers.add_parser("run", help="run benchmarks on one or several checkpoints")
     _add_model(run)
     checkpoints = run.add_mutually_exclusive_group(required=True)
     checkpoints.add_argument(
@@ -118,8 +125,8 @@ def _add_run(commands) -> None:
     run.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def _add_report(commands) -> None:
-    report = commands.add_parser("report", help="the paper's tables from results, beside the paper's values")
+def _add_report(subparsers) -> None:
+    report = subparsers.add_parser("report", help="the paper's tables from results, beside the paper's values")
     report.add_argument("results", nargs="+", metavar="PATH", help="result files or folders")
     report.add_argument("--format", choices=["md", "csv", "latex", "html"], default="md")
     report.add_argument(
@@ -143,15 +150,14 @@ def _add_report(commands) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(command_line("triplet-evaluate", argv, subcommand=True))
-    command = {"run": _run, "report": _report, "data": _data, "list": _list, "convert": _convert}[args.command]
     try:
-        return command(args)
+        return COMMANDS[args.command](args)
     except KeyboardInterrupt:
         print("interrupted; what is encoded and scored so far is kept, and the same command goes on", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
-    except (TripletError, ValueError) as error:
+    except TripletError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
@@ -162,132 +168,6 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that cannot be written to
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
-
-
-def _specs(args) -> list:
-    from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec
-
-    many = args.pretrained if isinstance(args.pretrained, list) else [args.pretrained]
-    specs = [CheckpointSpec.parse(text, **_model_options(args)) for text in many]
-    labels = [spec.label for spec in specs]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ValueError(
-            f"two checkpoints are called {', '.join(twice)}; name them: --pretrained a=PATH b=PATH"
-        )
-    return specs
-
-
-def _model_options(args) -> dict:
-    return {
-        "model": Path(args.model_config).stem if args.model_config else args.model,
-        "model_config": args.model_config,
-        "precision": args.precision,
-        "force_quick_gelu": args.force_quick_gelu,
-        "force_image_size": args.force_image_size,
-    }
-
-
-def _chosen(args) -> list:
-    if getattr(args, "suite", None):
-        return [get(name) for name in suite(args.suite)]
-    chosen = names() if args.benchmarks is None else args.benchmarks.split(",")
-    return [get(name) for name in dict.fromkeys(name.strip() for name in chosen)]
-
-
-def _run(args) -> int:
-    from open_clip_triplet.evaluation import console
-    from open_clip_triplet.evaluation.run import identify_all, run_checkpoint, start
-
-    if args.watch:
-        return _watch(args)
-    specs, benchmarks = _specs(args), _chosen(args)
-    session = start(args)
-    scored = False
-    for spec, facts in zip(specs, identify_all(session, specs), strict=True):
-        if session.rank == 0:
-            console.show_start(session.label(spec), spec.model, spec.precision)
-        evaluation = run_checkpoint(session, spec, benchmarks, facts, show=console.show_result)
-        scored |= any(s["items"] for r in evaluation.results.values() for s in r["subsets"].values())
-        if session.rank == 0:
-            console.show_end(session.label(spec), evaluation, session.output)
-    if not scored:
-        raise DataError(
-            "no benchmark had anything to score; `triplet-evaluate data` says what is expected where"
-        )
-    return 0
-
-
-def _watch(args) -> int:
-    from open_clip_triplet.evaluation import console
-    from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec, default_model
-    from open_clip_triplet.evaluation.run import require_data, run_checkpoint, start
-    from open_clip_triplet.evaluation.watch import Found, watch
-
-    benchmarks, options = _chosen(args), _model_options(args)
-    session = start(args)
-    if session.world > 1:
-        raise UsageError("--watch runs in one process; leave torchrun out")
-    partial = args.allow_partial or args.limit is not None
-    require_data([b.name for b in benchmarks], session.data_root, allow_partial=partial)
-
-    def evaluate(found: Found) -> list[dict]:
-        model = options["model"] or default_model(str(found.path))
-        spec = CheckpointSpec(pretrained=str(found.path), name=found.label, **{**options, "model": model})
-        console.show_start(session.label(spec), spec.model, spec.precision)
-        evaluation = run_checkpoint(session, spec, benchmarks, show=console.show_result)
-        console.show_end(session.label(spec), evaluation, session.output)
-        return list(evaluation.results.values())
-
-    idle = args.watch_idle * 60 if args.watch_idle is not None else None
-    number = watch(Path(args.watch), evaluate, session.output, poll_s=args.watch_poll, idle_s=idle)
-    print(f"evaluated {number} checkpoints; the curve is in {session.output / 'curve.svg'}", file=sys.stderr)
-    return 0 if number else 2
-
-
-def _list(args) -> int:
-    from open_clip_triplet.evaluation.inventory import overview
-
-    print(overview([get(name) for name in names()], Path(args.data_root)))
-    return 0
-
-
-def _report(args) -> int:
-    from open_clip_triplet.evaluation.report.coverage import read_coverage
-    from open_clip_triplet.evaluation.report.render import render
-    from open_clip_triplet.evaluation.result_files import read_results
-    from open_clip_triplet.files import write_text_durably
-
-    text = render(
-        read_results(args.results),
-        args.format,
-        baseline=args.baseline,
-        reference=args.reference,
-        coverage=read_coverage(args.coverage) if args.coverage else (),
-    )
-    if args.output:
-        write_text_durably(args.output, text)
-        print(f"wrote {args.output}", file=sys.stderr)
-    else:
-        sys.stdout.write(text)
-    return 0
-
-
-def _data(args) -> int:
-    from open_clip_triplet.evaluation.inventory import describe, download
-
-    if args.download:
-        for name in args.download.split(","):
-            download(name.strip(), Path(args.data_root))
-    for benchmark in _chosen(args):
-        print(describe(benchmark, Path(args.data_root)))
-    return 0
-
-
-def _convert(args) -> int:
-    from open_clip_triplet.evaluation.checkpoints.command import run
-
-    return run(args, _specs(args)[0])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from open_clip_triplet.errors import DataError
+from open_clip_triplet.errors import DataError, UsageError
 from open_clip_triplet.evaluation.benchmarks import Benchmark
 from open_clip_triplet.evaluation.benchmarks.sugarcrepe import SIZES as SUGARCREPE
 from open_clip_triplet.evaluation.benchmarks.sugarcrepe_pp import SIZES as SUGARCREPE_PP
@@ -95,10 +95,10 @@ def download(name: str, root: Path) -> None:
     """Fetch a benchmark's annotations; files that are there are left alone.
 
     Raises:
-        ValueError: its files may not be fetched by a program, or their address does not answer.
+        UsageError: its files may not be fetched by a program, or their address does not answer.
     """
     if name not in DOWNLOADS:
-        raise ValueError(
+        raise UsageError(
             f"{name}: nothing to download freely (only {', '.join(DOWNLOADS)}); "
             f"`triplet-evaluate data --benchmarks {name}` says where it is"
         )
@@ -113,5 +113,5 @@ def download(name: str, root: Path) -> None:
             with urllib.request.urlopen(address, timeout=60) as answer:
                 temporary.write_bytes(answer.read())
         except OSError as error:
-            raise ValueError(f"{address}: {error}") from error
+            raise UsageError(f"{address}: {error}") from error
         replace_durably(temporary, path)

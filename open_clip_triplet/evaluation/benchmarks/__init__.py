@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from open_clip_triplet.errors import DataError, MissingData
+from open_clip_triplet.errors import DataError, MissingData, UsageError
 from open_clip_triplet.evaluation.benchmarks.base import Benchmark
 
 PAPER_SUITE = ("sugarcrepe", "winoground", "valse", "cola", "retrieval", "zeroshot", "tripletdata")
@@ -37,10 +37,10 @@ def suite(which: str) -> list[str]:
     """Benchmark names of a suite: the paper's seven, all benchmarks of composition, or all.
 
     Raises:
-        ValueError: no such suite.
+        UsageError: no such suite.
     """
     if which not in SUITES:
-        raise ValueError(f"unknown suite {which!r}; known: {', '.join(SUITES)}")
+        raise UsageError(f"unknown suite {which!r}; known: {', '.join(SUITES)}")
     if which == "paper":
         return list(PAPER_SUITE)
     return [name for name in names() if which == "all" or name not in RETENTION]
@@ -50,8 +50,8 @@ def get(name: str) -> Benchmark:
     """A benchmark by name.
 
     Raises:
-        ValueError: unknown; the known names are listed.
+        UsageError: unknown; the known names are listed.
     """
     if name not in names():
-        raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(names())}")
+        raise UsageError(f"unknown benchmark {name!r}; known: {', '.join(names())}")
     return importlib.import_module(f".{name}", __name__).BENCHMARK

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.benchmarks import get
 from open_clip_triplet.evaluation.benchmarks.base import tree_leaves, tree_mean
 from open_clip_triplet.evaluation.report.package_data import load_toml, read
@@ -65,7 +66,7 @@ def known_models(which: str = "") -> list[KnownModel]:
     found = [m for m in models if which.lower() in f"{m.label} {m.family}".lower()]
     if not found:
         families = ", ".join(dict.fromkeys(m.family for m in models))
-        raise ValueError(f"no known model contains {which!r}; there are {len(models)}, of {families}")
+        raise UsageError(f"no known model contains {which!r}; there are {len(models)}, of {families}")
     return found
 
 

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterable
 
+from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.metrics import TIE_RULE
 from open_clip_triplet.evaluation.report.contents import Report, sections
 from open_clip_triplet.evaluation.report.coverage import Run
@@ -47,7 +48,7 @@ def render(
         return page(report, TITLE, INTRO)
     writers = {"md": markdown, "csv": comma_separated, "latex": latex}
     if form not in writers:
-        raise ValueError(f"unknown format {form!r}; known: md, csv, latex, html")
+        raise UsageError(f"unknown format {form!r}; known: md, csv, latex, html")
     return writers[form](report)
 
 

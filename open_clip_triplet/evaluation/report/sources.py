@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.benchmarks import names
 from open_clip_triplet.evaluation.report.tables import Cell
 
@@ -29,7 +30,7 @@ class Results:
             checkpoint = result["checkpoint"]
             known = weights.setdefault(checkpoint["name"], checkpoint.get("weights", ""))
             if known != checkpoint.get("weights", ""):
-                raise ValueError(
+                raise UsageError(
                     f"two different checkpoints are called {checkpoint['name']!r}; "
                     "run one again under another name (--pretrained NAME=PATH)"
                 )
@@ -40,7 +41,7 @@ class Results:
             for name, by_benchmark in found.items()
         }
         if baseline is not None and baseline not in self.by_name:
-            raise ValueError(f"no results of the baseline {baseline!r}; there are: {', '.join(self.by_name)}")
+            raise UsageError(f"no results of the baseline {baseline!r}; there are: {', '.join(self.by_name)}")
         self.baseline = baseline or next(iter(self.by_name))
         self.names = [self.baseline, *(name for name in self.by_name if name != self.baseline)]
 
