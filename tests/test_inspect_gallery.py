@@ -140,6 +140,9 @@ def test_search_filter_sort(browser, page):
     browser.execute_script("const m = document.querySelector('#most'); m.value = 0.05; m.oninput()")
     scores = [float(text) for text in texts(browser, "#cards .facts b")]
     assert len(scores) == 17 and max(scores) <= 0.05 and scores == sorted(scores)
+    push = "const l = document.querySelector('#least'); l.value = 0.1; l.dispatchEvent(new Event('input'))"
+    browser.execute_script(push)
+    assert texts(browser, "#range output") == ["0.100 – 0.100"]
 
 
 def test_keyboard_marks_and_csv(browser, page):

@@ -287,9 +287,11 @@ function showLimits() {
   byId("range").querySelector("output").textContent = written(+byId("least").value) + " – " + written(+byId("most").value);
 }
 
-function moveRange() {
+function moveRange(event) {
   const [least, most] = [byId("least"), byId("most")];
-  if (+least.value > +most.value) (document.activeElement === least ? most : least).value = document.activeElement.value;
+  if (+least.value > +most.value) { // one pushes the other
+    if (event.target === least) most.value = least.value; else least.value = most.value;
+  }
   state.least = +least.value > +least.min ? +least.value : null;
   state.most = +most.value < +most.max ? +most.value : null;
   showLimits();

@@ -59,15 +59,16 @@ def make_report(found: dict[str, np.ndarray], title: str) -> Report:
         known = {label: values for label, values in known.items() if len(values)}
         if not known:
             continue
+        others = {label: _known(found[label], f"{modality} of another") for label in known}
         rows = []
         for label, values in known.items():
-            other = _known(found[label], f"{modality} of another")
+            other = others[label]
             low, middle, high = (float(q) for q in np.quantile(values, (0.05, 0.5, 0.95)))
             rows.append([label, len(values), float(values.mean()), float(values.std()), low, middle, high,
                          float(other.mean()) if len(other) else None, _number(overlap(values, other))])
         what = {"image": "images", "text": "captions"}[modality]
         report.tables.append(Table(f"cosine of positive and negative {what}", columns, rows))
-        report.plots[what] = _draw(known, what)
+        report.plots[what] = _draw(known, others, what)
         pairs = [[f"{a} and {b}", overlap(known[a], known[b])] for a, b in itertools.combinations(known, 2)]
         if pairs:
             report.tables.append(Table(f"overlap of encoders, {what}", ["overlap"], pairs))
@@ -107,16 +108,21 @@ def _difficulty(label: str, values: np.ndarray) -> list | None:
     return [label, len(whole), *scores, *(100 * limit for limit in group)]
 
 
-def _draw(known: dict[str, np.ndarray], what: str):
+def _draw(known: dict[str, np.ndarray], others: dict[str, np.ndarray], what: str):
+    """``known``: similarity of positive and negative by encoder; ``others``: of two different samples."""
+
     def draw(axes) -> None:
-        low = min(values.min() for values in known.values())
+        low = min(values.min() for values in (*known.values(), *others.values()) if len(values))
         edges = EDGES[np.floor(min(low, 0) * 50) / 50 - 1e-9 <= EDGES]
         for colour, (label, values) in zip(itertools.cycle(COLOURS), known.items()):
             counts, _ = np.histogram(np.clip(values, -1, 1), edges)
             axes.stairs(counts / len(values), edges, fill=True, alpha=0.18, color=colour)
-            label = f"{label}, mean {values.mean():.2f}"
-            axes.stairs(counts / len(values), edges, color=colour, linewidth=1.5, label=label)
-            axes.axvline(values.mean(), color=colour, linewidth=1, linestyle=":")
+            named = f"{label}, mean {values.mean():.2f}"
+            axes.stairs(counts / len(values), edges, color=colour, linewidth=1.5, label=named)
+            if len(others[label]):
+                counts, _ = np.histogram(np.clip(others[label], -1, 1), edges)
+                axes.stairs(counts / len(others[label]), edges, color=colour, linewidth=1, linestyle="--")
+        axes.plot([], [], color="#666", linewidth=1, linestyle="--", label="positives of two samples")
         axes.set_xlabel(f"cosine similarity of positive and negative {what}")
         axes.set_ylabel("share of samples")
         axes.legend(frameon=False)
