@@ -36,6 +36,7 @@ reproduce-short: install
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/python tools/update_docs.py --check
 
 docs: install

@@ -42,7 +42,7 @@ class Schedule:
 
     def epochs_needed(self) -> int:
         """Value of ``--epochs`` with which ``--total-steps`` are reached."""
-        return self.epochs or self.first_epoch + -(-max(0, self.total - self.made) // self.per_epoch)
+        return self.epochs or self.first_epoch + -(-max(0, (self.total or 0) - self.made) // self.per_epoch)
 
     @property
     def reported(self) -> int:

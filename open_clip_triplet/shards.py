@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import braceexpand
@@ -100,7 +100,7 @@ def split_name(name: str) -> tuple[str | None, str]:
 
 def group_samples(
     members: TarMembers, url: str, take: Callable[[TarMembers, int, str], Any]
-) -> Iterator[dict]:
+) -> Generator[dict[str, Any], None, None]:
     """Samples ``{"__key__", "__url__", suffix: value, ...}`` of a shard that is open.
 
     take: (members, number of the sample, suffix) to the value of the current member, or None to leave it
@@ -110,7 +110,9 @@ def group_samples(
     Raises:
         ShardError: the shard is damaged, or ends early; whole samples before the damage have been yielded.
     """
-    number, sample, suffixes = -1, None, set()
+    number = -1
+    sample: dict[str, Any] | None = None
+    suffixes: set[str] = set()
     for name in members:
         key, suffix = split_name(name)
         if key is None:
@@ -127,7 +129,7 @@ def group_samples(
         yield sample
 
 
-def read_samples(shard: str | os.PathLike) -> Iterator[dict]:
+def read_samples(shard: str | os.PathLike[str]) -> Generator[dict[str, Any], None, None]:
     """Samples of a shard, plain or gzipped, as ``{"__key__", "__url__", suffix: bytes, ...}``.
 
     Raises:
@@ -137,7 +139,7 @@ def read_samples(shard: str | os.PathLike) -> Iterator[dict]:
         yield from group_samples(members, str(shard), lambda members, number, suffix: members.read())
 
 
-def rename_members(sample: dict, names: Mapping[str, str] = FIELDS) -> dict:
+def rename_members(sample: dict[str, Any], names: Mapping[str, str] = FIELDS) -> dict[str, Any]:
     """A sample's bytes under field names (``image text neg_image neg_text meta``); absent ones left out."""
     fields = {"__key__": sample["__key__"], "__url__": sample.get("__url__", "")}
     for suffix, name in names.items():
@@ -149,7 +151,7 @@ def rename_members(sample: dict, names: Mapping[str, str] = FIELDS) -> dict:
 by_role, ROLES = rename_members, FIELDS  # as other rooms call them
 
 
-def read_meta(sample: dict) -> dict:
+def read_meta(sample: dict[str, Any]) -> dict[str, Any]:
     """The ``json`` member of a sample as a dict; ``{}`` where it is absent or not an object."""
     try:
         meta = json.loads(sample.get("meta", b"{}"))
@@ -168,7 +170,7 @@ class ShardWriter:
     ...     writer.write({"__key__": "0", "jpg": data, "txt": "a dog", "json": {"seed": 1}})
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = path
         self._samples = 0
 
@@ -181,7 +183,7 @@ class ShardWriter:
     def __len__(self) -> int:
         return self._samples
 
-    def write(self, sample: dict) -> None:
+    def write(self, sample: dict[str, Any]) -> None:
         """Append one sample. Values: bytes as they are, str as UTF-8, anything else as JSON.
 
         Lone surrogates (broken escapes in foreign JSON) have no UTF-8 and become ``?``.
@@ -203,7 +205,7 @@ class ShardWriter:
             self._tar.addfile(info, io.BytesIO(data))
         self._samples += 1
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
             try:
                 self._tar.close()
@@ -213,7 +215,7 @@ class ShardWriter:
         self._whole.__exit__(kind, error, trace)
 
 
-def _encode(value) -> bytes:
+def _encode(value: Any) -> bytes:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     if isinstance(value, str):
@@ -226,19 +228,22 @@ def read_sizes(urls: list[str], unknown: list[str] | None = None) -> list[int] |
 
     unknown: filled with the shards that have no entry.
     """
-    cache: dict[str, dict] = {}
-    sizes, missing = [], [] if unknown is None else unknown
+    cache: dict[str, dict[str, Any]] = {}
+    sizes: list[int] = []
+    missing: list[str] = [] if unknown is None else unknown
     for url in urls:
         folder = os.path.dirname(url)
         if folder not in cache:
             cache[folder] = _sizes_in(folder)
         size = cache[folder].get(os.path.basename(url))
-        known = isinstance(size, int) and size >= 0
-        (sizes if known else missing).append(size if known else url)
+        if isinstance(size, int) and size >= 0:
+            sizes.append(size)
+        else:
+            missing.append(url)
     return None if missing else sizes
 
 
-def _sizes_in(folder: str) -> dict:
+def _sizes_in(folder: str) -> dict[str, Any]:
     """The ``sizes.json`` of a folder or of the start of a url; ``{}`` where there is none to read."""
     path = join(folder, "sizes.json")
     if path.startswith("pipe:"):
@@ -252,12 +257,12 @@ def _sizes_in(folder: str) -> dict:
     return sizes if isinstance(sizes, dict) else {}
 
 
-def write_sizes(folder: str | os.PathLike, sizes: dict[str, int]) -> None:
+def write_sizes(folder: str | os.PathLike[str], sizes: dict[str, int]) -> None:
     """Write OpenCLIP's ``sizes.json`` (shard file name -> samples) beside the shards."""
     write_text_durably(join(folder, "sizes.json"), json.dumps(sizes, indent=1, sort_keys=True) + "\n")
 
 
-def first_sample(url: str) -> dict:
+def first_sample(url: str) -> dict[str, Any]:
     """The first whole sample of a shard, as :func:`read_samples` gives it.
 
     Raises:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import zlib
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from open_clip_triplet.errors import ShardError, TripletError
 from open_clip_triplet.files import filesystem, is_remote, local_path
@@ -80,7 +80,7 @@ class TarMembers:
             raise self._damaged("damaged, or not a tar (bad header)")
         kind = header[156:157]
         if header[124] == 0x80:  # GNU's base 256
-            size = int.from_bytes(header[125:136], "big")
+            size: int | None = int.from_bytes(header[125:136], "big")
         else:
             size = _number(header[124:136], 8)
         self.offset = self._position
@@ -175,7 +175,8 @@ def open_tar(url: str | os.PathLike, *, in_place: bool = False) -> Iterator[TarM
     if is_remote(url):
         with _command(url) if url.startswith("pipe:") else _remote_file(url) as stream:
             begun = _Begun(stream.read(len(GZIP)), stream)
-            yield TarMembers(gzip.GzipFile(fileobj=begun) if begun.begun == GZIP else begun, name=url)
+            plain: Any = begun  # read() is all that is asked of either
+            yield TarMembers(gzip.GzipFile(fileobj=plain) if begun.begun == GZIP else plain, name=url)
         return
     with open(local_path(url), "rb") as stream:
         compressed = stream.read(len(GZIP)) == GZIP
@@ -194,6 +195,7 @@ def _command(url: str) -> Iterator[IO[bytes]]:
     with subprocess.Popen(
         ["bash", "-c", url[len("pipe:") :]], stdout=subprocess.PIPE, start_new_session=True
     ) as process:
+        assert process.stdout is not None
         try:
             yield process.stdout
             for _ in range(16):  # what pads the archive; its writer must not find the pipe closed
@@ -208,7 +210,7 @@ def _command(url: str) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _remote_file(url: str) -> Iterator[IO[bytes]]:
+def _remote_file(url: str) -> Iterator[Any]:
     """A file by fsspec, read in one go from its start."""
     fs, path = filesystem(url)
     # one request for the whole file, where a server may not know ranges

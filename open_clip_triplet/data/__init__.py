@@ -193,7 +193,7 @@ def _plan(args, saved: dict | None) -> StreamPlan:
 
 
 def _samples_per_epoch(args, plan: StreamPlan) -> int:
-    return args.train_num_samples or sum(plan.sizes)
+    return args.train_num_samples or sum(plan.sizes or ())
 
 
 def _mean_bytes(url: str, sizes) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from open_clip_triplet.data.counts import Dropped
 from open_clip_triplet.shards import read_meta
@@ -49,26 +50,28 @@ class CaptionChoice:
         Raises:
             Dropped: a caption is empty, or not UTF-8.
         """
+        assert rng is not None or not self.is_random
+        draw: Any = rng
         meta = read_meta(sample) if self.reads_meta else {}
-        caption = self._from_json(meta, rng) if self.json_keys else _text(sample["text"])
+        caption = self._from_json(meta, draw) if self.json_keys else _text(sample["text"])
         if self.sampling == "random":
-            caption = rng.choice(_strings(meta.get("captions")) or [caption])
+            caption = draw.choice(_strings(meta.get("captions")) or [caption])
         chosen, filled = [caption], False
         if self.negatives:
             first, *others = pool = negative_captions(_text(sample["neg_text"]), meta)
             if self.sampling == "random":
                 if keep_first:
-                    rng.shuffle(others)
+                    draw.shuffle(others)
                     pool = [first, *others]
                 else:
-                    rng.shuffle(pool)
+                    draw.shuffle(pool)
             filled = len(pool) < self.negatives
             chosen += [pool[i % len(pool)] for i in range(self.negatives)]
         if not all(text.strip() for text in chosen):
             raise Dropped("empty caption")
         return chosen, filled
 
-    def _from_json(self, meta: dict, rng: random.Random | None) -> str:
+    def _from_json(self, meta: dict, rng: random.Random) -> str:
         keys = list(self.json_keys)
         if self.json_probs is not None:
             weights = dict(zip(keys, self.json_probs))  # keys without one come last, as in OpenCLIP

@@ -77,7 +77,8 @@ def known_sizes(urls: Sequence[str]) -> tuple[list[int] | None, str]:
 def _check_members(
     url: str, fields: Sequence[str], number: int, *, reader: str, names: Mapping[str, str], max_bad: float
 ) -> None:
-    looked_at, lacking, keys = 0, Counter(), set()
+    looked_at, keys = 0, set()
+    lacking: Counter = Counter()
     example: dict = {}
     with open_tar(url) as members:
         samples = group_samples(members, url, lambda members, index, suffix: b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -24,7 +25,8 @@ class ToDevice:
     def __init__(self, device, normalize=None, *, as_dict: bool = False):
         self.device = torch.device(device)
         self.as_dict = as_dict
-        self._scale = self._shift = None
+        self._scale: Any = None
+        self._shift: Any = None
         if normalize is not None:
             mean, std = (
                 torch.as_tensor(values, dtype=torch.float32, device=self.device)

@@ -13,6 +13,7 @@ import hashlib
 import io
 import math
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,8 +112,8 @@ def random_crop(crop, height: int, width: int) -> tuple[int, int, int, int]:
         ratio = math.exp(low + ratio * (high - low))
         box = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < box[0] <= height and 0 < box[1] <= width:
-            top = torch.randint(height - box[0] + 1, (1,)).item()
-            left = torch.randint(width - box[1] + 1, (1,)).item()
+            top = int(torch.randint(height - box[0] + 1, (1,)))
+            left = int(torch.randint(width - box[1] + 1, (1,)))
             return top, left, *box
     # None of ten fits: the middle, as much of it as the ratios allow.
     box = min(height, round(width / crop.ratio[0])), min(width, round(height * crop.ratio[1]))
@@ -301,7 +302,8 @@ def resize_box(
     shape = [out[0] + extra[0], out[1] + extra[1]]
     made = torch.empty(1, 3, *shape, dtype=torch.uint8, memory_format=torch.channels_last)
     # What interpolate() calls, with the scale set freely, and channels last as everything here.
-    torch._C._nn._upsample_bicubic2d_aa(crop[None], shape, False, *scales, out=made)
+    resize: Any = torch._C._nn._upsample_bicubic2d_aa
+    resize(crop[None], shape, False, *scales, out=made)
     return made[0, :, extra[0] :, extra[1] :].permute(1, 2, 0)
 
 

@@ -119,6 +119,7 @@ class PairedLoader:
     def _next(self) -> tuple:
         self._waiting.since = time.monotonic()
         try:
+            assert self._batches is not None
             return next(self._batches)
         except Exception:
             self._batches = None  # ends the workers
@@ -187,7 +188,8 @@ def joined(
 ) -> Iterator[tuple[list, list, list[Piece]]]:
     """Batches of so many samples as ``(image parts, text parts, the pieces that end in them)``."""
     images_per, texts_per = transform.image_group, transform.text_group
-    images, texts, whole, missing = [], [], [], batch_size
+    images, texts, missing = [], [], batch_size
+    whole: list[Piece] = []
     for piece in pieces:
         start, size = 0, 0 if piece.images is None else len(piece.images) // images_per
         while size - start >= missing:

@@ -272,7 +272,7 @@ class Decode:
                         self._check_others(barren, reason)
                 continue
             try:
-                row = self.transform(item)
+                row: Row | Unusable = self.transform(item)
                 usable = True
             except Dropped as dropped:
                 reason = dropped.reason
@@ -312,7 +312,8 @@ class Batch:
         position, expected = self.start, (self.start.pass_index, self.start.drawn)
         for step in count(self.step):
             for piece in range(self.dealing.pieces):
-                kept, counted = [], Counter()
+                kept: list[Row] = []
+                counted: Counter = Counter()
                 size = self.dealing.piece(self.stream, step, piece)
                 while len(kept) < size:
                     row = next(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -10,7 +12,7 @@ class Ranks:
     """Collectives of all ranks; without a process group, of this process alone. Every rank makes one at once."""
 
     def __init__(self) -> None:
-        self._group = None
+        self._group: Any = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo")
         self._vote: tuple | None = None

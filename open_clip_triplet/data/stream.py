@@ -126,10 +126,11 @@ class StreamPlan:
         """Samples of a stream in a pass; None where sizes are unknown."""
         if self.sizes is None:
             return None
-        return sum(one.last - one.first for one in self.slices(pass_index, stream))
+        return sum((one.last or 0) - one.first for one in self.slices(pass_index, stream))
 
     def _between(self, order: list[int], low: int, high: int) -> Iterator[ShardSlice]:
         """The samples from ``low`` to ``high`` of the shards laid end to end."""
+        assert self.sizes is not None
         ends = list(accumulate(self.sizes[shard] for shard in order))
         for place in range(bisect_right(ends, low), len(order)):
             shard, end = order[place], ends[place]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -115,7 +116,7 @@ def _among_known(results: Results, names: list[str]) -> Figure | None:
         cells = [(n, results.cell(n, (up,)).value, results.cell(n, (right,)).value) for n in names]
         ours = [(n, y, x, False, i) for i, (n, y, x) in enumerate(cells) if y is not None and x is not None]
         if ours:
-            models = [(m.label, m.value(up), m.value(right), False, None) for m in known_models("all")]
+            models: list[Any] = [(m.label, m.value(up), m.value(right), False, None) for m in known_models("all")]
             published = [point for point in models if point[1] is not None and point[2] is not None]
             title = f"SugarCrepe against {name}, among {len(published)} published models (grey)"
             return Figure(title, plots.pareto([*published, *ours], "SugarCrepe, mean of 7", name))

@@ -121,7 +121,8 @@ class Diffusers:
 
     def _tune(self, torch, device: str) -> None:
         """Half-precision decoding, memory layout, compilation."""
-        vae, core = getattr(self._pipe, "vae", None), "unet" if hasattr(self._pipe, "unet") else "transformer"
+        vae: Any = getattr(self._pipe, "vae", None)
+        core = "unet" if hasattr(self._pipe, "unet") else "transformer"
         if getattr(getattr(vae, "config", None), "force_upcast", False):
             if vae.dtype == torch.float16:
                 vae.to(torch.bfloat16)
@@ -137,8 +138,9 @@ class Diffusers:
 
     def too_long(self, prompts: Sequence[str]) -> list[bool]:
         """Which prompts have more tokens than any text encoder of the pipeline reads."""
-        tokenizers = [getattr(self._pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
-        tokenizers = [tokenizer for tokenizer in tokenizers if callable(tokenizer)]
+        names = ("tokenizer", "tokenizer_2", "tokenizer_3")
+        found: list[Any] = [getattr(self._pipe, name, None) for name in names]
+        tokenizers = [tokenizer for tokenizer in found if callable(tokenizer)]
         long = [True] * len(prompts) if tokenizers and prompts else [False] * len(prompts)
         most = getattr(self._parameters.get("max_sequence_length"), "default", None) or sys.maxsize
         for tokenizer in tokenizers if prompts else ():
