@@ -45,6 +45,8 @@ COLOURS = {
     "white": (246, 246, 246),
 }
 CATEGORIES = ("swap_att", "replace_att", "replace_obj")
+#: how often a negative of each category is the one that is drawn: exchanged colours are what is to be learned
+DRAWN = (3, 1, 1)
 #: signs in a picture, one in each quarter
 THINGS = 4
 #: width of a sign as a share of its quarter's
@@ -119,7 +121,8 @@ def make_sample(index: int, *, split: str, seed: int, image_size: int) -> dict:
     while is_unseen(scene) != unseen:
         scene = draw_scene(rng)
     negatives = []
-    for category in rng.sample(CATEGORIES, len(CATEGORIES)):
+    first = rng.choices(CATEGORIES, weights=DRAWN)[0]
+    for category in (first, *(name for name in CATEGORIES if name != first)):
         other, changed = hard_negative(rng, scene, category)
         while is_unseen(other) != unseen:
             other, changed = hard_negative(rng, scene, category)
