@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         scored |= any(s["items"] for r in evaluation.results.values() for s in r["subsets"].values())
         if session.rank == 0:
             console.show_end(session.label(spec), evaluation, session.output)
+            if spec is specs[0]:  # the data is the same for all of them
+                console.show_skipped(evaluation.skipped)
     if not scored:
         raise DataError(
             "no benchmark had anything to score; `triplet-evaluate data` says what is expected where"

@@ -54,7 +54,7 @@ def show_result(result: dict) -> None:
 
 
 def show_end(label: str, evaluation: Evaluation, output: Path) -> None:
-    """What was encoded, where the results are, and what was skipped, and why."""
+    """What was encoded, and where the results are."""
     encoded = evaluation.encoded
     stored = "" if any(encoded.values()) else " (nothing new)"
     print(
@@ -62,5 +62,13 @@ def show_end(label: str, evaluation: Evaluation, output: Path) -> None:
         f"results in {output / safe_name(label)}",
         flush=True,
     )
-    for why in evaluation.skipped.values():
-        print(f"skipped {why.splitlines()[0].removesuffix(' Expected:')}", file=sys.stderr)
+
+
+def show_skipped(skipped: dict[str, str]) -> None:
+    """Which benchmarks had nothing to score, and why: those of one reason in one line."""
+    names: dict[str, list[str]] = {}
+    for name, why in skipped.items():
+        reason = why.splitlines()[0].removesuffix(" Expected:").removeprefix(f"{name}: ").rstrip(".")
+        names.setdefault(reason, []).append(name)
+    for reason, group in names.items():
+        print(f"skipped {', '.join(group)}: {reason}", file=sys.stderr)
