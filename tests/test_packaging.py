@@ -128,6 +128,16 @@ def test_no_text_installs_a_name_that_is_not_on_pypi():
     assert not found
 
 
+def test_commands_have_one_name_in_messages():
+    wrong = re.compile(r"tools/(make_shards|evaluate|inspect_shards)\.py")
+    found = [
+        str(path.relative_to(REPOSITORY))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if wrong.search(path.read_text(encoding="utf-8"))
+    ]
+    assert not found
+
+
 def test_the_losses_alone_cost_torch_alone():
     code = (
         "import sys; from open_clip_triplet.losses import triplet_clip_loss; "
