@@ -1,5 +1,6 @@
 """The hooks: everything replaced is put back, other OpenCLIPs are refused, flags pass through."""
 
+import argparse
 import inspect
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch.nn.parallel
 
 from open_clip_triplet import hooks, options
+from openclip_flags import HONOURED, IRRELEVANT
 
 MODULES = {
     "main": open_clip_train.main,
@@ -150,3 +152,51 @@ def test_importing_the_package_loads_no_builder_or_benchmark():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def openclips_flags(monkeypatch) -> dict:
+    """Destination and default of each flag of the installed OpenCLIP's parser."""
+    found = {}
+
+    def note(parser, *args):
+        found.update({action.dest: action.default for action in parser._actions if action.dest != "help"})
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", note)
+    with pytest.raises(SystemExit):
+        sys.modules["open_clip_train.params"].parse_args([])
+    return found
+
+
+def test_every_flag_of_openclip_is_honoured_irrelevant_or_refused(monkeypatch):
+    lists = [*HONOURED, *IRRELEVANT, *options.REFUSED]
+    assert len(lists) == len(set(lists))
+    assert set(openclips_flags(monkeypatch)) <= set(lists), "a flag that nobody has looked at"
+
+
+@pytest.mark.parametrize("name", options.REFUSED)
+def test_flags_that_the_pipeline_cannot_follow_are_refused_by_name(name):
+    args = parse("--loss", "triplet", "--train-data", "a.tar")
+    setattr(args, name, 2)
+    with pytest.raises(options.UsageError, match=f"--{name.replace('_', '-')} does nothing in the paired pipeline"):
+        options.check(args)
+    args.loss, args.total_steps = "clip", None
+    options.check(args)  # stock OpenCLIP's business
+
+
+@pytest.mark.parametrize(
+    ("flag", "near"),
+    [("--total-step", "--total-steps"), ("--neg-caption", "--neg-captions"), ("--same-crp", "--same-crop")],
+)
+def test_flags_that_are_nearly_ours_are_suggested(flag, near, capsys):
+    with pytest.raises(SystemExit):
+        parse("--loss", "triplet", flag, "2")
+    assert f"{flag}: did you mean {near}?" in capsys.readouterr().err
+
+
+def test_validation_data_that_is_not_there_is_told_before_training(tmp_path, caplog):
+    with pytest.raises(options.UsageError, match="--val-data .*0.tar: there is no .*0.tar"):
+        parse("--train-data", "a.tar", "--val-data", str(tmp_path / "0.tar"))
+    (tmp_path / "0.tar").touch()
+    parse("--train-data", "a.tar", "--val-data", f"{tmp_path}/{{0..2}}.tar")
+    assert "2 of 3 shards are missing, and left out" in caplog.text

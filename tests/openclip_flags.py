@@ -1,0 +1,34 @@
+"""Every flag of OpenCLIP's training, 3.0 to 3.3 and main (4.2.0.dev0), and what it is to the paired pipeline."""
+
+#: read by it, or by what it hands over: data, steps, checkpoints, validation
+_HONOURED = """
+train_data train_data_upsampling_factors train_num_samples dataset_resampled dataset_type image_key
+max_image_pixels text_key json_text_key json_text_key_probs workers batch_size epochs accum_freq seed aug_cfg
+image_mean image_std image_interpolation force_image_size force_context_length device resume save_most_recent
+save_frequency delete_previous_checkpoint logs warmup lr_scheduler skip_scheduler wd val_data val_num_samples
+val_frequency precision model pretrained local_loss gather_with_grad siglip distill_model fsdp fsdp_checkpoint
+torchcompile
+"""
+
+#: nothing to do with how training data is read: the model, its optimizer, logging, other kinds of data
+_IRRELEVANT = """
+audio_ext audio_fill audio_fusion audio_int16_normalize audio_layer_decay audio_multiprocessing_context
+audio_trunc audio_zeroshot_audio_key audio_zeroshot_class_key audio_zeroshot_dataset
+audio_zeroshot_multiprocessing_context audio_zeroshot_split audio_zeroshot_target_key audio_zeroshot_templates
+audio_zeroshot_workers beta1 beta2 bucket_chunk bucket_pool cache_dir coca_caption_loss_weight
+coca_contrastive_loss_weight copy_codebase csv_caption_key csv_img_key csv_separator ddp_static_graph debug
+dist_backend dist_url distill_pretrained epochs_cooldown eps force_custom_text force_naflex_vision
+force_patch_dropout force_quick_gelu fsdp_no_reshard_after_forward fsdp_offload_cpu grad_checkpointing
+grad_clip_norm image_layer_decay image_resize_mode imagenet_v2 imagenet_val lock_image
+lock_image_freeze_bn_stats lock_image_unlocked_groups lock_text lock_text_freeze_layer_norm
+lock_text_unlocked_layers log_every_n_steps log_local log_metric_every_n_steps loss_dist_impl lr lr_cooldown_end
+lr_cooldown_power momentum naflex_batch_divisor naflex_loss_scale naflex_max_text_tokens
+naflex_max_tokens_per_batch naflex_pad_multiple naflex_patch_size_probs naflex_patch_sizes naflex_seq_len_probs
+naflex_seq_lens name no_set_device_rank opt opt_fallback_list opt_kwargs pretrained_audio pretrained_image
+remote_sync remote_sync_frequency remote_sync_protocol report_to text_layer_decay text_pooler_in_head
+torchcompile_backend torchcompile_mode torchcompile_strategy torchscript trace train_loss_ema_samples
+use_bn_sync use_bnb_linear val_retrieval_chunk_size val_retrieval_precision wandb_notes wandb_project_name
+wd_exclude_patterns zeroshot_frequency
+"""
+
+HONOURED, IRRELEVANT = _HONOURED.split(), _IRRELEVANT.split()
