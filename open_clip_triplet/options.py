@@ -28,7 +28,7 @@ REFUSED = {
 #: flags of ours that change how a run goes and not what it trains: no warning where a resume changes them
 RUNTIME_ONLY = (
     "image_decoder", "data_streams", "max_bad_fraction", "total_steps", "model_config", "loss_chunk_size",
-    "eval_benchmarks", "eval_data_root", "eval_allow_partial",
+    "eval_benchmarks", "eval_data_root", "eval_allow_partial", "version", "config",
 )
 
 

@@ -321,6 +321,8 @@ class Replacements:
             load = functools.partial(original, map_location=map_location)
             checkpoint = saving.load_sound(file_path, load) if self.resume_latest else load(file_path)
             self.progress.resume_from(checkpoint)
+            if self.major == 3 and self.args.distributed and isinstance(checkpoint, dict):
+                _name_for_ranks(checkpoint)
             return checkpoint
 
         return hooked
@@ -392,6 +394,13 @@ class _SavingTorch:
 
     def save(self, checkpoint, path, *args, **kwargs) -> None:
         self._replacements.save(checkpoint, path)
+
+
+def _name_for_ranks(checkpoint: dict) -> None:
+    """OpenCLIP 3 takes ``module.`` off the names of a checkpoint of several processes, and never puts it on."""
+    weights = checkpoint.get("state_dict")
+    if isinstance(weights, dict) and not next(iter(weights), "module.").startswith("module."):
+        checkpoint["state_dict"] = {f"module.{name}": value for name, value in weights.items()}
 
 
 def _is_paired(info) -> bool:

@@ -225,8 +225,10 @@ def as_os_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (OSError, TripletError) as error:
-        if isinstance(error, TripletError) or url in str(error):
+        if isinstance(error, TripletError) or (url in str(error) and str(error) != url):
             raise
+        if str(error) == url:
+            raise type(error)(f"{url}: not there") from error
         raise type(error)(f"{url}: {str(error) or type(error).__name__}") from error
     except Exception as error:
         raise OSError(f"{url}: cannot be read ({type(error).__name__}: {error})") from error

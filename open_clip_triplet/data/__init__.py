@@ -34,7 +34,7 @@ def get_paired_dataset(
     """
     from open_clip_train.data import DataInfo
 
-    from open_clip_triplet.data.checks import check_source
+    from open_clip_triplet.data.checks import check_sources
     from open_clip_triplet.data.device import ToDevice
     from open_clip_triplet.data.loader import PairedLoader
     from open_clip_triplet.data.pipeline import StreamPieces
@@ -45,11 +45,11 @@ def get_paired_dataset(
     if not is_train:
         raise ValueError("the paired pipeline is for training; validation data is read by OpenCLIP")
     transform = _transform(args, preprocess_fn, tokenizer, method)
-    for source in _sources(args.train_data):
-        check_source(
-            expand_shards(source), transform.fields, negatives=transform.captions.negatives,
-            reader=f"--loss {method.name}", names=transform.names, max_bad=args.max_bad_fraction,
-        )
+    check_sources(
+        [expand_shards(source) for source in _sources(args.train_data)], transform.fields,
+        negatives=transform.captions.negatives, reader=f"--loss {method.name}", names=transform.names,
+        max_bad=args.max_bad_fraction,
+    )
     plan, state = continued(_plan(args, saved), saved, epoch=epoch, log=args.rank == 0)
     accumulate = getattr(args, "accum_freq", 1)
     global_batch = args.batch_size * args.world_size * accumulate

@@ -23,11 +23,11 @@ CAPTIONS_CHECKED = 8
 SHOWN = {"image": "jpg", "text": "txt", "neg_image": "neg.jpg", "neg_text": "neg.txt", "meta": "json"}
 
 
-def check_source(
-    urls: Sequence[str], fields: Sequence[str], *, negatives: int, reader: str,
+def check_sources(
+    sources: Sequence[Sequence[str]], fields: Sequence[str], *, negatives: int, reader: str,
     names: Mapping[str, str] = FIELDS, max_bad: float = 0.5,
 ) -> None:
-    """Check samples of a source's local shards, all or evenly spaced, or of its first remote one.
+    """Check samples of each source's local shards, all or evenly spaced, or of its first remote one.
 
     Only names are read, but of the first samples' captions. A shard that cannot be read is only warned of,
     as long as another one can: training counts what it loses there.
@@ -46,22 +46,23 @@ def check_source(
         if negatives > 1:
             _check_negatives(url, negatives, reader=reader, names=names)
 
-    local = [url for url in urls if not is_remote(url)]
-    chosen = local[:: max(1, -(-len(local) // SHARDS_CHECKED))] or list(urls[:REMOTE_CHECKED])
-    failures = []
-    for place, url in enumerate(chosen):
-        try:
+    readable, failures = 0, []
+    for urls in sources:
+        local = [url for url in urls if not is_remote(url)]
+        for place, url in enumerate(local[:: -(-len(local) // SHARDS_CHECKED) or 1] or urls[:REMOTE_CHECKED]):
             number = SAMPLES_CHECKED if place or is_remote(url) else SAMPLES_CHECKED_IN_FIRST
-            with_retries(functools.partial(check, url, number), url)
-            if not local:
-                return
-        except MembersMissing:
-            raise
-        except (OSError, ShardError) as error:
-            logging.warning("%s", error)
-            failures.append(str(error))
-    if len(failures) == len(chosen):
-        raise ShardError(f"none of the {len(chosen):,} shards looked at can be read: {failures[0]}")
+            try:
+                with_retries(functools.partial(check, url, number), url)
+                readable += 1
+                if not local:
+                    break
+            except MembersMissing:
+                raise
+            except (OSError, ShardError) as error:
+                logging.warning("%s", error)
+                failures.append(str(error))  # the error itself would keep this frame alive
+    if not readable:
+        raise ShardError(f"none of the {len(failures):,} shards looked at can be read: {failures[0]}")
 
 
 def known_sizes(urls: Sequence[str]) -> tuple[list[int] | None, str]:

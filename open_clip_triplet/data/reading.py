@@ -97,7 +97,7 @@ class SliceReader:
         being read; not where the server says that it is not there. What cannot be read comes as
         :class:`Unreadable`; where the size is unknown, one stands for all that is lost.
         """
-        index, attempts, reason = part.first, 0, "shard shorter than sizes.json"
+        index, attempts, reason, opened = part.first, 0, "shard shorter than sizes.json", False
         if self.watch.gave_up(part.shard, self.pass_index):
             reason = "damaged shard"
         while reason != "damaged shard":
@@ -105,6 +105,7 @@ class SliceReader:
                 for found, sample in read_shard(
                     part.url, self.fields, _before_or_not(wanted, index), self.names
                 ):
+                    opened = True
                     if part.last is not None and found >= part.last:
                         self.note("not in sizes.json")
                     elif found >= index:
@@ -117,7 +118,7 @@ class SliceReader:
                 if index == part.last:  # everything wanted has come through
                     return
                 if not is_remote(part.url) or _is_final(error) or attempts >= self.watch.retries(part.shard):
-                    reason = self._give_up(part, index, error)
+                    reason = self._give_up(part, index, error, opened)
                 else:
                     pause(error, attempts)
                     attempts += 1
@@ -128,8 +129,8 @@ class SliceReader:
         for lost in range(index, part.last):
             yield lost, Unreadable(reason) if wanted(lost) else None
 
-    def _give_up(self, part: ShardSlice, index: int, error: Exception) -> str:
-        if index == part.first == 0:
+    def _give_up(self, part: ShardSlice, index: int, error: Exception, opened: bool) -> str:
+        if not opened:
             self.watch.give_up(part.shard, self.pass_index, error, "given up")
         else:
             logging.warning(
