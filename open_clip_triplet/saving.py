@@ -52,6 +52,8 @@ def save_durably(checkpoint: dict, path: str | os.PathLike) -> None:
         with write_whole(path) as file:
             torch.save(checkpoint, file)
     except RuntimeError as error:  # torch's zip writer reports a full disk as one
+        if "DataLoader worker" in str(error):
+            raise
         raise OSError(f"could not write {path}: {error}") from error
 
 
