@@ -22,7 +22,7 @@ else
     [ -e "$OUT/smollm2/config.json" ] || "$PYTHON" "$here/tests/vllm/smollm2.py" "$OUT/smollm2"
     llm=(--backend transformers --llm "$OUT/smollm2")
 fi
-common=("${llm[@]}" --max-tokens 48 --t2i "$OUT/sdxl/pipe" --size 64)
+common=("${llm[@]}" --max-tokens 48 --max-drop 0.9 --t2i "$OUT/sdxl/pipe" --size 64)
 
 shards build --input "$DATA/cc12m" --output "$OUT/cc12m" "${common[@]}" --title "CC12M sample, 32 pairs"
 if [ -z "${URL:-}" ]; then # a server batches as requests come in, so its answers are not repeatable to the byte
