@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -239,6 +241,21 @@ def test_build_in_parts_ends_with_the_card(tmp_path, capsys):
     parts = {n: d for n, d in contents(tmp_path / "parts").items() if not n.startswith((".work", ".lock"))}
     assert parts == one
     assert cli.main([*argv, str(tmp_path / "parts"), "--finish"]) == 0
+
+
+def test_the_slurm_recipe_works_its_part(tmp_path):
+    folder = plain_shards(tmp_path / "in", FOUR)
+    program = tmp_path / "triplet-shards"
+    program.write_text('#!/bin/sh\necho "$@" >> "$LOG"\n')
+    program.chmod(0o755)
+    recipe = Path(__file__).parents[1] / "examples/recipes/slurm_build.sh"
+    array = {"SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
+    for environment in ({**array, "SLURM_ARRAY_TASK_ID": "4"}, {}):
+        command = ["bash", str(recipe), "--input", folder, "--output", "out"]
+        settings = {"PATH": os.environ["PATH"], "LOG": str(tmp_path / "log"), "TRIPLET_SHARDS": str(program)}
+        subprocess.run(command, env={**settings, **environment}, check=True)
+    first, second = (tmp_path / "log").read_text().splitlines()
+    assert first.startswith("build --part 2/4 --quiet --input") and second.startswith("build --quiet --input")
 
 
 def test_build_goes_on_when_inputs_come_and_go_with_or_without_side_shards(tmp_path):

@@ -244,6 +244,10 @@ def _sleep(engine, seconds: float) -> None:
             log.write(f"{start} {start + seconds}\n")
 
 
+#: that a sleeping engine works one after another; real ones are 20 times as large
+SHARDS = 3
+
+
 def bench_busy(folder: Path, seconds: float) -> dict:
     """Share of the time that a sleeping engine works while real stages read, encode and write around it, in a
     process of its own as for a GPU: from its first call to the last shard's record.
@@ -256,8 +260,8 @@ def bench_busy(folder: Path, seconds: float) -> dict:
 
     result = {}
     for name, rate in (("captions", 300), ("images", 35)):
-        source, number = folder / f"busy-{name}", int(rate * seconds / 5)
-        for shard in range(5):
+        source, number = folder / f"busy-{name}", int(rate * seconds / SHARDS)
+        for shard in range(SHARDS):
             write_images(source / f"{shard:05d}.tar", [photo(0)] * number, {"neg.txt": "two green dogs"})
         log = folder / f"{name}.log"
         model = (SleepingCaptions if name == "captions" else SleepingImages)(rate, str(log))
@@ -272,10 +276,10 @@ def bench_busy(folder: Path, seconds: float) -> dict:
         wall = max(path.stat().st_mtime for path in (folder / name).glob("*.record.json")) - calls[0][0]
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        assert not run.failed and sum(record["kept"] for record in run.records()) == 5 * number
+        assert not run.failed and sum(record["kept"] for record in run.records()) == SHARDS * number
         result[name] = {
             "per_second": rate,
-            "samples": 5 * number,
+            "samples": SHARDS * number,
             "busy_percent": round(100 * sum(end - start for start, end in calls) / wall, 1),
             "cores_used": round(used / wall, 2),
         }
