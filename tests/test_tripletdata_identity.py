@@ -17,6 +17,7 @@ from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.run.card import shard_pattern
 from open_clip_triplet.tripletdata.run.command import report
 from open_clip_triplet.tripletdata.run.engines import Local
+from open_clip_triplet.tripletdata.run.estimate import calibrate
 from open_clip_triplet.tripletdata.run.plan import number_tasks, plan_tasks, read_plan
 from open_clip_triplet.tripletdata.run.runner import run_stage
 from open_clip_triplet.tripletdata.run.task import Policy, ShardTask
@@ -345,3 +346,27 @@ def test_the_cards_shards_are_ranges_without_gaps():
     assert shard_pattern([f"{n:05d}.tar" for n in (0, 1, 2, 5, 7, 8)]) == (
         "<00000..00002>.tar::00005.tar::<00007..00008>.tar"
     )
+
+
+def test_a_dry_run_sets_given_rates_beside_the_papers(tmp_path, capsys):
+    folder = plain_shards(tmp_path / "in", FOUR)
+    argv = ["build", "--input", folder, "--output", str(tmp_path / "out"), "--dry-run"]
+    assert cli.main([*argv, "--rates", "captions=300", "images=35"]) == 0
+    plan = capsys.readouterr().out
+    assert "at 300/s per GPU (given)" in plan and "(the paper's 6.3/s: 0.0)" in plan
+    assert "at 35/s per GPU (given)" in plan and "at the paper's rates" in plan and not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        cli.main([*argv, "--rates", "captions=fast"])
+    assert "is not STAGE=SAMPLES_PER_SECOND" in capsys.readouterr().err
+
+
+def test_calibration_measures_the_chain_of_stages(tmp_path):
+    class Captions(Shout):
+        name = "captions"
+
+    class Images(Shout):
+        name = "images"
+
+    folder = plain_shards(tmp_path / "in", [["a"] * 70])
+    rates = calibrate(plan_tasks(folder), [Captions(), Images()])
+    assert list(rates) == ["captions", "images"] and all(rate > 1 for rate in rates.values())

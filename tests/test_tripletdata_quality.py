@@ -16,7 +16,7 @@ from open_clip_triplet.tripletdata.run.sample import Sample
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages import coverage
 from open_clip_triplet.tripletdata.stages.coverage import Captions, Vocabulary
-from open_clip_triplet.tripletdata.stages.filter import Selection, select_top
+from open_clip_triplet.tripletdata.stages.selection import Selection, select_top
 from open_clip_triplet.tripletdata.stages.wordnet import Concepts, load_wordnet, words
 
 scores = st.dictionaries(

@@ -107,8 +107,8 @@ def bench_packing(folder: Path, python: str | None, count: int, rounds: int) -> 
 
     CPU time, so that whatever else the machine is doing counts for neither.
     """
-    from open_clip_triplet.tripletdata.run.runner import run_task
     from open_clip_triplet.tripletdata.run.task import ShardTask
+    from open_clip_triplet.tripletdata.run.work import run_task
     from open_clip_triplet.tripletdata.stages.pack import Pack
 
     shard = folder / "images.tar"

@@ -96,7 +96,7 @@ def calibrate(tasks: list[ShardTask], stages: list[Stage]) -> dict[str, float]:
     """
     import torch
 
-    from open_clip_triplet.tripletdata.run.runner import run_task
+    from open_clip_triplet.tripletdata.run.work import run_task
 
     found: dict[str, float] = {}
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,6 +15,7 @@ from open_clip_triplet import files
 from open_clip_triplet.errors import ShardError
 from open_clip_triplet.shards import read_samples
 from open_clip_triplet.tripletdata.run.plan import read_json
+from open_clip_triplet.tripletdata.run.records import DROPPED, RECORD, VALUES, dump
 from open_clip_triplet.tripletdata.run.sample import Stats
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
@@ -38,8 +39,6 @@ class Redo:
     @classmethod
     def of(cls, task: ShardTask, output: str) -> Redo | None:
         """None where the task's policy asks for nothing again, or nothing is finished yet."""
-        from open_clip_triplet.tripletdata.run.records import DROPPED, RECORD
-
         path = files.join(output, task.name)
         record = read_json(path + RECORD)
         if task.policy.redo is None or not record or record.get("salvaged"):
@@ -78,8 +77,6 @@ class Redo:
 
     def write_values(self, stats: Stats, made: list[str]) -> None:
         """The shard's values with those of the new samples, before the shard itself."""
-        from open_clip_triplet.tripletdata.run.records import VALUES, dump
-
         try:
             old = json.loads(files.read_bytes(self.path + VALUES))
         except OSError:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from open_clip_triplet.errors import PipelineError, ShardError, TooManyDropped
-from open_clip_triplet.tripletdata.run.runner import start_task
 from open_clip_triplet.tripletdata.run.stage import Stage
 from open_clip_triplet.tripletdata.run.task import ShardTask
+from open_clip_triplet.tripletdata.run.work import start_task
 
 
 class Worker:

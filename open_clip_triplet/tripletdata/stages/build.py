@@ -18,8 +18,9 @@ from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.card import write_card
 from open_clip_triplet.tripletdata.run.command import DONE, FAILED_SHARDS, report, run_as_asked
 from open_clip_triplet.tripletdata.run.estimate import print_plan
+from open_clip_triplet.tripletdata.run.folder import REFUSED, refuse_foreign
 from open_clip_triplet.tripletdata.run.plan import read_json
-from open_clip_triplet.tripletdata.run.records import REFUSED, Run, dump, refuse_foreign
+from open_clip_triplet.tripletdata.run.records import Run, dump
 from open_clip_triplet.tripletdata.run.runner import run_stage, totals, write_summary
 from open_clip_triplet.tripletdata.run.stage import Stage
 from open_clip_triplet.tripletdata.run.task import ShardTask

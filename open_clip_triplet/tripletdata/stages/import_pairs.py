@@ -22,8 +22,8 @@ from open_clip_triplet.errors import ImageError, PipelineError, ShardError
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.card import write_card
 from open_clip_triplet.tripletdata.run.command import report, run_as_asked
+from open_clip_triplet.tripletdata.run.folder import refuse_foreign
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
-from open_clip_triplet.tripletdata.run.records import refuse_foreign
 from open_clip_triplet.tripletdata.run.runner import totals
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage

@@ -20,7 +20,7 @@ from open_clip_triplet.tripletdata.checks.questions import PROMPT, Questions
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.command import report, run_as_asked
 from open_clip_triplet.tripletdata.run.estimate import print_plan
-from open_clip_triplet.tripletdata.run.records import refuse_foreign
+from open_clip_triplet.tripletdata.run.folder import refuse_foreign
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import Stage
 from open_clip_triplet.tripletdata.run.task import ShardTask
