@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.checkpoints.training import start_from
 from open_clip_triplet.files import is_remote
-from open_clip_triplet.losses import METHODS, add_loss_arguments, check_supported
+from open_clip_triplet.losses import METHODS, add_loss_arguments, check_supported, find_method
 from open_clip_triplet.shards import expand_shards, normalise_ranges
 
 #: OpenCLIP's flags that the paired pipeline cannot follow, and why: refused where they are given
@@ -33,12 +33,14 @@ RUNTIME_ONLY = (
 
 
 def method_name(text: str) -> str:
-    """argparse type of ``--loss``: a known method, or an error that names the nearest one."""
-    if text in METHODS:
-        return text
-    near = difflib.get_close_matches(text, METHODS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise argparse.ArgumentTypeError(f"unknown method {text!r}{hint} Known: {', '.join(METHODS)}")
+    """argparse type of ``--loss``: a method, an installed or own loss, or an error that names the nearest."""
+    if ":" in text and "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return find_method(text).name
+    except UsageError as error:
+        near = difflib.get_close_matches(text, METHODS, n=1)
+        raise argparse.ArgumentTypeError(f"{error}{f'; did you mean {near[0]!r}?' if near else ''}") from error
 
 
 def _positive(text: str) -> int:
@@ -66,7 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--loss", type=method_name, default="clip", metavar="METHOD",
         help="training method (default clip, which is stock OpenCLIP): "
-        + "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()),
+        + "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
+        + "; package.module:Class, or a name that an installed package offers: a loss of your own",
     )
     group.add_argument(
         "--neg-captions", type=_positive, default=1, metavar="K",
@@ -264,8 +267,6 @@ def _check_paired(args) -> None:
     for word in ("genlip", "genlap", "clap"):  # CoCa is refused by the loss
         if word in model:
             raise UsageError(f"{what} supports CLIP models (two towers, one loss), not {args.model}.")
-    if args.distill_model is not None:
-        raise UsageError(f"{what} cannot be combined with distillation; leave out --distill-model.")
     if args.local_loss and not args.gather_with_grad:
         raise UsageError(
             f"{what} with --local-loss needs --gather-with-grad: without it the features of other ranks "

@@ -113,7 +113,8 @@ class Progress:
         self.made += steps
         self.samples += samples
         self.images += samples * method.image_group(args.neg_captions)
-        self.captions += samples * method.text_group(args.neg_captions)
+        added = int(getattr(args, "paraphrase_weight", 0) > 0), getattr(args, "units", 0)
+        self.captions += samples * method.text_group(args.neg_captions, *added)
         self.into_epoch = self.into_epoch + steps if stopped else 0
         self.state = {
             "optimizer_steps": self.made, "samples_seen": self.samples, "images_seen": self.images,

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 
 from open_clip_triplet import command, options, progress, saving, validation
-from open_clip_triplet.losses import METHODS, create_loss
+from open_clip_triplet.losses import create_loss, find_method
+from open_clip_triplet.losses.teacher import Teacher
 
 
 class Seam(NamedTuple):
@@ -64,6 +65,8 @@ class Replacements:
         self.args = args
         self.progress = progress.Progress()
         self.validator: validation.Validator | None = None
+        self.teacher: Teacher | None = None
+        self.resumed_teacher: dict | None = None
         self.resume_latest = args is not None and args.resume == "latest"
 
     # -- command line ---------------------------------------------------------------------------
@@ -105,11 +108,22 @@ class Replacements:
         def hooked(args, model, dist_model=None, naflex_data_config=None):
             if args.loss == "clip":
                 return original(args, model, dist_model, naflex_data_config)
-            from open_clip.task import CLIPTask
+            from open_clip.task import CLIPTask, DistillCLIPTask
 
-            return CLIPTask(model, loss=create_loss(args), rank=args.rank, world_size=args.world_size)
+            options = {"loss": create_loss(args), "rank": args.rank, "world_size": args.world_size}
+            if args.teacher != "none":
+                dist_model = self._start_teacher(args, model).model
+            return CLIPTask(model, **options) if dist_model is None else DistillCLIPTask(model, dist_model, **options)
 
         return hooked
+
+    def _start_teacher(self, args, model) -> Teacher:
+        """``--teacher``: the model as it starts, or as a checkpoint kept it."""
+        if self.teacher is None:
+            model = getattr(model, "module", model)
+            decay = args.teacher_decay if args.teacher == "ema" else None
+            self.teacher = Teacher(getattr(model, "_orig_mod", model), decay)
+        return self.teacher
 
     # -- data -----------------------------------------------------------------------------------
 
@@ -133,7 +147,7 @@ class Replacements:
             from open_clip_triplet.data import get_paired_dataset
 
             info = get_paired_dataset(
-                args, preprocess, is_train, epoch=epoch, tokenizer=tokenizer, method=METHODS[args.loss],
+                args, preprocess, is_train, epoch=epoch, tokenizer=tokenizer, method=find_method(args.loss),
                 as_dict=self.major >= 4, saved=self.progress.saved.get("stream"), stopping=lambda: bool(self.stop),
             )
             self.stop.listen()
@@ -211,8 +225,10 @@ class Replacements:
                 return saved if scaler is None else {**saved, "scaler": scaler.state_dict()}
 
             # OpenCLIP counts images in its log, and takes --batch-size for their number in the rate
-            rows = METHODS[args.loss].image_group(args.neg_captions) if _is_paired(data["train"]) else 1
+            rows = find_method(args.loss).image_group(args.neg_captions) if _is_paired(data["train"]) else 1
             logged = argparse.Namespace(**{**vars(args), "batch_size": args.batch_size * rows})
+            if args.teacher != "none":
+                dist_model, logged.distill = self._start_teacher(args, model).model, True
             with self._epoch(args, data, epoch, optimizer, loss, model, checkpoint) as cut:
                 original(
                     model, cut, loss, epoch, optimizer, scaler, scheduler, dist_model, logged, tb_writer=tb_writer
@@ -269,13 +285,15 @@ class Replacements:
         if args.decay_all:
             for group in optimizer.param_groups:
                 group["weight_decay"] = args.wd
-        yield {**data, "train": replace(info, dataloader=loader)}
+        with self.teacher.following(optimizer, self.resumed_teacher) if self.teacher else contextlib.nullcontext():
+            self.resumed_teacher = None
+            yield {**data, "train": replace(info, dataloader=loader)}
         if hasattr(loss, "check_finite"):
             loss.check_finite()  # so that no checkpoint keeps a broken model
         steps = getattr(loader, "given", loader.num_batches) // args.accum_freq
         stopped = paired and steps < wanted
         stream = loader.report().export(loader.pieces.plan) if paired else None
-        now.finish_epoch(args, METHODS[args.loss], steps, stopped=stopped, stream=stream)
+        now.finish_epoch(args, find_method(args.loss), steps, stopped=stopped, stream=stream)
         if args.rank == 0:
             logging.info(f"After epoch {epoch}, {now.describe()}.")
         if stopped:
@@ -288,7 +306,8 @@ class Replacements:
         reason = self.stop.name or "a signal to another rank"
         path = saving.interrupted_path(args, epoch)
         if args.save_logs or getattr(args, "fsdp", False):  # gathering a sharded model takes every rank
-            saved = {**checkpoint(), "epoch": epoch, progress.STATE_KEY: self.progress.state}
+            state = {progress.STATE_KEY: self.progress.state, **self._teacher_state()}
+            saved = {**checkpoint(), "epoch": epoch, **state}
         if args.save_logs and saving.save_or_go_on(saved, path):
             logging.info(f"Stopped by {reason}; saved {path}. Continue with --resume latest.")
         elif args.rank == 0:
@@ -296,6 +315,9 @@ class Replacements:
         if args.distributed:
             torch.distributed.barrier()
         raise SystemExit(0)
+
+    def _teacher_state(self) -> dict:
+        return {TEACHER_KEY: self.teacher.model.state_dict()} if self.teacher else {}
 
     @seam("main", "torch")
     def torch_module(self, original):
@@ -305,7 +327,7 @@ class Replacements:
     def save(self, checkpoint, path) -> None:
         """What OpenCLIP's ``torch.save`` becomes; a full disk does not end the run."""
         if self.progress.state and isinstance(checkpoint, dict):
-            checkpoint = {**checkpoint, progress.STATE_KEY: self.progress.state}
+            checkpoint = {**checkpoint, progress.STATE_KEY: self.progress.state, **self._teacher_state()}
         if saving.save_or_go_on(checkpoint, path):
             saving.remove_interrupted(Path(path).parent)
         else:
@@ -321,6 +343,8 @@ class Replacements:
             load = functools.partial(original, map_location=map_location)
             checkpoint = saving.load_sound(file_path, load) if self.resume_latest else load(file_path)
             self.progress.resume_from(checkpoint)
+            if isinstance(checkpoint, dict):
+                self.resumed_teacher = checkpoint.get(TEACHER_KEY)
             if self.major == 3 and self.args.distributed and isinstance(checkpoint, dict):
                 _name_for_ranks(checkpoint)
             return checkpoint
@@ -379,6 +403,8 @@ class Replacements:
         )
 
 
+#: the teacher's weights in a checkpoint
+TEACHER_KEY = "triplet_teacher"
 #: the plugin's state among the files of a sharded checkpoint
 _SHARDED_STATE = "triplet_state.pt"
 

@@ -118,8 +118,8 @@ def test_unknown_method_suggests_the_nearest(capsys):
         (["--dataset-type", "synthetic"], "synthetic"),
         (["--train-data", "a.tar", "--model", "coca_ViT-B-32"], "trains CLIP models"),
         (
-            ["--train-data", "a.tar", "--distill-model", "RN50", "--distill-pretrained", "openai"],
-            "distillation",
+            ["--train-data", "a.tar", "--teacher", "ema", "--distill-model", "RN50"],
+            "two teachers",
         ),
         (["--train-data", "a.tar", "--local-loss"], "--gather-with-grad"),
         (["--train-data", "a.tar", "--eval-benchmarks", "sugarcrepe"], "--eval-data-root"),

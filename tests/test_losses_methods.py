@@ -55,12 +55,18 @@ def test_the_flags_are_these():
         "--hard-negative-weight",
         "--focal-gamma",
         "--label-smoothing",
+        "--paraphrase-weight",
+        "--units",
+        "--unit-weight",
         "--plain-every",
+        "--teacher",
+        "--teacher-decay",
+        "--distill-weight",
     }
 
 
 @pytest.mark.parametrize(
-    ("name", "image_rows", "text_rows", "roles"),
+    ("name", "image_rows", "text_rows", "fields"),
     [
         ("clip", 1, 1, ("image", "text")),
         ("clip-hn", 2, 2, ("image", "text", "neg_image", "neg_text")),
@@ -71,11 +77,11 @@ def test_the_flags_are_these():
         ("cyclip-triplet", 2, 4, ("image", "text", "neg_image", "neg_text")),
     ],
 )
-def test_rows_per_sample(name, image_rows, text_rows, roles):
+def test_rows_per_sample(name, image_rows, text_rows, fields):
     method = METHODS[name]
     k = 3 if method.several_neg_captions else 1
-    assert (method.image_group(k), method.text_group(k), method.roles) == (image_rows, text_rows, roles)
-    assert method.paired == (len(roles) > 2)
+    assert (method.image_group(k), method.text_group(k), method.fields) == (image_rows, text_rows, fields)
+    assert method.paired == (len(fields) > 2)
 
 
 def test_every_method_builds_its_loss():
@@ -116,6 +122,9 @@ def test_options_reach_the_loss():
         ({"loss": "clip", "margin": "fixed"}, "--margin means nothing to --loss clip, only to clip-hn, negclip"),
         ({"margin_weight": 0.1}, "--margin-weight means nothing without --margin"),
         ({"focal_gamma": 1.0}, "--focal-gamma means nothing without --hard-negative-weight"),
+        ({"teacher": "ema", "accum_freq": 2}, "--teacher needs --accum-freq 1"),
+        ({"teacher": "ema", "distill_model": "RN50"}, "are two teachers"),
+        ({"distill_weight": 2.0}, "nothing without --teacher or --distill-model"),
         ({"loss": "nowhere.at_all:Loss"}, "cannot import nowhere.at_all:Loss .No module named 'nowhere'"),
         ({"loss": "open_clip.loss:dist"}, "open_clip.loss:dist is not a class"),
     ],

@@ -28,8 +28,8 @@ def test_moving_average_is_that_of_the_steps():
     student = model()
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.1)
     teacher = Teacher(student, decay=0.8)
-    handle = teacher.follow(optimizer)
-    weights = train(student, optimizer, 3)
+    with teacher.following(optimizer):
+        weights = train(student, optimizer, 3)
     for name, value in teacher.model.state_dict().items():
         if name.endswith("num_batches_tracked"):
             assert value == 3
@@ -37,18 +37,19 @@ def test_moving_average_is_that_of_the_steps():
         parts = [0.8**3, 0.2 * 0.8**2, 0.2 * 0.8, 0.2]
         expected = sum(part * seen[name] for part, seen in zip(parts, weights, strict=True))
         torch.testing.assert_close(value, expected)
-    handle.remove()
     kept = teacher.model[0].weight.clone()
     train(student, optimizer, 1)
     assert torch.equal(teacher.model[0].weight, kept)
+    with teacher.following(optimizer, weights[0]):
+        assert torch.equal(teacher.model[0].weight, weights[0]["0.weight"])
 
 
 def test_frozen_stays_and_neither_learns_nor_drops_out():
     student = model()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     teacher = Teacher(student)
-    teacher.follow(optimizer)
-    start = train(student, optimizer, 2)[0]
+    with teacher.following(optimizer):
+        start = train(student, optimizer, 2)[0]
     for name, value in teacher.model.state_dict().items():
         assert torch.equal(value, start[name])
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())

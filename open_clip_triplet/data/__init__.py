@@ -108,8 +108,9 @@ def _transform(args, preprocess, tokenizer, method):
     captions = CaptionChoice(
         args.caption_sampling, args.neg_captions if method.reads_neg_captions else 0,
         _split_keys(keys or ""), tuple(probs) if probs else None,
+        paraphrases=int(getattr(args, "paraphrase_weight", 0) > 0), units=getattr(args, "units", 0),
     )
-    fields = tuple("meta" if name == "text" and keys else name for name in method.roles)
+    fields = tuple("meta" if name == "text" and keys else name for name in method.fields)
     return SampleTransform(
         _images(args, preprocess), tokenizer, fields, captions, seed=args.seed, names=field_names(args)
     )

@@ -14,18 +14,26 @@ SAMPLING = ("first", "random")
 
 @dataclass(frozen=True)
 class CaptionChoice:
-    """Chooses the positive caption of a sample and its hard negatives, ``[y, y'a, y'b, ...]``.
+    """Chooses the positive caption of a sample and its hard negatives, ``[y, y'a, y'b, ...]``, and what follows.
 
     sampling: ``first`` takes ``txt`` and ``neg.txt``; ``random`` draws from the ``captions`` and
     ``neg_captions`` of the json member. negatives: K; more than one always come from ``neg_captions``.
     json_keys: OpenCLIP's ``--json-text-key``: the positive caption is the first of these json fields that is
-    not empty, or under json_probs one drawn with these weights.
+    not empty, or under json_probs one drawn with these weights. paraphrases: other ``captions`` that follow.
+    units: M of json's ``units``, each ``{"text": ..., "neg_text": ...}``, that follow them as two rows each.
     """
 
     sampling: str = "first"
     negatives: int = 0
     json_keys: tuple[str, ...] = ()
     json_probs: tuple[float, ...] | None = None
+    paraphrases: int = 0
+    units: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Captions per sample."""
+        return 1 + self.negatives + self.paraphrases + 2 * self.units
 
     @property
     def is_random(self) -> bool:
@@ -33,22 +41,23 @@ class CaptionChoice:
 
     @property
     def reads_meta(self) -> bool:
-        return self.sampling == "random" or self.negatives > 1 or bool(self.json_keys)
+        more = self.negatives > 1 or self.paraphrases or self.units or self.json_keys
+        return self.sampling == "random" or bool(more)
 
     def __call__(
         self, sample: dict, rng: random.Random | None, *, keep_first: bool
     ) -> tuple[list[str], bool]:
-        """The 1 + K captions of a sample under field names.
+        """The ``rows`` captions of a sample under field names.
 
         Args:
             rng: may be None where nothing is random.
             keep_first: ``neg.txt`` stays the first negative, because it is the caption of the negative image.
 
         Returns:
-            The captions, and whether negatives had to be used more than once because the sample has fewer.
+            The captions, and whether some had to be used more than once because the sample has fewer.
 
         Raises:
-            Dropped: a caption is empty, or not UTF-8.
+            Dropped: a caption is empty, or not UTF-8; units are wanted and there are none.
         """
         assert rng is not None or not self.is_random
         draw: Any = rng
@@ -67,9 +76,23 @@ class CaptionChoice:
                     draw.shuffle(pool)
             filled = len(pool) < self.negatives
             chosen += [pool[i % len(pool)] for i in range(self.negatives)]
+        if self.paraphrases:
+            others = [text for text in _strings(meta.get("captions")) if text != caption]
+            filled |= len(others) < self.paraphrases
+            chosen += self._some(others or [caption], self.paraphrases, draw)
+        if self.units:
+            units = _units(meta.get("units"))
+            filled |= len(units) < self.units
+            chosen += [text for unit in self._some(units, self.units, draw) for text in unit]
         if not all(text.strip() for text in chosen):
             raise Dropped("empty caption")
         return chosen, filled
+
+    def _some(self, pool: list, number: int, rng: random.Random) -> list:
+        """So many of a pool, the first or random ones; where it has fewer, some again."""
+        if self.sampling == "random":
+            pool = rng.sample(pool, len(pool))
+        return [pool[i % len(pool)] for i in range(number)]
 
     def _from_json(self, meta: dict, rng: random.Random) -> str:
         keys = list(self.json_keys)
@@ -84,6 +107,18 @@ class CaptionChoice:
 def negative_captions(first: str, meta: dict) -> list[str]:
     """neg.txt, and those of ``neg_captions`` that differ from it."""
     return [first, *(text for text in _strings(meta.get("neg_captions")) if text != first)]
+
+
+def _units(value) -> list[tuple[str, str]]:
+    """Text and hard negative of the units in an untrusted json member."""
+    found = []
+    for unit in value if isinstance(value, list) else []:
+        texts = _strings([unit.get("text"), unit.get("neg_text")]) if isinstance(unit, dict) else []
+        if len(texts) == 2:
+            found.append((texts[0], texts[1]))
+    if not found:
+        raise Dropped("no units")
+    return found
 
 
 def _text(data: bytes) -> str:

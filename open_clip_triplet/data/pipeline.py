@@ -106,7 +106,7 @@ class SampleTransform:
     @property
     def text_group(self) -> int:
         """Text rows per sample."""
-        return 1 + self.captions.negatives
+        return self.captions.rows
 
     @property
     def fields_read(self) -> frozenset[str]:

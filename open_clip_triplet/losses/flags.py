@@ -11,6 +11,8 @@ from open_clip_triplet.losses.functional import NEG_SCOPES
 from open_clip_triplet.losses.hard_negatives import MARGINS
 from open_clip_triplet.losses.methods import METHODS, Method, find_method
 
+TEACHERS = ("none", "ema", "frozen")
+
 
 def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this package's losses (``--loss`` and ``--neg-captions`` are the trainer's)."""
@@ -54,9 +56,27 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     add(group, "--focal-gamma", 2.0, "focal exponent of --hard-negative-weight; 0: cross-entropy", **number)
     add(group, "--label-smoothing", 0.02, "label smoothing of --hard-negative-weight", **number)
     add(
+        group, "--paraphrase-weight", 0.0,
+        "weight of classifying another caption of the sample (json: captions) over the captions (READ: 0.5)",
+        **weight,
+    )
+    add(
+        group, "--units", 0,
+        "parts of the caption read per sample, each with a hard negative (json: units), for own-scope "
+        "NegCLIP terms (CS-CLIP)", type=int, metavar="M",
+    )
+    add(group, "--unit-weight", 0.5, "weight of --units", **weight)
+    add(
         group, "--plain-every", 0, "make every K-th step a CLIP step on the positive pairs; 0: none (CLIC: 2)",
         type=int, metavar="K",
     )
+    add(
+        group, "--teacher", "none",
+        "pull embeddings to those of a moving average of the model (DeGLA), or of the model it started from",
+        choices=TEACHERS,
+    )
+    add(group, "--teacher-decay", 0.9996, "decay of --teacher ema per step", type=float, metavar="X")
+    add(group, "--distill-weight", 1.28, "weight of the squared distance to the teacher", **weight)
 
 
 def positive(kind: type) -> Any:
@@ -85,6 +105,8 @@ _NEEDS = {
     "margin_weight": "margin",
     "focal_gamma": "hard_negative_weight",
     "label_smoothing": "hard_negative_weight",
+    "unit_weight": "units",
+    "teacher_decay": "teacher",
 }
 
 
@@ -139,6 +161,15 @@ def _refuse_unsupported(args: Any, method: Method, sigmoid: bool) -> None:
         raise UsageError(f"--siglip has no denominators: drop --neg-scope {scope}")
     if all_images and scope != "batch":
         raise UsageError("--neg-images-in-text-denominator is for --neg-scope batch")
+    if getattr(args, "teacher", "none") != "none":
+        if getattr(args, "distill_model", None):
+            raise UsageError("--teacher and --distill-model are two teachers; leave out one of them")
+        if getattr(args, "accum_freq", 1) > 1:
+            raise UsageError("OpenCLIP distils without accumulation alone: --teacher needs --accum-freq 1")
+        if getattr(args, "fsdp", False):
+            raise UsageError("--teacher keeps the whole model on every rank; leave out --fsdp")
+    elif getattr(args, "distill_weight", 1.28) != 1.28 and not getattr(args, "distill_model", None):
+        raise UsageError("--distill-weight means nothing without --teacher or --distill-model")
     if "coca" in str(getattr(args, "model", "")).lower():
         raise UsageError(f"--loss {method.name} trains CLIP models alone; CoCa has a loss of its own: --loss clip")
 

@@ -43,18 +43,18 @@ class Method:
         return self.reads_neg_images or self.reads_neg_captions
 
     @property
-    def roles(self) -> tuple[str, ...]:
+    def fields(self) -> tuple[str, ...]:
         """Members it reads, under the names of ``shards``."""
         negatives = {"neg_image": self.reads_neg_images, "neg_text": self.reads_neg_captions}
-        return "image", "text", *(role for role, read in negatives.items() if read)
+        return "image", "text", *(name for name, read in negatives.items() if read)
 
     def image_group(self, neg_captions: int = 1) -> int:
         """Image rows that a sample contributes."""
         return 1 + self.reads_neg_images
 
-    def text_group(self, neg_captions: int = 1) -> int:
-        """Text rows that a sample contributes, a paraphrase not counted."""
-        return 1 + neg_captions * self.reads_neg_captions
+    def text_group(self, neg_captions: int = 1, paraphrases: int = 0, units: int = 0) -> int:
+        """Text rows that a sample contributes."""
+        return 1 + neg_captions * self.reads_neg_captions + paraphrases + 2 * units
 
 
 _RETENTION = ("paraphrase_weight", "units", "unit_weight", "teacher", "teacher_decay", "distill_weight")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,9 +26,16 @@ class Teacher:
         self.student, self.decay = model, decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
 
-    def follow(self, optimizer: torch.optim.Optimizer) -> Any:
-        """Update after every step of the optimizer; returns a handle with ``remove()``."""
-        return optimizer.register_step_post_hook(lambda *_: self.update())
+    @contextlib.contextmanager
+    def following(self, optimizer: torch.optim.Optimizer, weights: dict[str, Any] | None = None) -> Iterator[None]:
+        """Update after every step that the optimizer makes; begin at ``weights``, a checkpoint's."""
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        handle = optimizer.register_step_post_hook(lambda *_: self.update())
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @torch.no_grad()
     def update(self) -> None:
