@@ -48,7 +48,7 @@ train() { # NAME SHARDS FLAG...
         --lock-image --lock-text --lock-text-freeze-layer-norm \
         --batch-size 128 --total-steps "$STEPS" --lr 2e-3 --wd 0.1 --warmup 10 \
         --workers 1 --image-decoder fast --precision "$PRECISION" --seed "$SEED" --log-every-n-steps 5 \
-        --save-frequency 0 --save-every-n-steps 10 --resume latest --logs "$OUT/runs" --name "$name"
+        --epochs $(((STEPS + 9) / 10)) --save-frequency 0 --save-most-recent --resume latest --logs "$OUT/runs" --name "$name"
     touch "$OUT/runs/$name/done"
 }
 train clip "$OUT/mined" --loss clip

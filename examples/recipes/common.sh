@@ -61,7 +61,8 @@ train() {
         --model "$MODEL" --batch-size $((BATCH / world / ACCUM)) --total-steps "$STEPS" \
         --lr 5e-4 --wd 0.5 --beta1 0.9 --beta2 0.999 --eps 1e-8 --lr-scheduler cosine --warmup 2000 \
         --precision amp_bf16 --workers "${WORKERS:-8}" --seed "${SEED:-0}" \
-        --save-every-n-steps 5000 --resume latest --report-to tensorboard \
+        --epochs $(((STEPS + 4999) / 5000)) --save-frequency 0 --save-most-recent --resume latest \
+        --report-to tensorboard \
         --logs "${LOGS:-logs}" --name "$DATA-$name-seed${SEED:-0}" "$@"
     if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@"; echo; else "$@"; fi
 }
