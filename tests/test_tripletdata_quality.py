@@ -104,6 +104,21 @@ def test_filter_asks_for_one_rule_and_a_model_that_exists(clip, tmp_path, capsys
     assert "cannot load 'no-such-model'" in capsys.readouterr().err
 
 
+def test_a_drop_list_leaves_out_what_was_marked(tmp_path, capfd):
+    shards = write_shards(tmp_path / "in", [3])
+    keys = [s["__key__"] for s in read_samples(tmp_path / "in/00000.tar")]
+    marks = tmp_path / "marks.csv"
+    marks.write_text(f"key,mark\n{keys[0]},bad\n{keys[1]},keep\n")
+    argv = ["filter", "--input", shards, "--drop-list", str(marks), "--quiet", "--output"]
+    assert cli.main([*argv, str(tmp_path / "out")]) == 0
+    left = [json.loads(s["json"])["source_key"] for s in read_samples(tmp_path / "out/00000.tar")]
+    assert left == keys[1:] and "left out: marked to be dropped 1" in capfd.readouterr().err
+    assert cli.main([*argv, str(tmp_path / "two"), "--drop-mark", "keep"]) == 0
+    assert len(list(read_samples(tmp_path / "two/00000.tar"))) == 2
+    marks.write_text("name\nx\n")
+    assert cli.main([*argv, str(tmp_path / "three")]) == 2 and "key and mark" in capfd.readouterr().err
+
+
 def test_a_cut_off_waits_for_every_shard(clip, tmp_path, capfd):
     shards = write_shards(tmp_path / "in", [2, 2])
     (tmp_path / "in/00001.tar").write_bytes(b"not a tar")
