@@ -213,7 +213,9 @@ def test_the_sweeps_shards_are_made_by_the_tools(tmp_path, monkeypatch):
         sweep.prepare(folder, args)
     drawn = {sample["__key__"]: sample for sample in read("shards/train")}
     mined = list(itertools.islice(read(sweep.MINED), 20))
-    assert len(mined) == 20 and all(s["neg_text"] != drawn[s["__key__"]]["neg_text"] for s in mined)
+    assert len(mined) == 20 and all(
+        s["neg_text"] != drawn[read_meta(s)["source_key"]]["neg_text"] for s in mined
+    )
     assert 380 <= len(list(read(sweep.RULES))) <= 400  # what the rules cannot parse is left out
     for sample in read(sweep.RULES):  # the drawn image stays where the rules find the very caption of it
         source = drawn[read_meta(sample)["source_key"]]

@@ -13,7 +13,7 @@ from open_clip_triplet import options
 from open_clip_triplet.losses import METHODS
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "recipes"
-RECIPES = sorted(path for path in FOLDER.glob("*.sh") if path.name not in ("common.sh", "slurm.sh"))
+RECIPES = sorted(path for path in FOLDER.glob("*.sh") if path.name not in ("common.sh", "slurm.sh", "slurm_build.sh"))
 
 
 def dry_run(path: Path, *flags: str, **environment: str) -> list[str]:

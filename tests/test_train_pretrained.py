@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import httpx
 import pytest
 import torch
 
@@ -61,7 +62,12 @@ def test_another_models_name_is_refused(tmp_path, paired_shards, tiny_config):
         train(argv)
 
 
-def test_what_is_no_checkpoint_is_one_line(tmp_path):
+@pytest.mark.parametrize("error", [ConnectionError("no network"), httpx.ConnectError("no name")])
+def test_what_is_no_checkpoint_is_one_line(error, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
     with pytest.raises(UsageError, match="--pretrained nobody/nothing"):
         open_clip_folder("nobody/nothing")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))

@@ -47,7 +47,8 @@ class ShardWatch:
         return self._reading.tolist()
 
     def gave_up(self, shard: int, pass_index: int) -> bool:
-        return int(self._given_up[shard]) == pass_index + 1
+        """In this pass, or in a later one where another stream is already."""
+        return int(self._given_up[shard]) > pass_index
 
     def retries(self, shard: int) -> int:
         """One that was given up in an earlier pass gets a single second chance."""

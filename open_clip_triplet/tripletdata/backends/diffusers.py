@@ -84,14 +84,16 @@ class Diffusers:
             ) from error
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        for name in ("diffusers.pipelines", "transformers.tokenization_utils_base"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # long prompts are counted, not logged
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch_dtype has another name from 1.0 on
                 self._pipe = self._load(diffusers, getattr(torch, self.dtype))
         except (OSError, ValueError) as error:
             raise PipelineError(missing_model(self.model, error)) from error
+        # Long prompts are counted, not logged; each logger by name, since OpenCLIP's training sets each one's level.
+        for name in ("diffusers.pipelines", "transformers.tokenization_utils_base", *logging.root.manager.loggerDict):
+            if name.startswith(("diffusers.pipelines", "transformers.tokenization")):
+                logging.getLogger(name).setLevel(logging.ERROR)
         self._pipe.to(device)
         self._pipe.set_progress_bar_config(disable=True)
         self._parameters = inspect.signature(type(self._pipe).__call__).parameters
