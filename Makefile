@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: install test test-package test-vllm demo demo-short reproduce-short lint docs clean
+.PHONY: install test test-package test-vllm demo demo-short gpu-report-short reproduce-short lint docs clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ demo: install
 demo-short: install
 	$(BIN)/python tools/demo.py --output demo --short
 
+# every part of tools/gpu_report.sh in its small form; needs no GPU
+gpu-report-short: install
+	PYTHON=$(BIN)/python TINY=1 bash tools/gpu_report.sh gpu-report-short
+
 reproduce-short: install
 	PYTHON=$(BIN)/python SHORT=1 bash examples/reproduce.sh
 
@@ -43,4 +47,4 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
-	rm -rf demo site build dist .pytest_cache .ruff_cache *.egg-info
+	rm -rf demo gpu-report-short site build dist .pytest_cache .ruff_cache *.egg-info

@@ -5,6 +5,7 @@ Six parts, each a process of its own whose result is kept, so that the command g
 stopped and a part that fails leaves the others standing:
 
   loss     forward and backward at N = 1k to 64k in bf16: the plain form, OpenCLIP's ClipLoss, Inf-CL
+           (pip install inf-cl) and MemoryEfficientCLIP (pip install memeff) where they are installed
   step     a training step of ViT-B-32: triplet beside clip; samples/s, memory, share of the loss
   data     images/s of whole training runs with 1 and 16 workers, beside what the GPU takes
   images   an SDXL-Turbo-shaped pipeline with random weights: images/s with and without overlap
@@ -121,11 +122,17 @@ def _loss_peers(n: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "clip, OpenCLIP": (ClipLoss(), x, y, scale),
         "clip, ours": (clip_loss, x, y, scale),
     }
-    if torch.cuda.is_available():  # Inf-CL needs Triton
+    if torch.cuda.is_available():  # these need Triton
         with contextlib.suppress(ImportError):
             from inf_cl import cal_inf_loss
 
             peers["clip, Inf-CL"] = (lambda x, y, scale: cal_inf_loss(x, y, scale=scale), x, y, scale)
+        with contextlib.suppress(ImportError):
+            from memeff import MemoryEfficientCLIPLoss
+
+            # its temperature is a number, so the scale gets no gradient
+            fused = MemoryEfficientCLIPLoss(temperature=0.07, normalized_inputs=True, stable=False)
+            peers["clip, MemoryEfficientCLIP"] = (fused, x, y)
     return {
         name: lambda loss=loss, inputs=inputs: torch.autograd.grad(loss(*inputs), inputs)
         for name, (loss, *inputs) in peers.items()
