@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from open_clip_triplet.errors import NonFiniteLossError
+from open_clip_triplet.losses.create import create_loss
 from open_clip_triplet.losses.cyclic import cyclic_consistency
 from open_clip_triplet.losses.flags import add_loss_arguments, check_supported
 from open_clip_triplet.losses.functional import (
@@ -19,7 +20,7 @@ from open_clip_triplet.losses.functional import (
     negimage_loss,
     triplet_clip_loss,
 )
-from open_clip_triplet.losses.methods import METHODS, Method, create_loss, find_method
+from open_clip_triplet.losses.methods import METHODS, Method, find_method
 from open_clip_triplet.losses.ranks import Ranks
 
 if TYPE_CHECKING:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from open_clip_triplet.errors import UsageError
@@ -59,8 +58,8 @@ class Method:
 
 _RETENTION = ("paraphrase_weight", "units", "unit_weight", "teacher", "teacher_decay", "distill_weight")
 _OWN = ("margin", "margin_weight", "hard_negative_weight", "focal_gamma", "label_smoothing", "plain_every")
-_TRIPLET = ("neg_weight", "neg_images_in_text_denominator")
-_CYCLIP = ("cyclip_in_modal", "cyclip_cross_modal")
+TRIPLET_OPTIONS = ("neg_weight", "neg_images_in_text_denominator")
+CYCLIP_OPTIONS = ("cyclip_in_modal", "cyclip_cross_modal")
 
 
 def _method(name: str, loss: str, summary: str, reads: str = "", **fields: Any) -> Method:
@@ -84,16 +83,16 @@ METHODS = {
         ),
         _method(
             "triplet", "TripletClipLoss", "TripletCLIP: negative captions and images", "images, captions",
-            several_neg_captions=True, options=("neg_scope", *_TRIPLET),
+            several_neg_captions=True, options=("neg_scope", *TRIPLET_OPTIONS),
         ),
         _method(
             "cyclip", "CyClipLoss", "CLIP with CyCLIP's consistency terms",
-            supports_sigmoid=False, options=_CYCLIP,
+            supports_sigmoid=False, options=CYCLIP_OPTIONS,
         ),
         _method(
             "cyclip-triplet", "CyClipTripletLoss", "TripletCLIP with CyCLIP's consistency terms",
             "images, captions",
-            several_neg_captions=True, supports_sigmoid=False, options=("neg_scope", *_TRIPLET, *_CYCLIP),
+            several_neg_captions=True, supports_sigmoid=False, options=("neg_scope", *TRIPLET_OPTIONS, *CYCLIP_OPTIONS),
         ),
     )
 }  # fmt: skip
@@ -124,44 +123,10 @@ def _own_method(name: str, loss_class: str) -> Method:
     from open_clip_triplet.losses.grouped import GroupedLoss
 
     reads_captions = bool(getattr(loss, "reads_neg_captions", False))
-    return dataclasses.replace(
+    return replace(
         method,
         reads_neg_images=bool(getattr(loss, "reads_neg_images", False)),
         reads_neg_captions=reads_captions,
         several_neg_captions=reads_captions,
         options=("neg_scope", *_RETENTION, *_OWN) if issubclass(loss, GroupedLoss) else (),
     )
-
-
-def create_loss(args: Any) -> Any:
-    """The loss module for OpenCLIP's parsed arguments; its own for ``--loss clip``.
-
-    Raises:
-        UsageError: an unknown loss, or a combination that the loss does not support.
-    """
-    from open_clip_triplet.losses.flags import check_supported
-
-    method = find_method(getattr(args, "loss", "clip"))
-    check_supported(args)
-    if method.name == "clip":
-        import open_clip
-
-        return open_clip.create_loss(args)
-    from open_clip_triplet.losses.grouped import GroupedLoss, LossOptions
-
-    options = {
-        "local_loss": getattr(args, "local_loss", False),
-        "gather_with_grad": getattr(args, "gather_with_grad", False),
-        "cache_labels": True,
-        "rank": getattr(args, "rank", None),
-        "world_size": getattr(args, "world_size", None),
-        "use_horovod": getattr(args, "horovod", False),
-    }
-    if issubclass(method.loss, GroupedLoss):
-        shared = {field.name for field in dataclasses.fields(LossOptions)}
-        names = {"neg_captions", *method.options} & (shared | set(_TRIPLET + _CYCLIP))
-        options |= {name: getattr(args, name) for name in names if hasattr(args, name)}
-        options["accum_freq"] = getattr(args, "accum_freq", 1)
-        options["chunk_size"] = getattr(args, "loss_chunk_size", None)
-        options["sigmoid"] = getattr(args, "siglip", False)
-    return method.loss(**options)

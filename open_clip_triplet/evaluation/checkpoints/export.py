@@ -29,7 +29,8 @@ from open_clip_triplet.evaluation.checkpoints.convert import (
     to_transformers,
     transformers_config,
 )
-from open_clip_triplet.evaluation.checkpoints.load import LoadedCheckpoint, load, no_code_from_checkpoints
+from open_clip_triplet.evaluation.checkpoints.load import load
+from open_clip_triplet.evaluation.checkpoints.loaded import LoadedCheckpoint, no_code_from_checkpoints
 from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec
 
 #: largest difference of a unit-norm feature's entry between source and copy

@@ -8,14 +8,16 @@ that lies in a checkpoint is run, whatever its config asks for.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from open_clip_triplet.errors import CheckpointError
 from open_clip_triplet.evaluation.checkpoints.checks import FileFacts, check_file, check_tag, check_tokenizer
+from open_clip_triplet.evaluation.checkpoints.loaded import (
+    LoadedCheckpoint,
+    autocast_and_dtype,
+    no_code_from_checkpoints,
+)
 from open_clip_triplet.evaluation.checkpoints.params import training_preprocessing
 from open_clip_triplet.evaluation.checkpoints.spec import (
     OPEN_CLIP,
@@ -29,21 +31,6 @@ from open_clip_triplet.evaluation.checkpoints.spec import (
 )
 
 __all__ = ["CheckpointSpec", "LoadedCheckpoint", "identify", "load", "load_open_clip"]
-
-
-@dataclass
-class LoadedCheckpoint:
-    """A model in eval mode with ``encode_image`` and ``encode_text``, and what to feed it.
-
-    ``config`` is OpenCLIP's model config where it is OpenCLIP's model, else None.
-    """
-
-    model: Any
-    preprocess: Callable
-    tokenizer: Callable
-    autocast: Callable | None
-    input_dtype: Any
-    config: dict | None = None
 
 
 def load(spec: CheckpointSpec, device: str = "cpu") -> LoadedCheckpoint:
@@ -131,26 +118,6 @@ def _create(spec: CheckpointSpec, name: str, path: Path | None, facts: FileFacts
     return model, preprocess
 
 
-@contextlib.contextmanager
-def no_code_from_checkpoints() -> Iterator[None]:
-    """transformers neither runs Python that lies beside weights nor asks whether it may; no bars of its own."""
-    try:
-        from transformers import dynamic_module_utils as remote
-        from transformers.utils import logging as bars
-    except ImportError:
-        yield
-        return
-    before, remote.TIME_OUT_REMOTE_CODE = remote.TIME_OUT_REMOTE_CODE, 0
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        remote.TIME_OUT_REMOTE_CODE = before
-        if shown:
-            bars.enable_progress_bar()
-
-
 def _tokenizer(name: str, model, config: dict, context_length: int | None) -> Callable:
     import open_clip
 
@@ -170,14 +137,3 @@ def _tokenizer(name: str, model, config: dict, context_length: int | None) -> Ca
     )
     check_tokenizer(name, tokenizer, embedding.num_embeddings if embedding is not None else None)
     return tokenizer
-
-
-def autocast_and_dtype(precision: str, device: str) -> tuple[Callable | None, Any]:
-    """(autocast for ``amp`` precisions, dtype of images for pure low ones); None where not needed."""
-    import torch
-    from open_clip.model import get_input_dtype
-
-    if not precision.startswith("amp"):
-        return None, get_input_dtype(precision)
-    kind = torch.float16 if precision == "amp" else torch.bfloat16
-    return (lambda: torch.autocast(torch.device(device).type, dtype=kind)), None

@@ -15,7 +15,7 @@ import torch
 
 from open_clip_triplet.errors import CheckpointError
 from open_clip_triplet.evaluation.checkpoints.checks import check_tokenizer
-from open_clip_triplet.evaluation.checkpoints.load import (
+from open_clip_triplet.evaluation.checkpoints.loaded import (
     LoadedCheckpoint,
     autocast_and_dtype,
     no_code_from_checkpoints,
