@@ -13,7 +13,9 @@ from open_clip_triplet import options
 from open_clip_triplet.losses import METHODS
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "recipes"
-RECIPES = sorted(path for path in FOLDER.glob("*.sh") if path.name not in ("common.sh", "slurm.sh", "slurm_build.sh"))
+#: not one training command each
+OTHERS = ("common.sh", "slurm.sh", "slurm_build.sh", "matched.sh")
+RECIPES = sorted(path for path in FOLDER.glob("*.sh") if path.name not in OTHERS)
 
 
 def dry_run(path: Path, *flags: str, **environment: str) -> list[str]:
@@ -148,3 +150,25 @@ def test_lit_towers_are_one_pretrained_and_one_new():
 
     assert tower("visual.conv1.weight") == "image" and tower("transformer.resblocks.0.ln_1.bias") == "text"
     assert tower("token_embedding.weight") == "text" and tower("logit_scale") is None
+
+
+def test_the_matched_comparison_changes_nothing_but_the_loss():
+    environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1"}
+    command = ["bash", FOLDER / "matched.sh", "--report-to", "none"]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert found.returncode == 0, found.stderr
+    *training, evaluation, report = map(shlex.split, found.stdout.splitlines())
+    runs = [vars(parse(line)) for line in training]
+    assert len(runs) == 12 and {run["seed"] for run in runs} == {0, 1, 2} and "report" in report
+    own = {"loss", "seed", "name", "neg_scope", "plain_every", "teacher"}
+    own |= {"log_path", "checkpoint_path", "tensorboard_path"}
+    shared = [{flag: value for flag, value in run.items() if flag not in own} for run in runs]
+    assert all(run == shared[0] for run in shared)
+    labels = {f"{row}-{seed}" for row in ("clip", "negclip", "triplet", "triplet-retention") for seed in range(3)}
+    assert {word.partition("=")[0] for word in evaluation if "=" in word} == labels | {"start"}
+
+
+def test_the_matched_comparison_refuses_a_row_it_does_not_have():
+    environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "ROWS": "clip nonsense"}
+    found = subprocess.run(["bash", FOLDER / "matched.sh"], capture_output=True, text=True, env=environment)
+    assert found.returncode != 0 and "not nonsense" in found.stderr
