@@ -38,7 +38,7 @@ SWAP = "swap_att"
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     started = time.time()
-    steps, samples, held_out = (20, 2_000, 200) if args.short else (600, 38_400, 2_000)
+    steps, samples, held_out = (20, 2_000, 200) if args.short else (1000, 64_000, 2_000)
     print(f"1. shards: {samples} training samples, {held_out} held out -> {args.output}/shards", flush=True)
     shapes.build(
         args.output / "shards", samples=samples, val_samples=held_out, shards=8, world=WORLD,

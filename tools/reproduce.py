@@ -28,8 +28,8 @@ from open_clip_triplet.tripletdata.worlds import shapes
 from world_runs import COMMON, Run
 
 MINED = "shards-mined"
-#: one pass of 600 steps of 64; the shape world's older results are of 20,000
-SAMPLES = {"glyphs": 38_400, "single": 20_000}
+#: one pass of 1,000 steps of 64; the shape world's older results are of 20,000
+SAMPLES = {"glyphs": 64_000, "single": 20_000}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--output", type=Path, default=Path("repro"), help="folder for everything (%(default)s)")
     add("--world", choices=COMMON, default="glyphs", help="of triplet-shards shapes (%(default)s)")
-    add("--steps", type=int, default=600, help="optimizer steps of the first budget (%(default)s)")
+    add("--steps", type=int, default=1000, help="optimizer steps of the first budget (%(default)s)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (%(default)s)")
     add("--budgets", nargs="+", choices=BUDGETS, default=tuple(BUDGETS), help="which tables (all)")
     add("--methods", nargs="+", choices=ROWS, default=tuple(ROWS), help="which rows (all)")
