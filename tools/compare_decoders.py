@@ -65,7 +65,7 @@ def train(folder: Path, decoder: str, seed: int, options) -> list[float]:
         "loss": "clip", "image-decoder": decoder, "train-data": options.train_data, "model": config.stem,
         "model-config": config, "logs": folder, "name": name, "seed": seed, "device": "cpu", "workers": 0,
         "batch-size": options.batch_size, "total-steps": options.steps, "lr": 1e-3, "warmup": 20,
-        "log-every-n-steps": 1, "save-every-n-steps": options.steps,
+        "log-every-n-steps": 1,
     }  # fmt: skip
     with hooks.installed():
         open_clip_main([str(part) for flag, value in flags.items() for part in (f"--{flag}", value)])
