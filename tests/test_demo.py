@@ -98,6 +98,16 @@ def test_a_finished_run_is_not_repeated_unless_its_command_changed(tmp_path, mon
     assert "64" in record["command"] and record["label"] == "NegCLIP++"
 
 
+def test_a_run_that_was_stopped_is_not_scored(tmp_path, monkeypatch):
+    (tmp_path / "shards" / "train").mkdir(parents=True)
+    (tmp_path / "shards" / "train" / "00000.tar").write_bytes(b"")
+    monkeypatch.setattr(world_runs, "_train", lambda *_, **__: "x.pt")
+    monkeypatch.setattr(world_runs, "_position", lambda checkpoint: {"optimizer_steps": 7})
+    with pytest.raises(SystemExit, match="stopped after 7 steps"):
+        world_runs.execute(world_runs.Run("LaCLIP", 1, 10, ("--loss", "clip")), tmp_path, ("--batch-size", "64"))
+    assert not (tmp_path / "results").exists()
+
+
 def test_runs_have_different_names():
     runs = reproduce.plan(150, [0, 1])
     assert len({run.name for run in runs}) == len(runs)

@@ -93,9 +93,13 @@ def execute(run: Run, output: Path, common: tuple[str, ...], *, keep_checkpoint:
     batch = int(argv[argv.index("--batch-size") + 1])
     checkpoint = _train(run, argv, output, steps_per_epoch=samples // batch)
     seconds = time.time() - started
+    position = _position(checkpoint)
+    if position.get("optimizer_steps", run.steps) != run.steps:  # a signal ends training with status 0
+        steps = position["optimizer_steps"]
+        raise SystemExit(f"{run.name}: stopped after {steps} steps; the same command trains it anew")
     result = {
         "label": run.label, "seed": run.seed, "steps": run.steps, "command": argv[1:],
-        "training_seconds": round(seconds, 1), **_position(checkpoint),
+        "training_seconds": round(seconds, 1), **position,
         **score(checkpoint, output / "shards" / "val" / "00000.tar"),
     }
     if not keep_checkpoint:
