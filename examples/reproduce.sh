@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 if [ -n "${SHORT:-}" ]; then
-    exec "$PYTHON" tools/reproduce.py --output "${OUT:-repro-short}" --steps 10 --seeds 0 \
+    exec "$PYTHON" tools/reproduce.py --output "${OUT:-repro-short}" --steps 10 --samples 2000 --seeds 0 \
         --methods LaCLIP TripletCLIP --budgets steps
 fi
 # shellcheck disable=SC2086

@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--output", type=Path, default=Path("repro"), help="folder for everything (%(default)s)")
     add("--world", choices=COMMON, default="glyphs", help="of triplet-shards shapes (%(default)s)")
     add("--steps", type=int, default=1000, help="optimizer steps of the first budget (%(default)s)")
+    add("--samples", type=int, default=0, help="training samples (one pass of the default --steps)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (%(default)s)")
     add("--budgets", nargs="+", choices=BUDGETS, default=tuple(BUDGETS), help="which tables (all)")
     add("--methods", nargs="+", choices=ROWS, default=tuple(ROWS), help="which rows (all)")
@@ -104,10 +105,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def build_shards(output: Path, world: str = "single") -> None:
-    """The shards that all runs share; nothing happens where they are there."""
+def build_shards(output: Path, world: str = "single", samples: int = 0) -> None:
+    """The shards that all runs share; nothing happens where they are there. samples: 0 for the world's own number."""
     shapes.build(
-        output / "shards", samples=SAMPLES[world], val_samples=2_000, shards=8, world=world, image_size=32,
+        output / "shards", samples=samples or SAMPLES[world], val_samples=2_000, shards=8, world=world, image_size=32,
         seed=0, workers=2,
     )
 
@@ -121,7 +122,7 @@ def mine_shards(output: Path) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Do the runs that are not done."""
-    build_shards(args.output, args.world)
+    build_shards(args.output, args.world, args.samples)
     runs = plan(args.steps, args.seeds, args.budgets, args.methods)
     if any(run.shards == MINED for run in runs) and not (args.output / MINED / "sizes.json").exists():
         mine_shards(args.output)
