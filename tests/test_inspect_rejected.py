@@ -18,7 +18,7 @@ from open_clip_triplet.tripletdata.run.task import Policy
 
 @dataclass
 class Strict(Stage):
-    """Refuses captions that start with ``bad``, and tells what the model answered; mended in a later round."""
+    """Refuses captions that start with ``bad``, and tells what the model answered; fixed in a later round."""
 
     name: ClassVar[str] = "captions"
 

@@ -49,14 +49,14 @@ def captions(folder: Path) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("change", ["remove", "mend", "add"])
+@pytest.mark.parametrize("change", ["remove", "fix", "add"])
 def test_inputs_that_come_go_or_are_mended_renumber_nothing(change, tmp_path):
     folder, output, log = lettered(tmp_path), tmp_path / "out", tmp_path / "log"
     assert report(shout(folder, output)) == 3
     before = contents(output)
     if change == "remove":
         (folder / "b.tar").unlink()
-    elif change == "mend":
+    elif change == "fix":
         shutil.copy(tmp_path / "b-whole.tar", folder / "b.tar")
     else:
         plain_shards(tmp_path / "more", [["e one"]])
@@ -65,10 +65,10 @@ def test_inputs_that_come_go_or_are_mended_renumber_nothing(change, tmp_path):
     found = captions(output)
     assert report(run) == (3 if change == "add" else 0)
     assert found["00000.tar"] == FOUR[0] and found["00002.tar"] == FOUR[2] and found["00003.tar"] == FOUR[3]
-    extra = {"remove": {}, "mend": {"00001.tar": FOUR[1]}, "add": {"00004.tar": ["e one"]}}[change]
+    extra = {"remove": {}, "fix": {"00001.tar": FOUR[1]}, "add": {"00004.tar": ["e one"]}}[change]
     assert found == {**found, **extra} and len(found) == 3 + len(extra)
     done = log.read_text().split() if log.exists() else []
-    assert done == {"remove": [], "mend": ["00001"], "add": ["00001", "00004"]}[change]
+    assert done == {"remove": [], "fix": ["00001"], "add": ["00001", "00004"]}[change]
     assert all(before[name] == data for name, data in contents(output).items() if name.endswith("0.tar"))
     sizes = json.loads((output / "sizes.json").read_text())
     assert sizes == {name: len(texts) for name, texts in found.items()}
@@ -274,7 +274,7 @@ def test_build_goes_on_when_inputs_come_and_go_with_or_without_side_shards(tmp_p
     shutil.rmtree(tmp_path / "out/.work")
     stamp = (tmp_path / "out/00000.tar").stat().st_mtime_ns
     (folder / "00001.tar").write_bytes(whole)
-    assert cli.main(argv) == 0  # mended
+    assert cli.main(argv) == 0  # fixed
     assert (tmp_path / "out/00000.tar").stat().st_mtime_ns == stamp
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["kept"] == 3 and summary["stages"]["captions"]["read"] == 3

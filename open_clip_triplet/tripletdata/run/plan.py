@@ -2,7 +2,7 @@
 
 An output shard takes the number of its input's name (``00017.tar``, ``train-0017.tar``) where every name
 ends in a number of its own, else the input's place in the list. ``plan.json`` in the output folder
-remembers who has which number, so that removing, mending or adding an input renumbers nothing.
+remembers who has which number, so that removing, fixing or adding an input renumbers nothing.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _write_array(url: str, array) -> None:
 
 
 def _salvaged(url: str) -> str:
-    """What was wrong with the shard that a side shard was made from: once that is mended, both change."""
+    """What was wrong with the shard that a side shard was made from: once that is fixed, both change."""
     return read_json(url.removesuffix(".tar") + RECORD).get("salvaged", "") if url.endswith(".tar") else ""
 
 
