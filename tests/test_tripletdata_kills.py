@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -30,12 +31,22 @@ def start(argv: list[str]) -> subprocess.Popen:
     )
 
 
+def sizes(folder: Path) -> dict[Path, int]:
+    """Size of each file in ``folder``, while a run renames and removes files there."""
+    found = {}
+    for directory, _, names in os.walk(folder):
+        for path in (Path(directory, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                found[path] = path.stat().st_size
+    return found
+
+
 def kill_at_a_change(argv: list[str], output: Path, changes: int) -> None:
     """Start a command and kill it once its folder has changed ``changes`` times; its workers die with it."""
     process, seen, count = start(argv), None, 0
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
-        now = sorted((str(p), p.stat().st_size) for p in output.rglob("*") if p.is_file()) if output.exists() else []
+        now = sizes(output)
         if now != seen:
             seen, count = now, count + 1
         if count > changes:
