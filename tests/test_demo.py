@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def result(label: str, group_correct: str, **more) -> dict:
     share = group_correct.count("1") / len(group_correct)
     return {
         "label": label, "seed": 0, "steps": 300, "command": ["-m", "x", "a & b"], "training_seconds": 60.0,
+        "processor_seconds": 50.0,
         "text": share, "image": share, "group": share, "r1": 0.4, "r5": 0.5, "items": len(group_correct),
         "group_correct": group_correct, "categories": {"add_att": [30, 40], "swap_att": [50, 60]},
         "category_correct": {"add_att": group_correct[::2], "swap_att": group_correct}, **more,
@@ -170,14 +172,23 @@ def test_a_lead_uses_the_seeds_that_both_have():
 def test_the_page_is_written_from_what_is_done(tmp_path, capsys):
     (tmp_path / "results").mkdir()
     for run in reproduce.plan(300, [0], ["steps"], ["LaCLIP", "TripletCLIP"]):
-        done = result(run.label, "1110" * 5, images_seen=1, captions_seen=1)
+        done = result(
+            run.label, "1110" * 5, images_seen=1, captions_seen=1,
+            category_correct={"add_att": "1110" * 2, "swap_att": "1110" * 3},
+            categories={"add_att": [7, 8], "swap_att": [9, 12]},
+        )
         (tmp_path / "results" / f"{run.name}.json").write_text(json.dumps(done))
     argv = ["--output", str(tmp_path), "--page-only", "--budgets", "steps", "--steps", "300"]
     assert reproduce.main(argv) == 0
     page = (tmp_path / "glyphs.md").read_text()
-    assert "37 of 39 runs are not done" in page and "| TripletCLIP | 63.49 |" in page
+    assert "46 of 48 runs are not done" in page and "| TripletCLIP | 63.49 |" in page
     assert (tmp_path / "glyphs.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "glyphs.csv").read_text().count("\n") == 3
+    again = [*argv, "--results", str(tmp_path / "glyphs.csv"), "--page", str(tmp_path / "again")]
+    shutil.rmtree(tmp_path / "results")
+    assert reproduce.main(again) == 0
+    for name in ("glyphs.md", "glyphs.csv", "glyphs.png"):  # all of the page is in its csv
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_the_sweep_is_one_change_at_a_time(tmp_path, monkeypatch, capsys):

@@ -49,6 +49,10 @@ def test_a_negative_changes_what_its_category_says_and_no_other_word(index, spli
         else:
             ((before, after),) = changed
             assert before[1] == after[1] and after[0] not in {sign for sign, _ in things}
+    for (sign, colour), unit in zip(things, meta["units"], strict=True):
+        ((after, other),) = parsed(unit["neg_text"])
+        assert parsed(unit["text"]) == [(sign, colour)] and after == sign
+        assert other in {name for _, name in things} - {colour}
 
 
 @settings(max_examples=40, deadline=None)

@@ -9,18 +9,22 @@ the runs there are).
 
   python tools/reproduce.py --output repro --seeds 0 1 2
   python tools/reproduce.py --output repro --world single --budgets steps work
-  python tools/reproduce.py --output repro --page-only --page examples/results --notes notes.md
+  python tools/reproduce.py --page-only --results examples/results/glyphs.csv --page examples/results
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import multiprocessing
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import world_page
+import world_results
 import world_runs
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.tripletdata import cli
@@ -57,6 +61,10 @@ ROWS = {
     "TripletCLIP, adaptive margin": Row((*_TRIPLET, "--margin", "adaptive"), 4, 2),
     "TripletCLIP, focal term": Row((*_TRIPLET, "--hard-negative-weight", "0.5"), 4, 2),
     "TripletCLIP, every 2nd step plain": Row((*_TRIPLET, "--plain-every", "2"), 4, 2),
+    "TripletCLIP, paraphrases": Row((*_TRIPLET, "--paraphrase-weight", "0.5"), 5, 2),
+    "TripletCLIP, units": Row((*_TRIPLET, "--units", "2"), 8, 2),
+    # what the teacher encodes, without a gradient, is not counted
+    "TripletCLIP, moving teacher": Row((*_TRIPLET, "--teacher", "ema"), 4, 2),
 }
 BUDGETS = {"steps": "Equal steps: {steps} for all", "work": "Equal encoder work", "pairs": "Equal pairs"}
 
@@ -95,8 +103,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (%(default)s)")
     add("--budgets", nargs="+", choices=BUDGETS, default=tuple(BUDGETS), help="which tables (all)")
     add("--methods", nargs="+", choices=ROWS, default=tuple(ROWS), help="which rows (all)")
+    add("--jobs", type=int, default=1, help="runs at a time; set OMP_NUM_THREADS too (%(default)s)")
     add("--page", type=Path, help="folder of the page, plot and csv (OUTPUT)")
     add("--page-only", action="store_true", help="train nothing: write the page from the results there are")
+    add("--results", type=Path, help="a page's csv, whose runs the page is written from instead of OUTPUT's")
     add("--notes", type=Path, help="text to put under the tables")
     args = parser.parse_args(argv)
     if not args.page_only:
@@ -126,15 +136,35 @@ def train(args: argparse.Namespace) -> None:
     runs = plan(args.steps, args.seeds, args.budgets, args.methods)
     if any(run.shards == MINED for run in runs) and not (args.output / MINED / "sizes.json").exists():
         mine_shards(args.output)
-    for number, run in enumerate(runs, 1):
-        print(f"[{number}/{len(runs)}] {run.name}", flush=True)
-        world_runs.execute(run, args.output, COMMON[args.world], keep_checkpoint=False)
+    execute = functools.partial(
+        world_runs.execute, output=args.output, common=COMMON[args.world], keep_checkpoint=False
+    )
+    if args.jobs == 1:
+        for number, run in enumerate(runs, 1):
+            print(f"[{number}/{len(runs)}] {run.name}", flush=True)
+            execute(run)
+        return
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        try:
+            for number, _ in enumerate(pool.map(execute, runs), 1):
+                print(f"[{number}/{len(runs)}] done", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what has begun is waited for: it can be kept
+            raise
+
+
+def results_of(planned: Sequence[Run], args: argparse.Namespace) -> dict[str, dict | None]:
+    """{name of a run: its result, or None where it is not done}; from --results where that is given."""
+    if not args.results:
+        return {run.name: world_runs.result_of(run, args.output) for run in planned}
+    found = {(r["label"], r["seed"], r["steps"]): r for r in world_results.read_csv(args.results)}
+    return {run.name: found.get((run.label, run.seed, run.steps)) for run in planned}
 
 
 def write_page(args: argparse.Namespace) -> None:
-    """Page, plot and csv of the planned runs that are done; says how many are not."""
+    """Page, plot and csv of the planned runs that are done; says which are not."""
     planned = plan(args.steps, args.seeds, args.budgets, args.methods)
-    done = {run.name: world_runs.result_of(run, args.output) for run in planned}
+    done = results_of(planned, args)
     budgets = {
         BUDGETS[budget].format(steps=args.steps): [
             result
@@ -145,19 +175,21 @@ def write_page(args: argparse.Namespace) -> None:
     }
     results = [result for result in done.values() if result]
     if not results:
-        raise SystemExit(f"no results in {args.output}/results: run without --page-only first")
+        place = args.results or f"{args.output}/results"
+        raise SystemExit(f"no results in {place}: run without --page-only first")
     command = f"python tools/reproduce.py --world {args.world} --steps {args.steps} --seeds " + " ".join(
         map(str, args.seeds)
     )
-    missing = len(planned) - len(results)
+    missing = [run.name for run in planned if not done[run.name]]
     notes = args.notes.read_text(encoding="utf-8") if args.notes else ""
     if missing:
-        notes = f"{missing} of {len(planned)} runs are not done; the tables average those that are.\n\n{notes}"
+        counted = f"{len(missing)} of {len(planned)} runs are not done; the tables average those that are."
+        notes = f"{counted} Not done: {', '.join(missing)}.\n\n{notes}"
     folder, name = args.page or args.output, args.world
     folder.mkdir(parents=True, exist_ok=True)
     groups = {heading: world_page.by_label(chosen, ROWS) for heading, chosen in budgets.items()}
     (folder / f"{name}.png").write_bytes(world_page.figure(groups, world_page.HEADLINE[name]))
-    write_text_durably(folder / f"{name}.csv", world_page.table_csv(results))
+    write_text_durably(folder / f"{name}.csv", world_results.table_csv(results))
     write_text_durably(folder / f"{name}.md", world_page.page(name, results, groups, command, notes))
     print(f"{folder}/{name}.md: {len(results)} of {len(planned)} runs")
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import world_page
+import world_results
 import world_runs
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.shards import ShardWriter, by_role, read_meta, read_samples, write_sizes
@@ -102,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
 def write(args: argparse.Namespace) -> None:
     """Csv and plot of what is done, in the output folder, and the scores on the screen."""
     runs = {label: done(label, args) for label in ABLATIONS_BY_LABEL}
-    write_text_durably(args.output / "sweep.csv", world_page.table_csv([r for group in runs.values() for r in group]))
+    results = [result for group in runs.values() for result in group]
+    write_text_durably(args.output / "sweep.csv", world_results.table_csv(results))
     panels = {}
     for name in ABLATIONS:
         groups = {label: runs[label] for label in ABLATIONS[name] if runs[label]}

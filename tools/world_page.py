@@ -1,20 +1,15 @@
-"""The reproduction's page: tables, csv and plot from ``results/*.json``."""
+"""The reproduction's page: tables and plot from the results of its runs."""
 
 from __future__ import annotations
 
-import csv
 import io
 import math
-import os
-import platform
 import statistics
-import subprocess
-import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
+from world_results import WHERE
 from world_runs import SCORES
 
 #: SugarCrepe on CC3M in the paper (Table 3; Tables 4 and 15 for the others, Table 15 at batch 512)
@@ -81,8 +76,8 @@ def score_table(groups: dict[str, list[dict]], kind: str | None) -> str:
     what = f"`{kind}` group" if kind else "group"
     lines = [
         f"| method | paper: SugarCrepe | {what} [95%] | each seed | over LaCLIP [95%] | all kinds: text | image | "
-        "group | R@1 | R@5 | steps | encoded |",
-        "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "group | R@1 | R@5 | steps | encoded | processor seconds |",
+        "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for label, runs in groups.items():
         values = correct(runs, kind)
@@ -96,7 +91,8 @@ def score_table(groups: dict[str, list[dict]], kind: str | None) -> str:
         encoded = mean(runs, "images_seen") + mean(runs, "captions_seen")
         lines.append(
             f"| {label} | {paper} | {value} [{low}, {high}] | {' '.join(percent(*values.mean(1)))} | {over} | "
-            f"{' | '.join(others)} | {runs[0]['steps']} | {encoded:,.0f} |"
+            f"{' | '.join(others)} | {runs[0]['steps']} | {encoded:,.0f} | "
+            f"{mean(runs, 'processor_seconds'):.0f} |"
         )
     return "\n".join(lines)
 
@@ -137,8 +133,8 @@ def page(
     seconds = sum(run["training_seconds"] for run in results)
     parts = [
         f"# The world `{world}`: every method that needs no pretrained tower",
-        f"`{command}`  \n{_where()}; training took {seconds / 60:.0f} minutes of wall time in all, scoring aside, "
-        "one thread a run (`OMP_NUM_THREADS=1`).",
+        f"`{command}`  \nCommit {where(results)}; training took {seconds / 60:.0f} minutes of wall time in all, "
+        "scoring aside.",
         _WORLD[world] + "A tiny CLIP (timm `test_resnet` at 32 pixels, a two-layer text transformer) is trained on "
         "the same samples by every method. Group score: both images prefer their own caption, and both captions "
         "their own image; ties are wrong. R@k: mean of image-to-text and text-to-image recall among all held-out "
@@ -154,40 +150,9 @@ def page(
     return "\n\n".join([*parts, notes.strip()]).rstrip() + "\n"
 
 
-def _where() -> str:
-    """Commit, machine, versions and date."""
-    import open_clip
-    import torch
-
-    def git(*words: str) -> str:
-        found = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
-        return found.stdout.strip()
-
-    changed = " with local changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    names = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
-    cpu = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-    return (
-        f"Commit {git('rev-parse', '--short', 'HEAD') or 'unknown'}{changed}; {os.cpu_count()} cores, {cpu}; "
-        f"open_clip {open_clip.__version__}, torch {torch.__version__}; {time.strftime('%Y-%m-%d')}"
-    )
-
-
-def _read(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
-
-
-def table_csv(results: list[dict]) -> str:
-    """One line per run."""
-    names = sorted({name for run in results for name in run["categories"]})
-    fields = ["label", "seed", "steps", *SCORES, "r1", "r5", "items", "images_seen", "captions_seen",
-              "training_seconds"]
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*fields, *names])
-    for run in results:
-        rates = [run["categories"][name][0] / run["categories"][name][1] for name in names]
-        writer.writerow([run.get(name, "") for name in fields] + [f"{rate:.4f}" for rate in rates])
-    return file.getvalue()
+def where(results: list[dict]) -> str:
+    """Commit, machine, versions and date of the runs: once where all have the same."""
+    return "; ".join(", ".join(dict.fromkeys(run.get(name) or "unknown" for run in results)) for name in WHERE)
 
 
 def figure(panels_by_heading: dict[str, dict[str, list[dict]]], kind: str | None = None) -> bytes:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+import world_results
 from open_clip_triplet.evaluation.metrics import composition_correct, pair_similarities, wilson_interval
 from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.shards import by_role, read_meta, read_samples, read_sizes
@@ -88,7 +89,7 @@ def execute(run: Run, output: Path, common: tuple[str, ...], *, keep_checkpoint:
     if result and result["command"] == argv[1:]:
         print(f"{run.name}: done before", flush=True)
         return result
-    started = time.time()
+    started, used = time.time(), _childrens_seconds()
     samples = sum(read_sizes([str(shard) for shard in shards]) or [])
     batch = int(argv[argv.index("--batch-size") + 1])
     checkpoint = _train(run, argv, output, steps_per_epoch=samples // batch)
@@ -99,8 +100,8 @@ def execute(run: Run, output: Path, common: tuple[str, ...], *, keep_checkpoint:
         raise SystemExit(f"{run.name}: stopped after {steps} steps; the same command trains it anew")
     result = {
         "label": run.label, "seed": run.seed, "steps": run.steps, "command": argv[1:],
-        "training_seconds": round(seconds, 1), **position,
-        **score(checkpoint, output / "shards" / "val" / "00000.tar"),
+        "training_seconds": round(seconds, 1), "processor_seconds": round(_childrens_seconds() - used, 1), **position,
+        **score(checkpoint, output / "shards" / "val" / "00000.tar"), **world_results.environment(),
     }
     if not keep_checkpoint:
         checkpoint.unlink()
@@ -150,6 +151,12 @@ def _train(run: Run, argv: list[str], output: Path, steps_per_epoch: int) -> Pat
     if process.returncode:
         raise SystemExit(f"{''.join(tail)}\ntraining {run.label} failed; all of its output: {log}")
     return last_checkpoint(run, output)
+
+
+def _childrens_seconds() -> float:
+    """Processor time of the child processes that have ended, their workers' too."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _position(checkpoint: Path) -> dict:

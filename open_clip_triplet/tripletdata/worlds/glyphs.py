@@ -108,12 +108,20 @@ def hard_negative(rng: random.Random, scene: Scene, category: str) -> tuple[Scen
     return tuple(things), "glyph"
 
 
+def units(rng: random.Random, scene: Scene) -> list[dict[str, str]]:
+    """Each thing in words, and its sign in the colour of another thing of the scene: ``--units`` reads them."""
+    others = [rng.choice([other.colour for other in scene if other is not thing]) for thing in scene]
+    return [
+        {"text": str(thing), "neg_text": str(thing._replace(colour=colour))} for thing, colour in zip(scene, others)
+    ]
+
+
 def make_sample(index: int, *, split: str, seed: int, image_size: int) -> dict:
     """Sample ``index`` of a split, ready for a ShardWriter. It depends on its arguments alone.
 
     The first negative is drawn; it has the positive's places, light and word order, so that nothing
-    differs but what its caption says. ``json`` has the caption in other orders, and one negative caption
-    of each category.
+    differs but what its caption says. ``json`` has the caption in other orders, one negative caption
+    of each category, and the parts of the caption (``units``), each beside its sign in another's colour.
     """
     rng = random.Random(f"{seed}/glyphs/{split}/{index}")
     unseen = split == "val"
@@ -140,6 +148,7 @@ def make_sample(index: int, *, split: str, seed: int, image_size: int) -> dict:
             "captions": [describe(scene), *(describe(tuple(order)) for order in orders)],
             "neg_captions": [describe(other) for _, _, other in negatives],
             "neg_categories": [name for name, _, _ in negatives],
+            "units": units(random.Random(f"{seed}/glyphs/{split}/{index}/units"), scene),
             "category": category,
             "changed": changed,
             "t2i": "shapes/glyphs",

@@ -35,7 +35,7 @@ from open_clip_triplet.tripletdata.worlds.scenes import Scene, Thing
 HELP = "an embedded world of coloured shapes, with hard negatives"
 
 #: part of the configuration: raise it whenever the same options give other bytes
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 
 _CENTRES = {  # of the region that a thing is drawn in, as shares of the image's width and height
     "left": [(0.29, 0.5)],
