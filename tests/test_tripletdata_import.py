@@ -89,3 +89,48 @@ def test_columns_of_any_table_and_the_ones_that_are_missing(tmp_path, capsys):
 def test_one_of_format_and_columns(options, tmp_path, capsys):
     assert run(tmp_path, {"a": [1]}, *options) == 2
     assert "give one of --format and --columns" in capsys.readouterr().err
+
+
+def gpt_image_edit(folder, captions: str = "captions.csv") -> list[str]:
+    """Annotations of GPT-Image-Edit-1.5M as its training_json has them, and captions of three of four images."""
+    turns = [
+        [{"from": "human", "value": "<image>\nMake the car blue."}, {"from": "gpt", "value": "<image>"}],
+        [{"from": "human", "value": "Add a hat.\n<image>"}, {"from": "gpt", "value": "<image>"}],
+    ]
+    records = [
+        {"image": [f"input/{n:04d}.jpg", f"output/{n:04d}.jpg"], "conversations": turn} for n, turn in enumerate(turns)
+    ]
+    (folder / "hqedit_gpt_edit.json").write_text(json.dumps(records))
+    for number, side in enumerate(("input", "output")):
+        (folder / side).mkdir()
+        for n in range(2):
+            (folder / side / f"{n:04d}.jpg").write_bytes(picture(10 * number + n))
+    (folder / "captions.csv").write_text(
+        "image,caption\ninput/0000.jpg,a red car\noutput/0000.jpg,a blue car\ninput/0001.jpg,a man\n"
+    )
+    return ["--format", "gpt-image-edit", "--input", str(folder / "hqedit_gpt_edit.json"), "--output",
+            str(folder / "out"), "--quiet"]
+
+
+def test_gpt_image_edit_takes_its_captions_from_a_table(tmp_path, capsys):
+    argv = ["import", *gpt_image_edit(tmp_path)]
+    assert cli.main(argv) == 2
+    assert "instructions and no captions" in capsys.readouterr().err
+    argv += ["--captions", str(tmp_path / "captions.csv")]
+    assert cli.main(argv) == 0
+    told = capsys.readouterr().err
+    assert "2 edits, 1 of them without both captions" in told and "no caption 1" in told
+    (sample,) = samples(tmp_path)
+    assert (sample["txt"], sample["neg.txt"]) == (b"a red car", b"a blue car")
+    assert (sample["jpg"], sample["neg.jpg"]) == (picture(0), picture(10))
+    meta = json.loads(sample["json"])
+    assert meta["instruction"] == "Make the car blue." and meta["licence"] == "cc-by-4.0"
+    before = (tmp_path / "out/00000.tar").stat().st_mtime_ns
+    assert cli.main(argv) == 0 and (tmp_path / "out/00000.tar").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("records", ["[]]", '[{"image": ["a.jpg"]}]', '[{"image": ["a", "b"], "conversations": []}]'])
+def test_annotations_of_another_form_are_refused(records, tmp_path, capsys):
+    argv = ["import", *gpt_image_edit(tmp_path), "--captions", str(tmp_path / "captions.csv")]
+    (tmp_path / "hqedit_gpt_edit.json").write_text(records)
+    assert cli.main(argv) == 2 and "hqedit_gpt_edit.json" in capsys.readouterr().err

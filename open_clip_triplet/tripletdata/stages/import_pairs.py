@@ -5,8 +5,7 @@ each sample names the data set, its licence, the instruction of the edit and, wh
 category.
 
 The formats are those of the data sets' cards: parquet or arrow with image bytes, or a csv with paths.
-GPT-Image-Edit-1.5M has instructions and no captions: caption its images first (any tool), write a table
-with a caption of each side, and name its columns with ``--columns``.
+GPT-Image-Edit-1.5M has instructions and no captions: ``--captions`` names a table with one of each image.
 """
 
 from __future__ import annotations
@@ -30,58 +29,18 @@ from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
 from open_clip_triplet.tripletdata.run.tables import Table, iter_columns
 from open_clip_triplet.tripletdata.run.task import ShardTask, table_cell
 from open_clip_triplet.tripletdata.stages.pack import fit
+from open_clip_triplet.tripletdata.stages.pair_formats import NEEDED, OPTIONAL, Format, as_table, formats
 
-HELP = "import ready-made hard pairs: UltraEdit, HQ-Edit, VisMin, or any table of two images and two captions"
+HELP = "import ready-made hard pairs: UltraEdit, HQ-Edit, VisMin, GPT-Image-Edit, or any table of two pairs"
 EXAMPLES = """\
 examples:
   triplet-shards import --format ultraedit --input UltraEdit_500k/data/ --output ultraedit/
   triplet-shards import --format vismin --input vismin/ --output vismin-shards/
+  triplet-shards import --format gpt-image-edit --input training_json/ultraedit_gpt.json --captions captions.parquet \\
+      --image-root gpt-edit/ultraedit --output gpt-ultraedit/
   triplet-shards import --columns image=a caption=b neg_image=c neg_caption=d --input t.parquet --output out/
 
 """
-NEEDED = ("image", "caption", "neg_image", "neg_caption")
-OPTIONAL = ("instruction", "category")
-
-
-@dataclass(frozen=True)
-class Format:
-    """A data set: its columns by what they are, where it comes from, and its licence as its card says it."""
-
-    source: str
-    licence: str
-    columns: dict[str, str]
-    #: edited rows name the row of their original in this column; both have the key ``row_key``
-    original: str = ""
-    row_key: str = ""
-
-
-FORMATS = {
-    "ultraedit": Format(
-        "BleachNick/UltraEdit",
-        "see the data set's card",
-        {
-            "image": "source_image", "caption": "source_caption", "neg_image": "edited_image",
-            "neg_caption": "target_caption", "instruction": "edit_prompt",
-        },
-    ),
-    "hq-edit": Format(
-        "UCSC-VLAA/HQ-Edit",
-        "cc-by-nc-4.0",
-        {
-            "image": "input_image", "caption": "input", "neg_image": "output_image", "neg_caption": "output",
-            "instruction": "edit",
-        },
-    ),
-    "vismin": Format(
-        "mair-lab/vismin",
-        "cc-by-sa-4.0",
-        {"image": "image", "caption": "caption", "category": "category"},
-        original="source_image_id",
-        row_key="image_id",
-    ),
-}
-
-
 @dataclass
 class ImportPairs(Stage):
     """Stage: paired samples of the rows of a table."""
@@ -177,13 +136,16 @@ def add_arguments(parser) -> None:
     group = parser.add_argument_group("input and output")
     group.add_argument("--input", nargs="+", required=True, help="parquet, arrow or csv files, or their folder")
     group.add_argument("--output", required=True, help="folder of the paired shards; rerun to continue")
-    group.add_argument("--format", choices=sorted(FORMATS), help="a data set whose columns are known")
+    group.add_argument("--format", choices=sorted(formats()), help="a data set whose columns are known")
     group.add_argument(
         "--columns",
         nargs="+",
         default=[],
         metavar="FIELD=COLUMN",
         help=f"columns of another table: {', '.join(NEEDED)}, and {' and '.join(OPTIONAL)} where there are any",
+    )
+    group.add_argument(
+        "--captions", metavar="TABLE", help="gpt-image-edit: a caption of each image (columns image, caption)"
     )
     group.add_argument("--source", default="", help="with --columns: name of the data set, for json and card")
     group.add_argument("--licence", default="", help="licence to write down (default the format's)")
@@ -208,7 +170,7 @@ def make_format(args) -> Format:
     if bool(args.format) == bool(args.columns):
         raise PipelineError("give one of --format and --columns", 2)
     if args.format:
-        return FORMATS[args.format]
+        return formats()[args.format]
     columns = dict(item.partition("=")[::2] for item in args.columns)
     wrong = [name for name in columns if name not in (*NEEDED, *OPTIONAL)]
     missing = [name for name in NEEDED if not columns.get(name)]
@@ -218,12 +180,35 @@ def make_format(args) -> Format:
     return Format(args.source or "imported", args.licence, columns)
 
 
+def _inputs(args, chosen: Format) -> tuple[list[str], str]:
+    """Tables to read, and the folder of their relative image paths ("": the table's own).
+
+    Raises:
+        PipelineError: captions are needed and not given, or the other way round.
+    """
+    if not chosen.conversations:
+        if args.captions:
+            raise PipelineError(f"--captions is for data sets without captions; {chosen.source} has its own", 2)
+        return args.input, args.image_root
+    if not args.captions:
+        raise PipelineError(
+            f"{chosen.source} holds instructions and no captions. Caption its images and give --captions TABLE, "
+            "csv or parquet, with columns image (as in the json) and caption", 2
+        )
+    if wrong := [path for path in args.input if not path.endswith(".json")]:
+        raise PipelineError(f"{wrong[0]}: --input takes the json files of training_json/", 2)
+    folder = files.join(args.output, ".work", "tables")
+    tables = [as_table(path, args.captions, folder) for path in args.input]
+    return tables, args.image_root or os.path.dirname(os.path.abspath(args.input[0]))
+
+
 def run(args) -> int:
     chosen = make_format(args)
     columns = chosen.columns
-    table = Table(columns["image"], columns["caption"], args.image_root and os.path.abspath(args.image_root))
+    inputs, root = _inputs(args, chosen)
+    table = Table(columns["image"], columns["caption"], root and os.path.abspath(root))
     planned = plan_tasks(
-        args.input, table, args.samples_per_shard, output=args.output, policy=options.policy(args)
+        inputs, table, args.samples_per_shard, output=args.output, policy=options.policy(args)
     )
     if not all(task.rows for task in planned):
         raise PipelineError(f"{args.input[0]}: import reads tables; shards need no import", 2)
