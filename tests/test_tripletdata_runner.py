@@ -32,6 +32,7 @@ from open_clip_triplet.tripletdata.run.engines import Local, devices
 from open_clip_triplet.tripletdata.run.pictures import refused
 from open_clip_triplet.tripletdata.run.plan import known_samples, plan_tasks
 from open_clip_triplet.tripletdata.run.pool import Pool, visible_devices
+from open_clip_triplet.tripletdata.run.progress import Progress
 from open_clip_triplet.tripletdata.run.runner import run_stage
 from open_clip_triplet.tripletdata.run.sample import Stats
 from open_clip_triplet.tripletdata.run.stage import sample_seed
@@ -108,6 +109,19 @@ def test_resume_of_a_finished_run_opens_no_model(shards, tmp_path):
 
     shout(shards, tmp_path / "out", engine=engine)
     assert contents(tmp_path / "out") == before
+
+
+def test_progress_adds_up_to_all_and_never_to_more(capsys):
+    with Progress("shout", 7, 1) as progress:
+        for task in range(6):
+            for tenth in range(1, 11):
+                progress.fraction(task, tenth / 10)
+            progress.fraction(task, 0.3)  # its worker died: it is begun again
+            assert progress._bar.n == 2 + task
+        for task in range(6):
+            progress.done(task, {"kept": 1})
+        assert progress._bar.n == 7
+    assert "7/7 shards, 6 samples" in capsys.readouterr().err
 
 
 def test_another_configuration_is_refused_by_name(shards, tmp_path):

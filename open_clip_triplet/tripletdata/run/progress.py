@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -22,7 +23,7 @@ class Progress:
 
     def __init__(self, name: str, shards: int, done: int, quiet: bool = False):
         self._shards, self._done = shards, done
-        self._fractions: dict = {}
+        self._begun: dict = {}  # task at hand -> share of it that is done
         self._samples, self._start = 0, time.monotonic()
         self._bar = tqdm(
             total=shards,
@@ -42,15 +43,22 @@ class Progress:
         self._bar.close()
 
     def fraction(self, task, fraction: float) -> None:
-        step = max(0.0, min(fraction, 1.0) - self._fractions.get(task, 0.0))
-        self._fractions[task] = self._fractions.get(task, 0.0) + step
-        self._bar.update(step)
+        """Show how far a task is; one that is begun again goes on from where it was."""
+        self._begun[task] = max(min(fraction, 1.0), self._begun.get(task, 0.0))
+        self._update()
 
     def done(self, task, record: dict) -> None:
-        self.fraction(task, 1.0)
+        """Count a task, done or failed, and the samples that it kept."""
+        self._begun.pop(task, None)
         self._done += 1
+        self._update()
         self._samples += record["kept"]
         self._show()
+
+    def _update(self) -> None:
+        """Steps that are added up would round to more than all."""
+        self._bar.n = min(self._done + math.fsum(self._begun.values()), self._shards)
+        self._bar.update(0)
 
     def say(self, text: str) -> None:
         self._bar.write(text, file=sys.stderr)
