@@ -17,6 +17,7 @@ from PIL import Image
 
 from build_fixtures import contents, plain_shards, tiny_sdxl
 from conftest import train, train_argv
+from open_clip_triplet import tripletdata
 from open_clip_triplet.shards import read_samples
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.run.card import cell
@@ -186,3 +187,12 @@ def test_a_trainer_reads_the_result(built, tiny_config, tmp_path):
 def test_card_cells_hold_no_markup():
     assert cell("a|b\n<script>`x`[y](z)") == "a&#124;b &lt;script&gt;&#96;x&#96;&#91;y&#93;(z)"
     assert len(cell("x" * 1000)) == 200
+
+
+def test_the_stages_know_nothing_of_what_is_above_them():
+    package = Path(tripletdata.__file__).parent
+    above = ("inspect", "evaluation", "train", "hooks", "validation")
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        found = [name for name in above if f"open_clip_triplet.{name}" in text]
+        assert not found or path.name == "cli.py", f"{path.relative_to(package)} imports {found}"

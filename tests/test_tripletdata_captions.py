@@ -29,8 +29,9 @@ from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.runner import run_stage, totals
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.task import ShardTask
-from open_clip_triplet.tripletdata.stages.answers import Checker, clean
+from open_clip_triplet.tripletdata.stages.answers import Checker
 from open_clip_triplet.tripletdata.stages.captions import Captions, GenerateWithRetries
+from open_clip_triplet.tripletdata.stages.clean import clean
 from open_clip_triplet.tripletdata.stages.edits import Categories, instruction
 from paired_shards import jpeg
 

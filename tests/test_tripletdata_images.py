@@ -13,7 +13,8 @@ from conftest import picture
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
-from open_clip_triplet.tripletdata.backends.diffusers import BadImage, Diffusers, images_of
+from open_clip_triplet.tripletdata.backends.diffusers import Diffusers
+from open_clip_triplet.tripletdata.backends.drawn import BadImage, images_of
 from open_clip_triplet.tripletdata.run.engines import Local
 from open_clip_triplet.tripletdata.run.pictures import encode
 from open_clip_triplet.tripletdata.run.plan import plan_tasks

@@ -23,6 +23,7 @@ from open_clip_triplet.inspect.duplicates import (
 )
 from open_clip_triplet.inspect.measure import Looked, look
 from open_clip_triplet.inspect.overlap import EvaluationSet, read_evaluation_set
+from open_clip_triplet.inspect.plots import draw_categories, draw_lengths, draw_resolution
 from open_clip_triplet.inspect.report import Report, Table, add_report_arguments, conclude
 from open_clip_triplet.inspect.samples import (
     add_shard_arguments,
@@ -46,7 +47,7 @@ def make_report(looked: Looked, title: str, sets: Sequence[EvaluationSet] = (), 
         total = looked.categories.total()
         rows = [[name, count, count / total] for name, count in looked.categories.most_common()]
         report.tables.append(Table("edit category", ["negatives", "share"], rows))
-        report.plots["categories"] = _draw_categories(rows[:20])
+        report.plots["categories"] = draw_categories(rows[:20])
     table, report.values["duplicates"] = _duplicates(looked, near)
     report.tables += [table, _own(looked)] if looked.own else [table]
     if sets:
@@ -54,9 +55,9 @@ def make_report(looked: Looked, title: str, sets: Sequence[EvaluationSet] = (), 
         report.tables.append(table)
     if any(looked.synsets.values()):
         report.tables.append(_concepts(looked))
-    report.plots["lengths"] = _draw_lengths(looked)
+    report.plots["lengths"] = draw_lengths(looked)
     if sizes := [p.size for p in looked.prints["image"] if p and p.size]:
-        report.plots["resolution"] = _draw_resolution(sizes)
+        report.plots["resolution"] = draw_resolution(sizes)
     return report
 
 
@@ -177,44 +178,6 @@ def _concepts(looked: Looked) -> Table:
     rows = [[name, counts.total(), len(counts)] for name, counts in sides.items()]
     rows.append(["in captions and in negatives", None, len(looked.synsets["captions"] & looked.synsets["negatives"])])
     return Table("WordNet synsets", ["total", "unique"], rows)
-
-
-# --- plots ----------------------------------------------------------------------------------------
-
-
-def _draw_categories(rows: list):
-    def draw(axes) -> None:
-        names, counts, _ = zip(*reversed(rows))
-        axes.barh([name.replace("_", " ") for name in names], counts)
-        axes.set_xlabel("negative captions")
-
-    return draw
-
-
-def _draw_lengths(looked: Looked):
-    def draw(axes) -> None:
-        top = max((max(v) for v in looked.words.values() if v), default=1)
-        for name, values in looked.words.items():
-            if values:
-                bins = np.arange(0, min(top, 80) + 2) - 0.5
-                axes.hist(np.clip(values, 0, 80), bins, density=True, histtype="step", linewidth=1.6, label=name)
-        axes.set_xlabel("words")
-        axes.set_ylabel("share of samples")
-        axes.legend(frameon=False)
-
-    return draw
-
-
-def _draw_resolution(sizes: list):
-    def draw(axes) -> None:
-        width, height = np.array(sizes).T
-        axes.scatter(width, height, s=9, alpha=0.35, linewidths=0)
-        axes.set_xlabel("image width, pixels")
-        axes.set_ylabel("height")
-        axes.set_xlim(0)
-        axes.set_ylim(0)
-
-    return draw
 
 
 # --- command --------------------------------------------------------------------------------------

@@ -50,6 +50,13 @@ examples:
 """
 
 
+def open_preview(output: str, html: str, sources: dict[str, str]):
+    """The gallery of ``build --preview``, as a context: see ``inspect.preview.Preview``."""
+    from open_clip_triplet.inspect.preview import Preview
+
+    return Preview(output, html, sources)
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = command_line("triplet-shards", argv, subcommand=True)
     parser = argparse.ArgumentParser(
@@ -59,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_common_arguments(parser, parser.prog)
+    parser.set_defaults(open_preview=open_preview)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module_name in STAGES.items():
         module = importlib.import_module(f"open_clip_triplet.tripletdata.{module_name}")

@@ -15,20 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from open_clip_triplet.errors import PipelineError
+from open_clip_triplet.tripletdata.backends.drawn import fitted, images_of
 from open_clip_triplet.tripletdata.backends.language import missing_model
 from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY
 
 #: batches whose prompts are encoded, and whose images are read, ahead of the drawing
 BATCHES_AHEAD = 8
-#: range of a channel's 8-bit values up to which an image shows nothing
-FLAT = 2
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """Stands for an image that must not be saved. ``reason`` is counted."""
-
-    reason: str
 
 
 @dataclass
@@ -160,7 +152,7 @@ class Diffusers:
             images: PIL images to edit; those of a like shape are worked together.
         """
         if images is not None:
-            images = [_fitted(image, self.size) for image in images]
+            images = [fitted(image, self.size) for image in images]
         order = sorted(range(len(prompts)), key=lambda i: images[i].size) if images else list(range(len(prompts)))
         encoded = self._encode([prompts[i] for i in order])
         drawn: dict[int, Any] = {}
@@ -233,40 +225,6 @@ class Diffusers:
         self.batch_size //= 2
         torch.cuda.empty_cache()
         print(f"out of memory; going on with batches of {self.batch_size}", file=sys.stderr)
-
-
-def images_of(pixels, blanked: Sequence[bool]) -> Iterator[Any]:
-    """PIL images of a batch, and BadImage for those that show nothing.
-
-    Args:
-        pixels: [B, 3, H, W], 0 to 1.
-        blanked: whether the safety checker took an image away.
-    """
-    from PIL import Image
-
-    pixels = pixels.float()
-    finite = pixels.isfinite().flatten(1).all(1)
-    bytes_ = (pixels.nan_to_num() * 255).round().clamp(0, 255).byte()
-    flat = (bytes_.flatten(2).amax(2) - bytes_.flatten(2).amin(2)).amax(1) <= FLAT
-    rows = bytes_.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    for row, good, shows_nothing, taken in zip(rows, finite.tolist(), flat.tolist(), blanked, strict=True):
-        if taken:
-            yield BadImage("blanked by the safety checker")
-        elif not good:
-            yield BadImage("image is not a number")
-        elif shows_nothing:
-            yield BadImage("image is of one colour")
-        else:
-            yield Image.fromarray(row)
-
-
-def _fitted(image, size: int):
-    """An image for a pipeline: shorter side ``size``, both sides multiples of 64, so that shapes repeat."""
-    from PIL import Image
-
-    scale = size / min(image.size)
-    shape = tuple(max(64, round(side * scale / 64) * 64) for side in image.size)
-    return image.resize(shape, Image.Resampling.BICUBIC)
 
 
 def _cast_inputs(vae) -> None:

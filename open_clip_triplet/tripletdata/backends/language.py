@@ -38,6 +38,23 @@ class Unfinished(str):
     """An answer that ``max_tokens`` cut off: its last line is not whole."""
 
 
+class Negative(str):
+    """An accepted negative caption, with what else is known of it.
+
+    Args:
+        category: of the edit, where who made it knows; empty otherwise.
+        instruction: to an image editor, that makes it from the source caption; empty where none was given.
+    """
+
+    category: str
+    instruction: str
+
+    def __new__(cls, text: str, *, category: str = "", instruction: str = "") -> Negative:
+        negative = super().__new__(cls, text)
+        negative.category, negative.instruction = category, instruction
+        return negative
+
+
 @dataclass
 class LanguageModel:
     """A chat model with a prompt of one placeholder ``{}``. Subclasses answer in ``complete``.

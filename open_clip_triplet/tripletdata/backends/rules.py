@@ -17,10 +17,10 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
-from open_clip_triplet.tripletdata.backends.language import Progress, unreported
+from open_clip_triplet.tripletdata.backends.language import Negative, Progress, unreported
 from open_clip_triplet.tripletdata.backends.parser import load_spacy
+from open_clip_triplet.tripletdata.backends.wording import is_foreign
 from open_clip_triplet.tripletdata.run.stage import sample_seed
-from open_clip_triplet.tripletdata.stages.answers import Negative, is_foreign
 
 NOUNS = ("NOUN", "PROPN")
 VERB_TAGS = ("VBG", "VBZ", "VBP", "VB", "VBD", "VBN")

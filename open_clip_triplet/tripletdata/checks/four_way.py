@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from open_clip_triplet.tripletdata.checks.base import store
+from open_clip_triplet.tripletdata.checks.clip_scores import Scores
 from open_clip_triplet.tripletdata.run.overlap import ahead
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.task import ShardTask
-from open_clip_triplet.tripletdata.stages.filter import Scores
 
 
 @dataclass

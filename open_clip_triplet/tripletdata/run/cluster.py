@@ -13,7 +13,7 @@ from typing import Any
 
 from open_clip_triplet import files
 from open_clip_triplet.errors import PipelineError
-from open_clip_triplet.tripletdata.run.pool import TaskQueue
+from open_clip_triplet.tripletdata.run.queue import TaskQueue
 from open_clip_triplet.tripletdata.run.stage import Stage
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.run.worker import Worker

@@ -14,12 +14,10 @@ from dataclasses import asdict, dataclass, field, replace
 
 from open_clip_triplet import files
 from open_clip_triplet.errors import ShardError
-from open_clip_triplet.shards import IMAGE_SUFFIXES, by_role, group_samples, read_meta
-from open_clip_triplet.tar import open_tar
+from open_clip_triplet.shards import read_meta
+from open_clip_triplet.tripletdata.run.members import member_rows, table_rows
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.tables import Table, iter_rows
-
-IMAGE_MEMBERS = {*IMAGE_SUFFIXES, *(f"neg.{s}" for s in IMAGE_SUFFIXES), "image", "neg_image"}
+from open_clip_triplet.tripletdata.run.tables import Table
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,10 @@ class ShardTask:
 
     def _rows(self, stats: Stats, images: bool) -> Iterator[dict]:
         """Samples under role names, as they are. A damaged shard ends early where that is the policy."""
-        rows = self._table_rows(images) if self.rows else self._member_rows(images)
+        if self.rows:
+            rows = table_rows(self.inputs[0], self.table or Table(), self.rows, images)
+        else:
+            rows = member_rows(self.inputs[0], images)
         number = 0
         try:
             for roles in rows:
@@ -184,76 +185,6 @@ class ShardTask:
                 raise
             stats.salvaged = str(error)
             stats.count("damaged shards cut short")
-
-    def _member_rows(self, images: bool) -> Iterator[dict]:
-        url = self.inputs[0]
-        try:
-            if files.is_local(url) and os.path.isdir(url):
-                yield from map(_roles, _folder_samples(url, images))
-                return
-
-            def take(members, number: int, suffix: str) -> bytes | None:
-                return members.read() if images or suffix not in IMAGE_MEMBERS else None
-
-            with open_tar(url) as members:
-                yield from map(_roles, group_samples(members, url, take))
-        except FileNotFoundError as error:
-            raise ShardError(f"{url}: no such file") from error
-        except OSError as error:
-            raise ShardError(f"{url}: cannot be read ({error.strerror or error})") from error
-
-    def _table_rows(self, images: bool) -> Iterator[dict]:
-        table, path = self.table or Table(), self.inputs[0]
-        if not files.exists(path):
-            raise ShardError(f"{path}: no such file")
-        start, stop = self.rows or (0, 0)
-        for number, (image, caption) in enumerate(iter_rows(path, table, start, stop), start):
-            data, name = table_cell(image)
-            roles: dict = {"__key__": os.path.splitext(os.path.basename(name))[0] or str(number)}
-            caption = caption[0] if isinstance(caption, list) and caption else caption
-            roles["text"] = str(caption or "").encode("utf-8", "replace")
-            # A member of another suffix would not be read back; decoders look at the bytes, not the name.
-            suffix = os.path.splitext(name)[1].lower().lstrip(".")
-            roles["suffix"] = suffix if suffix in IMAGE_SUFFIXES else "jpg"
-            if data is None:
-                file = files.join(table.root or os.path.dirname(path), name)
-                try:
-                    data = files.read_bytes(file) if images else None
-                    found = images or files.exists(file)
-                except (OSError, ValueError):
-                    found = False
-                if not found:
-                    roles["reason"] = "image file missing"
-            if data is not None:
-                roles["image"] = data
-            yield roles
-
-
-def table_cell(image) -> tuple[bytes | None, str]:
-    """Bytes and name of a table's image: a path, bytes, or Hugging Face's ``{"bytes", "path"}``."""
-    if isinstance(image, dict):
-        return image.get("bytes"), str(image.get("path") or "")
-    return (image, "") if isinstance(image, bytes) else (None, str(image or ""))
-
-
-def _folder_samples(folder: str, images: bool) -> Iterator[dict]:
-    """Samples of a folder of files, ``000000017.jpg 000000017.txt 000000017.json``, as img2dataset writes."""
-    from itertools import groupby
-
-    names = sorted(name for name in os.listdir(folder) if "." in name[1:] and not name.startswith("."))
-    for key, members in groupby(names, lambda name: name.partition(".")[0]):
-        sample: dict = {"__key__": key, "__url__": folder}
-        for name in members:
-            suffix = name.partition(".")[2].lower()
-            if images or suffix not in IMAGE_MEMBERS:
-                sample[suffix] = files.read_bytes(os.path.join(folder, name))
-        yield sample
-
-
-def _roles(raw: dict) -> dict:
-    suffix = next((s for s in raw if s in IMAGE_SUFFIXES), "jpg")
-    neg = next((s for s in IMAGE_SUFFIXES if f"neg.{s}" in raw), "jpg")
-    return {**by_role(raw), "suffix": suffix, "neg_suffix": neg}
 
 
 def _plain(roles: dict, images: bool) -> Sample:

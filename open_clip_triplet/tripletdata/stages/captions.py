@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from open_clip_triplet.tripletdata.backends.factory import add_model_arguments, make_model
-from open_clip_triplet.tripletdata.backends.language import NoAnswer, Progress, Unfinished
+from open_clip_triplet.tripletdata.backends.language import Negative, NoAnswer, Progress, Unfinished
 from open_clip_triplet.tripletdata.backends.parser import spacy_model
+from open_clip_triplet.tripletdata.backends.wording import normal
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import Stage
 from open_clip_triplet.tripletdata.run.task import ShardTask
-from open_clip_triplet.tripletdata.stages.answers import Checker, Negative, clean, normal, split_instruction
+from open_clip_triplet.tripletdata.stages.answers import Checker
+from open_clip_triplet.tripletdata.stages.clean import clean, split_instruction
 from open_clip_triplet.tripletdata.stages.edits import Categories, instruction
 
 HELP = "write hard negative captions with a language model or rules"

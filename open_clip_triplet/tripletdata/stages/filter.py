@@ -10,114 +10,19 @@ Reference: Patel et al., NeurIPS 2024, arXiv:2411.02545, section on data filteri
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import ClassVar
-
-from open_clip_triplet.errors import ImageError, PipelineError
+from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.files import join
+from open_clip_triplet.tripletdata.checks.clip_scores import Scores
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.command import report, run_as_asked
 from open_clip_triplet.tripletdata.run.estimate import print_plan
 from open_clip_triplet.tripletdata.run.folder import refuse_foreign
-from open_clip_triplet.tripletdata.run.overlap import ahead, map_ahead
-from open_clip_triplet.tripletdata.run.pictures import decode, refused
 from open_clip_triplet.tripletdata.run.records import Run
-from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.pack import Pack
 from open_clip_triplet.tripletdata.stages.selection import Selection, read_drop_list, select_top
 
 HELP = "keep the best samples by CLIP score, or by marks of your own"
-
-#: threads that decode images while the model scores others
-WORKERS = max(2, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
-
-
-@dataclass
-class Scores(Stage):
-    """Stage: side shards whose json has ``scores`` (``positive``, ``negative``, ``mean``)."""
-
-    name: ClassVar[str] = "scores"
-    reads_source: ClassVar[bool] = True  # two images a sample
-    model: str = "ViT-L-14"
-    pretrained: str = "openai"
-    batch_size: int = field(default=128, metadata=RUNTIME_ONLY)
-
-    def open(self, device: str) -> None:
-        try:
-            import open_clip
-        except ImportError as error:
-            raise PipelineError("filter needs OpenCLIP: pip install open_clip_torch") from error
-        try:
-            self._model, _, self._preprocess = open_clip.create_model_and_transforms(
-                self.model,
-                pretrained=self.pretrained or None,
-                device=device,
-                precision="fp16" if device == "cuda" else "fp32",
-            )
-            self._tokenizer = open_clip.get_tokenizer(self.model)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise PipelineError(
-                f"cannot load {self.model!r} with {self.pretrained!r}: {error}. "
-                "See open_clip.list_pretrained(), or give a checkpoint's path to --clip-pretrained."
-            ) from error
-        self._model.eval()
-        self._device = device
-
-    def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
-        values = stats.values["scores"] = []
-        for batch in ahead(self._batches(task, stats)):
-            for (sample, *_), scores in zip(batch, self._scores(batch), strict=True):
-                values.append(scores["mean"])
-                sample.meta = {
-                    **sample.meta,
-                    "scores": {**scores, "model": f"{self.model}/{self.pretrained}"},
-                }
-                yield dataclasses.replace(sample, image=None, neg_image=None)
-
-    def _batches(self, task: ShardTask, stats: Stats) -> Iterator[list[tuple]]:
-        """Batches of (sample, image tensor, negative image tensor), both [3, H, W], decoded by threads."""
-        found = map_ahead(self._decoded, task.samples(stats), WORKERS, self.batch_size)
-        while rows := list(islice(found, self.batch_size)):
-            for sample, images in rows:
-                if isinstance(images, str):
-                    stats.drop(images, sample.key)
-            if batch := [(sample, *images) for sample, images in rows if not isinstance(images, str)]:
-                yield batch
-
-    def _decoded(self, sample: Sample) -> tuple[Sample, list | str]:
-        """A sample with its two image tensors, or with the reason to drop it."""
-        if not (sample.image and sample.neg_image and sample.neg_text):
-            return sample, "no pair to score"
-        try:
-            with refused():
-                return sample, [self._preprocess(decode(d).rgb) for d in (sample.image, sample.neg_image)]
-        except ImageError:
-            return sample, "image cannot be decoded"
-
-    def _scores(self, batch: list[tuple]) -> list[dict]:
-        import torch
-
-        samples, images, neg_images = zip(*batch)
-        texts = [s.text for s in samples] + [s.neg_text for s in samples]
-        with torch.inference_mode():
-            pixels = torch.stack([*images, *neg_images]).to(
-                self._device, next(self._model.parameters()).dtype
-            )
-            image_features = self._model.encode_image(pixels, normalize=True)
-            text_features = self._model.encode_text(self._tokenizer(texts).to(self._device), normalize=True)
-            cosines = (image_features * text_features).sum(-1)
-            positive, negative = cosines.float().cpu().double().chunk(2)
-        rows = zip(positive.tolist(), negative.tolist(), ((positive + negative) / 2).tolist())
-        return [
-            {"positive": round(p, 6), "negative": round(n, 6), "mean": round(mean, 6)} for p, n, mean in rows
-        ]
-
 
 def selection(args, scored: Run) -> Selection:
     """The selection that ``--top-k`` or ``--threshold`` asks for, from the scores beside the records."""

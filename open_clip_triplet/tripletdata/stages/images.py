@@ -17,7 +17,8 @@ from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 from open_clip_triplet.errors import ImageError
-from open_clip_triplet.tripletdata.backends.diffusers import BadImage, Diffusers
+from open_clip_triplet.tripletdata.backends.diffusers import Diffusers
+from open_clip_triplet.tripletdata.backends.drawn import BadImage
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.overlap import ahead, map_ahead
 from open_clip_triplet.tripletdata.run.pictures import decode, encode

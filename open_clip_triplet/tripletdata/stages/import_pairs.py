@@ -22,12 +22,13 @@ from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.card import write_card
 from open_clip_triplet.tripletdata.run.command import report, run_as_asked
 from open_clip_triplet.tripletdata.run.folder import refuse_foreign
+from open_clip_triplet.tripletdata.run.members import table_cell
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.runner import totals
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
 from open_clip_triplet.tripletdata.run.tables import Table, iter_columns
-from open_clip_triplet.tripletdata.run.task import ShardTask, table_cell
+from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.pack import fit
 from open_clip_triplet.tripletdata.stages.pair_formats import NEEDED, OPTIONAL, Format, as_table, formats
 

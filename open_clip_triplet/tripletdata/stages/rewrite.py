@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.factory import add_model_arguments, make_model
+from open_clip_triplet.tripletdata.backends.wording import normal
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import Stage, sample_seed
 from open_clip_triplet.tripletdata.run.task import ShardTask
-from open_clip_triplet.tripletdata.stages.answers import Checker, normal
+from open_clip_triplet.tripletdata.stages.answers import Checker
 from open_clip_triplet.tripletdata.stages.captions import GenerateWithRetries
 
 HELP = "rewrite captions with a language model, or join LaCLIP's rewrites"
