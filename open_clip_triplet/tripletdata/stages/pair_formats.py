@@ -90,7 +90,7 @@ def _conversations(path: str, captions: dict[str, str]) -> Iterator[tuple[str, .
         try:
             row = _edit(record, captions)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise PipelineError(f"{path}: record {number} is no edit of an image into another ({error!r})", 2) from error
+            raise PipelineError(f"{path}: record {number} is no edit of an image ({error!r})", 2) from error
         yield row
 
 
