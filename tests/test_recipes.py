@@ -157,9 +157,10 @@ def test_the_matched_comparison_changes_nothing_but_the_loss():
     command = ["bash", FOLDER / "matched.sh", "--report-to", "none"]
     found = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert found.returncode == 0, found.stderr
-    *training, evaluation, report = map(shlex.split, found.stdout.splitlines())
+    *training, evaluation, report, table = map(shlex.split, found.stdout.splitlines())
     runs = [vars(parse(line)) for line in training]
     assert len(runs) == 12 and {run["seed"] for run in runs} == {0, 1, 2} and "report" in report
+    assert table[-2:] == ["--output", "matched.md"] and Path(table[1]).is_file()
     own = {"loss", "seed", "name", "neg_scope", "plain_every", "teacher"}
     own |= {"log_path", "checkpoint_path", "tensorboard_path"}
     shared = [{flag: value for flag, value in run.items() if flag not in own} for run in runs]

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from seed_table import Part
+from seed_table import mean_interval as mean_of_parts
 from world_results import WHERE
 from world_runs import SCORES
 
@@ -20,7 +22,6 @@ PAPER = {
 BASELINE, OURS = "LaCLIP", "TripletCLIP"
 #: world -> the kind of hard negative whose group score heads its page; None: all kinds
 HEADLINE: dict[str, str | None] = {"glyphs": "swap_att", "single": None}
-DRAWS = 1000
 
 
 def by_label(results: list[dict], labels: Iterable[str] = PAPER) -> dict[str, list[dict]]:
@@ -36,17 +37,8 @@ def correct(runs: list[dict], kind: str | None = None) -> np.ndarray:
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """(mean, low, high) of [seeds, items], 95%: both seeds and items are drawn again (bootstrap).
-
-    With three seeds the interval is narrow where the seeds happen to agree: each seed is printed too.
-    """
-    rng = np.random.default_rng(0)
-    seeds, items = values.shape
-    means = [
-        values[rng.integers(seeds, size=seeds)][:, rng.integers(items, size=items)].mean() for _ in range(DRAWS)
-    ]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+    """(mean, low, high) of [seeds, items], 95%, over seeds and items."""
+    return mean_of_parts(Part(values))
 
 
 def lead(runs: list[dict], baseline: list[dict], kind: str | None = None) -> tuple[float, float, float]:
