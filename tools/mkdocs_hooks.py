@@ -1,5 +1,7 @@
 """What mkdocs needs to be told: the front page is the README, and links that leave docs/ go to the repository.
 
+CONTRIBUTING.md and the pages of examples/results/ are pages too.
+
 The repository's address has one place, ``[project.urls]`` of pyproject.toml.
 """
 
@@ -16,6 +18,8 @@ except ImportError:  # Python 3.10
 ROOT = Path(__file__).resolve().parents[1]
 #: pages and pictures of results, shown as pages of the documentation
 RESULTS = "examples/results"
+#: files of the repository -> their names as pages
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 
 
@@ -32,11 +36,12 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Adds the README as the front page, and the results."""
+    """Adds the pages that lie outside docs/: the README as the front page, and the results."""
     from mkdocs.structure.files import File
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    files.append(File.generated(config, "index.md", content=_inside(text, ROOT)))
+    for source, page in PAGES.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=_inside(text, ROOT)))
     for path in sorted((ROOT / RESULTS).iterdir()):
         if path.suffix in (".md", ".png", ".csv", ".html", ".svg"):
             content = path.read_bytes()
@@ -69,8 +74,8 @@ def _inside(text: str, folder: Path, page: str = "") -> str:
         name = path.relative_to(ROOT).as_posix()
         if not path.exists():
             raise FileNotFoundError(f"{folder}: link to {target}, which is not there")
-        if name == "README.md":
-            new = f"{up}index.md"
+        if name in PAGES:
+            new = up + PAGES[name]
         elif name.startswith("docs/"):
             new = up + name.removeprefix("docs/")
         elif name.startswith(f"{RESULTS}/") and "/" not in name.removeprefix(f"{RESULTS}/"):
