@@ -129,5 +129,3 @@ def test_overview_and_options_of_every_command(capsys):
         with pytest.raises(SystemExit) as stop:
             cli.main([name, "--help"])
         assert stop.value.code == 0 and "triplet-inspect" in capsys.readouterr().out
-
-

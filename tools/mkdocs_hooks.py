@@ -1,6 +1,6 @@
 """What mkdocs needs to be told: the front page is the README, and links that leave docs/ go to the repository.
 
-CONTRIBUTING.md and the pages of examples/results/ are pages too.
+CONTRIBUTING.md, the notebook and the pages of examples/results/ are pages too.
 
 The repository's address has one place, ``[project.urls]`` of pyproject.toml.
 """
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: pages and pictures of results, shown as pages of the documentation
 RESULTS = "examples/results"
 #: files of the repository -> their names as pages
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "examples/quickstart.ipynb": "notebook.md"}
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 
 
@@ -36,12 +36,17 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Adds the pages that lie outside docs/: the README as the front page, and the results."""
+    """Adds the pages that are outside docs/: the README as the front page, the notebook, and the results."""
     from mkdocs.structure.files import File
 
     for source, page in PAGES.items():
-        text = (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, page, content=_inside(text, ROOT)))
+        if source.endswith(".ipynb"):
+            text, pictures = notebook_page(ROOT / source)
+            for name, content in pictures.items():
+                files.append(File.generated(config, name, content=content))
+        else:
+            text = _inside((ROOT / source).read_text(encoding="utf-8"), ROOT)
+        files.append(File.generated(config, page, content=text))
     for path in sorted((ROOT / RESULTS).iterdir()):
         if path.suffix in (".md", ".png", ".csv", ".html", ".svg"):
             content = path.read_bytes()
@@ -49,6 +54,19 @@ def on_files(files, config):
                 content = _inside(path.read_text(encoding="utf-8"), path.parent, "results/")
             files.append(File.generated(config, f"results/{path.name}", content=content))
     return files
+
+
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown, with the outputs it was saved with, and its pictures: {file name: content}."""
+    import nbformat
+    from nbconvert import MarkdownExporter
+
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _inside(cell.source, path.parent)
+    text, resources = MarkdownExporter().from_notebook_node(notebook, {"output_files_dir": "notebook"})
+    return text, resources["outputs"]
 
 
 def on_page_markdown(markdown, page, config, files):

@@ -94,5 +94,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return str(value) if isinstance(value, float) and value - value != 0 else value
-
-

@@ -271,4 +271,3 @@ def shorten(error: BaseException, lines: int = 6) -> str:
     """The first lines of an error's text; OpenCLIP's list every key of a model."""
     found = str(error).strip().splitlines()
     return "\n".join(found[:lines] + ([f"... and {len(found) - lines} more"] if len(found) > lines else []))
-
