@@ -48,8 +48,15 @@ def test_subsets_are_averaged_seeds_are_shown_and_differences_are_paired():
     assert values[2].startswith("57.1 [") and values[2].endswith("(57.1 57.1)")
     assert len(to_clip) == 1 and to_clip[0].startswith("-39.3 [") and to_clip[0].endswith("(-42.9 -35.7)")
     assert len(to_start) == 2 and to_start[1].startswith("-28.6 [")
+    over_items, *_ = cells(page, "SugarCrepe, over items (16)")
+    assert over_items[1].endswith("(100.0 87.5)") and over_items[2].endswith("(62.5 62.5)")
     retrieval = [row for row in page.splitlines() if "flickr8k, i2t_r1 (4)" in row]
     assert len(retrieval) == 3 and "37.5 [" in retrieval[0] and "+50.0 [" in retrieval[1]
+
+
+def test_the_baseline_alone_has_no_differences():
+    page = seed_table.tables([sugarcrepe("clip-0", "1", "1")], "clip")
+    assert "100.0 [100.0, 100.0]" in page and "Differences" not in page
 
 
 def test_seeds_are_drawn_together_and_items_apart():

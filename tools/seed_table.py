@@ -95,7 +95,7 @@ def tables(results: list[dict], baseline: str, start: str | None = None) -> str:
     others = [row for row in order if row not in (start, baseline)]
     parts = [_table("score", scores, order, lambda row, name: scores[row][name], sign="")]
     for base, compared in ((baseline, others), (start, [baseline, *others])):
-        if base:
+        if base and compared:
             differences = _differences(scores, base)
             parts += [f"Differences to {base}:", _table("score", scores, compared, differences, sign="+")]
     return "\n\n".join(parts) + "\n"
@@ -125,6 +125,9 @@ def _benchmark_scores(benchmark: str, runs: list[dict]) -> Scores:
         parts = [Part(_right(runs, name, metric), _weight(described.groups, name)) for name in leaves]
         items = sum(part.right.shape[1] for part in parts)
         found[f"{described.title}, mean of {len(described.groups)} ({items} items)"] = parts
+        if any(pooled == metric for _, pooled in described.pooled):
+            by_items = [Part(part.right, part.right.shape[1] / items) for part in parts]
+            found[f"{described.title}, over items ({items})"] = by_items
         scored = [name for name in scored if name not in leaves]
     for name in scored:
         for metric in (metric for metric in METRICS if metric in subsets[name]["outcomes"]):
