@@ -75,6 +75,11 @@ def on_page_markdown(markdown, page, config, files):
     return _inside(markdown, Path(page.file.abs_src_path).parent)
 
 
+def on_page_content(html, page, config, files):
+    """Docstrings name functions in Sphinx's roles, which mkdocs does not know: the name alone is left."""
+    return re.sub(r":(?:func|class|mod|meth|attr|data):(?=<code>)", "", html)
+
+
 def _inside(text: str, folder: Path, page: str = "") -> str:
     """Relative links of a file in ``folder``, rewritten for a page of the documentation.
 

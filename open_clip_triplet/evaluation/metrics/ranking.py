@@ -12,13 +12,15 @@ from open_clip_triplet.evaluation.metrics.arrays import Floats, Ints, finite
 
 @dataclass(frozen=True)
 class Ranking:
-    """How n queries fared among m answers.
+    """How n queries rank m answers.
 
-    ranks: [n] number of wrong answers that score at least as high as the best right one, so 0 is a hit
-        at 1 and ties are wrong; m where the query has no right answer.
-    right, wrong: [n] similarity of the best right and of the best wrong answer, -inf where there is none.
-    best_wrong: [n] index of the best wrong answer.
-    ties: queries where a wrong answer scores exactly as high as the best right one.
+    Attributes:
+        ranks: [n] number of wrong answers that score at least as high as the best right one, so 0 is a hit
+            at 1 and ties are wrong; m where the query has no right answer.
+        right: [n] similarity of the best right answer, -inf where there is none.
+        wrong: [n] similarity of the best wrong answer, -inf where there is none.
+        best_wrong: [n] index of the best wrong answer.
+        ties: queries where a wrong answer scores exactly as high as the best right one.
     """
 
     ranks: Ints
