@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 
-from open_clip_triplet.losses.contrast import softmax_contrast
+from open_clip_triplet.losses.contrast import sigmoid_contrast, softmax_contrast
 from open_clip_triplet.losses.cyclic import cyclic_consistency
 from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
-from open_clip_triplet.losses.sigmoid import sigmoid_contrast
 
 Scale = torch.Tensor | float
 NEG_SCOPES = ("batch", "own", "none")

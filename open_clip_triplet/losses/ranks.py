@@ -1,8 +1,7 @@
 """What the ranks tell each other: keys once, statistics of columns, gradients of the keys.
 
-Every rank holds the logits of its own queries against everybody's keys (the captions, or the images
-of NegImage). Keys are gathered once, their gradients are summed back to their owners, and a few
-numbers per key are agreed upon. No rank ever holds the logits of another's queries.
+Every rank holds the logits of its own queries against everybody's keys (the captions, or the images of
+NegImage), and never those of another's queries.
 """
 
 from __future__ import annotations
@@ -36,34 +35,31 @@ class Ranks:
         """
         if self.world_size == 1:
             return
-        counts = torch.tensor([len(rows), -len(rows)], device=rows.device)
-        most, least = self.all_reduce_max(counts).tolist()
+        most, least = self.all_reduce_max(torch.tensor([len(rows), -len(rows)], device=rows.device)).tolist()
         if most != -least:
             raise ValueError(
                 f"ranks bring different numbers of rows to the loss: {-least} to {most}, rank {self.rank} has "
                 f"{len(rows)}. Every rank needs the same batch size; drop the last, shorter batch (drop_last)."
             )
 
-    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """[B, n, D] of every rank -> [B, world_size * n, D] in rank order, on every rank."""
-        rows = rows.contiguous()
-        if self.world_size == 1:
-            return rows
-        polarities, n, *width = rows.shape
-        gathered = rows.new_empty(polarities, self.world_size * n, *width)
-        for polarity in range(polarities):
-            dist.all_gather_into_tensor(gathered[polarity], rows[polarity])
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """``all_gather``, differentiable: all ranks' gradients of a row are summed up for its owner."""
+        gathered: torch.Tensor = _Gather.apply(rows, self) if self.world_size > 1 else rows
         return gathered
 
-    def reduce_scatter(self, gathered: torch.Tensor) -> torch.Tensor:
-        """The transpose of ``all_gather``: [B, world_size * n, D] -> this rank's [B, n, D], summed over ranks."""
+    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """[B, n, ...] of every rank -> [B, world_size * n, ...] in rank order, on every rank."""
         if self.world_size == 1:
-            return gathered
-        polarities, rows, width = gathered.shape
-        own = gathered.new_empty(polarities, rows // self.world_size, width)
-        for polarity in range(polarities):
-            dist.reduce_scatter_tensor(own[polarity], gathered[polarity])
-        return own
+            return rows
+        rows, gathered = rows.contiguous(), rows.new_empty(len(rows), self.world_size * rows.shape[1], *rows.shape[2:])
+        for own, everybodys in zip(rows, gathered):
+            dist.all_gather_into_tensor(everybodys, own)
+        return gathered
+
+    def own(self, values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """[B * N] of all ranks' rows -> [B, n] of this rank's."""
+        n = like.shape[1]
+        return values.view(len(like), -1)[:, self.rank * n : (self.rank + 1) * n]
 
     def all_reduce_max(self, values: torch.Tensor) -> torch.Tensor:
         """Maximum over the ranks, in place."""
@@ -83,7 +79,7 @@ class Ranks:
         The gradient of this rank's share comes multiplied by ``world_size``, so that the average over
         ranks that DDP and FSDP take of parameter gradients is the gradient of the whole batch.
         """
-        total: torch.Tensor = _SumOverRanks.apply(share, self)
+        total: torch.Tensor = _Sum.apply(share, self)
         return total
 
     def mean(self, per_sample: torch.Tensor) -> torch.Tensor:
@@ -94,7 +90,21 @@ class Ranks:
 SINGLE_PROCESS = Ranks()
 
 
-class _SumOverRanks(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+        ctx.n = rows.shape[1]
+        return ranks.all_gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        own = gradient.new_empty(len(gradient), ctx.n, *gradient.shape[2:])
+        for mine, everybodys in zip(own, gradient.contiguous()):
+            dist.reduce_scatter_tensor(mine, everybodys)
+        return own, None
+
+
+class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, share: torch.Tensor, ranks: Ranks) -> torch.Tensor:
         ctx.world_size = ranks.world_size
