@@ -97,8 +97,9 @@ def test_options_reach_the_loss():
         parsed(*flags.split(), loss="cyclip-triplet", neg_captions=3, accum_freq=4, world_size=2)
     )
     assert isinstance(loss, ClipLoss)
-    assert (loss.chunk_size, loss.neg_weight, loss.same_polarity) == (64, 0.5, False)
-    assert (loss.cyclip_weights, loss.text_group) == ((0.1, 0.25), 4)
+    options = loss.options
+    assert (loss.chunk_size, options.neg_weight, options.neg_images_in_text_denominator) == (64, 0.5, True)
+    assert (options.cyclip_in_modal, options.cyclip_cross_modal, loss.text_group) == (0.1, 0.25, 4)
     assert (loss.accum_freq, loss.world_size) == (4, 2)
 
 

@@ -10,9 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from open_clip_triplet.errors import NonFiniteLossError
-from open_clip_triplet.losses.create import create_loss
 from open_clip_triplet.losses.cyclic import cyclic_consistency
-from open_clip_triplet.losses.flags import add_loss_arguments, check_supported
 from open_clip_triplet.losses.functional import (
     clip_loss,
     cyclip_loss,
@@ -20,7 +18,8 @@ from open_clip_triplet.losses.functional import (
     negimage_loss,
     triplet_clip_loss,
 )
-from open_clip_triplet.losses.methods import METHODS, Method, find_method
+from open_clip_triplet.losses.methods import METHODS, Method, create_loss, find_method
+from open_clip_triplet.losses.options import add_loss_arguments, check_supported
 from open_clip_triplet.losses.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -35,35 +34,13 @@ if TYPE_CHECKING:
     )
 
 #: loaded with OpenCLIP, on first use -> the module that has them
-_LAZY = {
-    "GroupedLoss": "grouped",
-    **dict.fromkeys(
-        ("ClipHnLoss", "CyClipLoss", "CyClipTripletLoss", "NegClipLoss", "NegImageLoss", "TripletClipLoss"),
-        "modules",
-    ),
-}
+_MODULES = ("ClipHnLoss", "CyClipLoss", "CyClipTripletLoss", "NegClipLoss", "NegImageLoss", "TripletClipLoss")
+_LAZY = {"GroupedLoss": "grouped", **dict.fromkeys(_MODULES, "modules")}
 
 __all__ = [
-    "METHODS",
-    "ClipHnLoss",
-    "CyClipLoss",
-    "CyClipTripletLoss",
-    "GroupedLoss",
-    "Method",
-    "NegClipLoss",
-    "NegImageLoss",
-    "NonFiniteLossError",
-    "Ranks",
-    "TripletClipLoss",
-    "add_loss_arguments",
-    "check_supported",
-    "clip_loss",
-    "create_loss",
-    "cyclic_consistency",
-    "cyclip_loss",
-    "find_method",
-    "negclip_loss",
-    "negimage_loss",
+    "ClipHnLoss", "CyClipLoss", "CyClipTripletLoss", "GroupedLoss", "NegClipLoss", "NegImageLoss", "TripletClipLoss",
+    "METHODS", "Method", "NonFiniteLossError", "Ranks", "add_loss_arguments", "check_supported", "clip_loss",
+    "create_loss", "cyclic_consistency", "cyclip_loss", "find_method", "negclip_loss", "negimage_loss",
     "triplet_clip_loss",
 ]
 

@@ -27,7 +27,7 @@ LOGITS_PER_BLOCK = {"cpu": 2**22, "cuda": 2**26}
 def softmax_contrast(
     queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor, *, same_polarity: bool = True,
     chunk_size: int | None = None, ranks: Ranks = SINGLE_PROCESS,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of each query over all B * N keys, and of each paired key over the queries.
 
     Args:
@@ -90,7 +90,7 @@ class _SoftmaxContrast(torch.autograd.Function):
 def sigmoid_contrast(
     queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *,
     chunk_size: int | None = None, ranks: Ranks = SINGLE_PROCESS,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """SigLIP over the same matrix: every query meets every key, and its own key is the one match.
 
     Args: as ``softmax_contrast``; ``bias`` is a scalar added to the logits.
@@ -108,13 +108,15 @@ def sigmoid_contrast(
             # softplus(-z) = softplus(z) - z: all pairs as mismatches, then the matches corrected
             return F.softplus(logits + bias).sum(1) - (logits[:, own].diagonal() + bias)
 
-        kept = {"use_reentrant": False, "preserve_rng_state": False}
         blocks = range(len(queries) * -(-queries.shape[1] // options[1]))
-        sums = [checkpoint(loss_of_block, block, queries, keys, bias, **kept) for block in blocks]
+        sums: list[torch.Tensor] = [
+            checkpoint(loss_of_block, block, queries, keys, bias, use_reentrant=False, preserve_rng_state=False)
+            for block in blocks
+        ]
     return torch.cat(sums).view(queries.shape[:2])
 
 
-def _blocks(queries: torch.Tensor, keys: torch.Tensor, same_polarity: bool, rows: int, ranks: Ranks) -> Iterator[tuple]:
+def _blocks(queries: torch.Tensor, keys: torch.Tensor, same_polarity: bool, rows: int, ranks: Ranks) -> Iterator[Any]:
     """All of ``_block``, in order."""
     for block in range(len(queries) * -(-queries.shape[1] // rows)):
         yield _block(queries, keys, block, same_polarity, rows, ranks)

@@ -8,11 +8,7 @@ from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
 
 
 def cyclic_consistency(
-    left: torch.Tensor,
-    right: torch.Tensor,
-    in_modal_weight: float = 0.25,
-    cross_modal_weight: float = 0.25,
-    *,
+    left: torch.Tensor, right: torch.Tensor, in_modal_weight: float = 0.25, cross_modal_weight: float = 0.25, *,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """Weighted sum of CyCLIP's in-modal and cross-modal term, of unscaled similarities.

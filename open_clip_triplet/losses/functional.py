@@ -28,14 +28,8 @@ NEG_SCOPES = ("batch", "own", "none")
 
 
 def negclip_terms(
-    images: torch.Tensor,
-    captions: torch.Tensor,
-    logit_scale: Scale,
-    *,
-    neg_scope: str = "batch",
-    same_polarity: bool = True,
-    chunk_size: int | None = None,
-    ranks: Ranks = SINGLE_PROCESS,
+    images: torch.Tensor, captions: torch.Tensor, logit_scale: Scale, *, neg_scope: str = "batch",
+    same_polarity: bool = True, chunk_size: int | None = None, ranks: Ranks = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """NegCLIP of the positive and of the negative pairs, the terms that every loss here is made of.
 
@@ -54,8 +48,10 @@ def negclip_terms(
     Returns:
         [A], one term for each polarity of pairs.
     """
+    if neg_scope not in NEG_SCOPES:
+        raise ValueError(f"neg_scope must be one of {', '.join(NEG_SCOPES)}, not {neg_scope!r}")
     scale = _scalar(logit_scale, images)
-    if check_neg_scope(neg_scope) == "batch":
+    if neg_scope == "batch":
         by_image, by_caption = softmax_contrast(
             images, captions, scale, same_polarity=same_polarity, chunk_size=chunk_size, ranks=ranks
         )
@@ -82,8 +78,7 @@ def clip_loss(
     Equal features give ln N.
 
     Args:
-        image_features: [N, D].
-        text_features: [N, D]; row i belongs with image i.
+        image_features, text_features: [N, D]; row i of one belongs with row i of the other.
 
     Raises:
         ValueError: the two shapes differ.
@@ -93,10 +88,7 @@ def clip_loss(
 
 
 def negclip_loss(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    neg_text_features: torch.Tensor,
-    logit_scale: Scale,
+    image_features: torch.Tensor, text_features: torch.Tensor, neg_text_features: torch.Tensor, logit_scale: Scale,
     **options: Any,
 ) -> torch.Tensor:
     """NegCLIP: CLIP whose images are also classified over every hard negative caption (Eq. 3, halved).
@@ -104,8 +96,7 @@ def negclip_loss(
     Equal features give (ln (1 + K)N + ln N) / 2.
 
     Args:
-        image_features: [N, D].
-        text_features: [N, D]; row i belongs with image i.
+        image_features, text_features: [N, D]; row i of one belongs with row i of the other.
         neg_text_features: [N * K, D]; rows i * K to i * K + K - 1 belong to sample i.
 
     Raises:
@@ -117,35 +108,21 @@ def negclip_loss(
 
 
 def negimage_loss(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    neg_image_features: torch.Tensor,
-    logit_scale: Scale,
+    image_features: torch.Tensor, text_features: torch.Tensor, neg_image_features: torch.Tensor, logit_scale: Scale,
     **options: Any,
 ) -> torch.Tensor:
-    """NegImage: NegCLIP with the modalities exchanged, each caption classified over 2N images.
+    """NegImage: ``negclip_loss`` with the modalities exchanged, each caption classified over 2N images.
 
     Args:
-        image_features: [N, D].
-        text_features: [N, D]; row i belongs with image i.
-        neg_image_features: [N, D].
-
-    Raises:
-        ValueError: the shapes do not fit; they are printed.
+        image_features, text_features, neg_image_features: [N, D].
     """
     return negclip_loss(text_features, image_features, neg_image_features, logit_scale, **options)
 
 
 def triplet_clip_loss(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    neg_image_features: torch.Tensor,
-    neg_text_features: torch.Tensor,
-    logit_scale: Scale,
-    *,
-    neg_weight: float = 1.0,
-    neg_images_in_text_denominator: bool = False,
-    **options: Any,
+    image_features: torch.Tensor, text_features: torch.Tensor, neg_image_features: torch.Tensor,
+    neg_text_features: torch.Tensor, logit_scale: Scale, *, neg_weight: float = 1.0,
+    neg_images_in_text_denominator: bool = False, **options: Any,
 ) -> torch.Tensor:
     """TripletCLIP: NegCLIP on the positive pairs plus NegCLIP on the negative pairs (Eq. 4).
 
@@ -167,45 +144,28 @@ def triplet_clip_loss(
     _require_same_shape(
         image_features=image_features, text_features=text_features, neg_image_features=neg_image_features
     )
+    if not neg_weight > 0:
+        raise ValueError(f"neg_weight must be above 0, not {neg_weight}; for no second term use negclip_loss")
     images = torch.stack([image_features, neg_image_features])
     captions = torch.cat([text_features[None], _polarities(neg_text_features, text_features)])
     same_polarity = not neg_images_in_text_denominator
     terms = negclip_terms(images, captions, logit_scale, same_polarity=same_polarity, **options)
-    return terms[0] + check_neg_weight(neg_weight) * terms[1]
+    return terms[0] + neg_weight * terms[1]
 
 
 def cyclip_loss(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
-    logit_scale: Scale,
-    *,
-    in_modal_weight: float = 0.25,
-    cross_modal_weight: float = 0.25,
-    ranks: Ranks = SINGLE_PROCESS,
-    **options: Any,
+    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: Scale, *, in_modal_weight: float = 0.25,
+    cross_modal_weight: float = 0.25, ranks: Ranks = SINGLE_PROCESS, **options: Any,
 ) -> torch.Tensor:
-    """CyCLIP: CLIP plus its two consistency terms, see ``cyclic_consistency``.
-
-    Args:
-        image_features: [N, D].
-        text_features: [N, D]; row i belongs with image i.
-
-    Raises:
-        ValueError: the two shapes differ.
-    """
+    """CyCLIP: ``clip_loss`` plus its two consistency terms, see ``cyclic_consistency``."""
     contrast = clip_loss(image_features, text_features, logit_scale, ranks=ranks, **options)
     weights = in_modal_weight, cross_modal_weight
     return contrast + cyclic_consistency(image_features, text_features, *weights, ranks=ranks)
 
 
 def sigmoid_terms(
-    images: torch.Tensor,
-    captions: torch.Tensor,
-    logit_scale: Scale,
-    logit_bias: torch.Tensor,
-    *,
-    chunk_size: int | None = None,
-    ranks: Ranks = SINGLE_PROCESS,
+    images: torch.Tensor, captions: torch.Tensor, logit_scale: Scale, logit_bias: torch.Tensor, *,
+    chunk_size: int | None = None, ranks: Ranks = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """``negclip_terms`` with SigLIP's loss: every image meets all captions, one of which is its own.
 
@@ -223,20 +183,6 @@ def similarity_gain(anchor: torch.Tensor, left: torch.Tensor, right: torch.Tenso
     sums = torch.promote_types(anchor.dtype, torch.float32)
     with torch.autocast(anchor.device.type, enabled=False):
         return (anchor.to(sums) * (left.to(sums) - right.to(sums))).sum(-1)
-
-
-def check_neg_weight(weight: float) -> float:
-    """The weight of the negative pairs, if it is above 0."""
-    if not weight > 0:
-        raise ValueError(f"neg_weight must be above 0, not {weight}; for no second term use negclip")
-    return float(weight)
-
-
-def check_neg_scope(scope: str) -> str:
-    """The scope of hard negatives, if there is such a one."""
-    if scope not in NEG_SCOPES:
-        raise ValueError(f"neg_scope must be one of {', '.join(NEG_SCOPES)}, not {scope!r}")
-    return scope
 
 
 def _scalar(logit_scale: Scale, like: torch.Tensor) -> torch.Tensor:

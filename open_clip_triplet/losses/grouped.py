@@ -12,62 +12,17 @@ against everybody's keys, and after DDP's or FSDP's averaging the gradients of e
 from __future__ import annotations
 
 from collections.abc import ValuesView
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from open_clip.loss import ClipLoss
 
-from open_clip_triplet.losses.functional import (
-    check_neg_scope,
-    negclip_terms,
-    sigmoid_terms,
-    similarity_gain,
-)
+from open_clip_triplet.losses.functional import negclip_terms, sigmoid_terms, similarity_gain
 from open_clip_triplet.losses.guard import FiniteGuard
-from open_clip_triplet.losses.hard_negatives import (
-    MARGINS,
-    comparisons,
-    margin_loss,
-    own_classification_loss,
-)
+from open_clip_triplet.losses.hard_negatives import comparisons, margin_loss, own_classification_loss
+from open_clip_triplet.losses.options import LossOptions
 from open_clip_triplet.losses.ranks import Ranks
 from open_clip_triplet.losses.retention import distillation_loss, paraphrase_loss
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """What the losses take beside OpenCLIP's arguments, each a flag of the trainer of the same name.
-
-    Attributes:
-        neg_captions: K, negative captions per sample.
-        neg_scope: whose hard negatives a row meets, see ``negclip_terms``.
-        margin, margin_weight: see ``margin_loss``.
-        hard_negative_weight, focal_gamma, label_smoothing: see ``own_classification_loss``.
-        paraphrase_weight: above 0, a paraphrase follows a sample's captions; see ``paraphrase_loss``.
-        units, unit_weight: M parts of the caption, each a row, with its own hard negative, a row after it,
-            follow at a sample's end. Their own-scope NegCLIP, averaged, is added (CS-CLIP: 0.5).
-        plain_every: every so many steps is a CLIP step on the positive pairs (CLIC, arXiv:2505.24424: 2).
-        distill_weight: of ``distillation_loss``, where the training loop has a teacher.
-    """
-
-    neg_captions: int = 1
-    neg_scope: str = "batch"
-    margin: str = "none"
-    margin_weight: float = 0.01
-    hard_negative_weight: float = 0.0
-    focal_gamma: float = 2.0
-    label_smoothing: float = 0.02
-    paraphrase_weight: float = 0.0
-    units: int = 0
-    unit_weight: float = 0.5
-    plain_every: int = 0
-    distill_weight: float = 1.28
-
-    def __post_init__(self) -> None:
-        check_neg_scope(self.neg_scope)
-        if self.margin not in MARGINS:
-            raise ValueError(f"margin must be one of {', '.join(MARGINS)}, not {self.margin!r}")
 
 
 class LossDict(dict[str, torch.Tensor]):
@@ -100,18 +55,9 @@ class GroupedLoss(ClipLoss):
     reads_neg_captions = False
 
     def __init__(
-        self,
-        local_loss: bool = False,
-        gather_with_grad: bool = False,
-        cache_labels: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
-        use_horovod: bool = False,
-        *,
-        accum_freq: int = 1,
-        chunk_size: int | None = None,
-        sigmoid: bool = False,
-        **options: Any,
+        self, local_loss: bool = False, gather_with_grad: bool = False, cache_labels: bool = False,
+        rank: int | None = None, world_size: int | None = None, use_horovod: bool = False, *,
+        accum_freq: int = 1, chunk_size: int | None = None, sigmoid: bool = False, **options: Any,
     ):
         super().__init__(local_loss, gather_with_grad, cache_labels, rank or 0, world_size or 1)
         if use_horovod:
@@ -144,14 +90,9 @@ class GroupedLoss(ClipLoss):
     # The engine is made of large products that a compiler cannot improve; it runs as it is.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
-        self,
-        image_features: torch.Tensor,
-        text_features: torch.Tensor,
-        logit_scale: torch.Tensor | float,
-        logit_bias: torch.Tensor | None = None,
-        output_dict: bool = False,
-        dist_image_features: torch.Tensor | None = None,
-        dist_text_features: torch.Tensor | None = None,
+        self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor | float,
+        logit_bias: torch.Tensor | None = None, output_dict: bool = False,
+        dist_image_features: torch.Tensor | None = None, dist_text_features: torch.Tensor | None = None,
         dist_logit_scale: torch.Tensor | None = None,
     ) -> torch.Tensor | LossDict:
         """The loss of all ranks' samples, the same scalar on every rank.
@@ -198,10 +139,7 @@ class GroupedLoss(ClipLoss):
         self.guard.check()
 
     def all_losses(
-        self,
-        images: torch.Tensor,
-        captions: torch.Tensor,
-        logit_scale: torch.Tensor,
+        self, images: torch.Tensor, captions: torch.Tensor, logit_scale: torch.Tensor,
         logit_bias: torch.Tensor | None,
     ) -> LossDict:
         """``losses``, or a plain step's, with the terms that the options add, and ``metrics``."""
@@ -235,22 +173,15 @@ class GroupedLoss(ClipLoss):
         return losses
 
     def losses(
-        self,
-        images: torch.Tensor,
-        captions: torch.Tensor,
-        logit_scale: torch.Tensor,
+        self, images: torch.Tensor, captions: torch.Tensor, logit_scale: torch.Tensor,
         logit_bias: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         """Addends of the loss, from images [image_group, n, D] and captions [text_group, n, D]."""
         return {"contrastive_loss": self.terms(images, captions, logit_scale, logit_bias)[0]}
 
     def terms(
-        self,
-        images: torch.Tensor,
-        captions: torch.Tensor,
-        logit_scale: torch.Tensor,
-        logit_bias: torch.Tensor | None,
-        same_polarity: bool = True,
+        self, images: torch.Tensor, captions: torch.Tensor, logit_scale: torch.Tensor,
+        logit_bias: torch.Tensor | None, same_polarity: bool = True,
     ) -> torch.Tensor:
         """The softmax or the sigmoid loss [A] of pairs of A polarities, see ``negclip_terms``."""
         shared: dict[str, Any] = {"chunk_size": self.chunk_size, "ranks": self.ranks}
@@ -290,23 +221,12 @@ def metrics(
     return shown
 
 
-class _DivideGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, divisor: int) -> torch.Tensor:
-        ctx.divisor = divisor
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient / ctx.divisor, None
-
-
 def divide_gradient(tensor: torch.Tensor, divisor: int) -> torch.Tensor:
     """``tensor`` itself, with its gradient divided."""
-    if divisor == 1:
-        return tensor
-    divided: torch.Tensor = _DivideGradient.apply(tensor, divisor)
-    return divided
+    tensor = tensor.clone()
+    if divisor > 1 and tensor.requires_grad:
+        tensor.register_hook(lambda gradient: gradient / divisor)
+    return tensor
 
 
 def split_groups(rows: torch.Tensor, group: int, name: str) -> torch.Tensor:

@@ -23,11 +23,7 @@ class FiniteGuard:
 
     @torch.no_grad()
     def watch(
-        self,
-        step: int,
-        loss: torch.Tensor,
-        logit_scale: torch.Tensor,
-        image_features: torch.Tensor,
+        self, step: int, loss: torch.Tensor, logit_scale: torch.Tensor, image_features: torch.Tensor,
         text_features: torch.Tensor,
     ) -> None:
         """Judge what has arrived, and take note of this step's loss (scalars; features [rows, D])."""
@@ -45,11 +41,10 @@ class FiniteGuard:
         """Raise if a watched loss was not finite; without ``wait``, judge those that have arrived."""
         while self._pending:
             step, facts, arrived = self._pending[0]
-            if arrived is not None:
-                if wait:
-                    arrived.synchronize()
-                elif not arrived.query():
-                    return
+            if arrived is not None and wait:
+                arrived.synchronize()
+            elif arrived is not None and not arrived.query():
+                return
             self._pending.popleft()
             loss, scale, images, texts = facts.tolist()
             if not math.isfinite(loss):

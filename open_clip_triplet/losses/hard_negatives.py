@@ -72,11 +72,7 @@ def margin_loss(
 
 
 def own_classification_loss(
-    gains: list[torch.Tensor],
-    scale: torch.Tensor,
-    focal_gamma: float = 2.0,
-    label_smoothing: float = 0.02,
-    *,
+    gains: list[torch.Tensor], scale: torch.Tensor, focal_gamma: float = 2.0, label_smoothing: float = 0.02, *,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """Each anchor classified over its own match and its own K hard negatives, focal and smoothed.

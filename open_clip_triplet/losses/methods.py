@@ -95,7 +95,7 @@ METHODS = {
             several_neg_captions=True, supports_sigmoid=False, options=("neg_scope", *TRIPLET_OPTIONS, *CYCLIP_OPTIONS),
         ),
     )
-}  # fmt: skip
+}
 
 
 def find_method(name: str) -> Method:
@@ -110,6 +110,33 @@ def find_method(name: str) -> Method:
     if name not in offered and ":" not in name:
         raise UsageError(f"unknown loss {name!r}; choose from {', '.join([*METHODS, *offered])}")
     return _own_method(name, offered.get(name, name))
+
+
+def create_loss(args: Any) -> Any:
+    """The loss module for OpenCLIP's parsed arguments; its own for ``--loss clip``.
+
+    Raises:
+        UsageError: an unknown loss, or a combination that the loss does not support.
+    """
+    from open_clip_triplet.losses.options import FLAGS, check_supported
+
+    method = find_method(getattr(args, "loss", "clip"))
+    check_supported(args)
+    if method.name == "clip":
+        import open_clip
+
+        return open_clip.create_loss(args)
+    from open_clip_triplet.losses.grouped import GroupedLoss
+
+    shared = ("local_loss", "gather_with_grad", "rank", "world_size")
+    options = {name: getattr(args, name) for name in shared if hasattr(args, name)}
+    options |= {"cache_labels": True, "use_horovod": getattr(args, "horovod", False)}
+    if issubclass(method.loss, GroupedLoss):
+        names = {"neg_captions", "accum_freq", *(FLAGS.keys() & set(method.options))}
+        options |= {name: getattr(args, name) for name in names if hasattr(args, name)}
+        options["chunk_size"] = getattr(args, "loss_chunk_size", None)
+        options["sigmoid"] = getattr(args, "siglip", False)
+    return method.loss(**options)
 
 
 def _own_method(name: str, loss_class: str) -> Method:

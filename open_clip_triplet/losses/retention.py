@@ -9,12 +9,8 @@ from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
 
 
 def paraphrase_loss(
-    text_features: torch.Tensor,
-    paraphrase_features: torch.Tensor,
-    logit_scale: torch.Tensor,
-    *,
-    chunk_size: int | None = None,
-    ranks: Ranks = SINGLE_PROCESS,
+    text_features: torch.Tensor, paraphrase_features: torch.Tensor, logit_scale: torch.Tensor, *,
+    chunk_size: int | None = None, ranks: Ranks = SINGLE_PROCESS,
 ) -> torch.Tensor:
     """Each paraphrase classified over the N captions, of which its own is the right one.
 
