@@ -1,7 +1,7 @@
 """Files, local and remote: durable writes (temporary name, fsync, rename), urls through fsspec.
 
-A local path takes the short way through ``open``. A url (``s3://``, ``gs://``, ``hf://``, ``https://``,
-``memory://``) goes through fsspec, whole files at a time. ``pipe:`` is read only, by ``tar.open_tar``.
+A url (``s3://``, ``gs://``, ``hf://``, ``https://``, ``memory://``) and a local path are the same to everything
+here. ``pipe:`` is read only, by ``tar.open_tar``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def is_remote(url: str | os.PathLike) -> bool:
     return url.startswith("pipe:") or ("://" in url and not url.startswith("file:"))
 
 
+def is_local(url: str | os.PathLike) -> bool:
+    return not is_remote(url)
+
+
 def local_path(url: str | os.PathLike) -> str:
     """The path behind a local name, with or without ``file:``.
 
     >>> local_path("file:///data/0.tar"), local_path("file:0.tar")
     ('/data/0.tar', '0.tar')
     """
-    url = os.fspath(url)
-    if not url.startswith("file:"):
-        return url
-    path = url[len("file:") :]
-    return path[2:] if path.startswith("//") else path
+    return os.fspath(url).removeprefix("file:").removeprefix("//" if os.fspath(url).startswith("file:") else "")
 
 
 def join(folder: str | os.PathLike, *names: str) -> str:
@@ -54,14 +54,10 @@ def filesystem(url: str | os.PathLike) -> tuple[Any, str]:
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(os.fspath(url))
+        return fsspec.core.url_to_fs(os.fspath(url) if is_remote(url) else local_path(url))
     except (ImportError, ValueError) as error:
         # fsspec's own text names the package: "Install s3fs to access S3"
         raise UsageError(f"{url}: cannot be opened: {error}") from error
-
-
-def is_local(url: str | os.PathLike) -> bool:
-    return not is_remote(url)
 
 
 def require_scheme(*urls: str | os.PathLike) -> None:
@@ -76,14 +72,21 @@ def require_scheme(*urls: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def _as_os_error(url: str | os.PathLike) -> Iterator[None]:
-    """Every store has exceptions of its own (no credentials, no such bucket): one kind for all."""
+def opened(url: str | os.PathLike) -> Iterator[tuple[Any, str]]:
+    """:func:`filesystem`; whatever a store raises within (no credentials, no bucket) is an OSError with the url."""
+    url = os.fspath(url)
+    fs, path = filesystem(url)
     try:
-        yield
-    except (OSError, TripletError):
+        yield fs, path
+    except TripletError:
         raise
+    except OSError as error:
+        if not is_remote(url) or (url in str(error) and str(error) != url):
+            raise
+        what = "not there" if str(error) == url else str(error) or type(error).__name__
+        raise type(error)(f"{url}: {what}") from error
     except Exception as error:
-        raise OSError(f"{url}: {type(error).__name__}: {error}") from error
+        raise OSError(f"{url}: cannot be read or written ({type(error).__name__}: {error})") from error
 
 
 def read_bytes(url: str | os.PathLike) -> bytes:
@@ -92,10 +95,7 @@ def read_bytes(url: str | os.PathLike) -> bytes:
     Raises:
         OSError: it is not there, or cannot be read.
     """
-    if is_local(url):
-        return Path(local_path(url)).read_bytes()
-    fs, path = filesystem(url)
-    with _as_os_error(url):
+    with opened(url) as (fs, path):
         return fs.cat_file(path)
 
 
@@ -105,48 +105,34 @@ def read_range(url: str | os.PathLike, offset: int, size: int) -> bytes:
     Raises:
         OSError: it is not there, or cannot be read.
     """
-    if is_local(url):
-        with open(local_path(url), "rb") as file:
-            file.seek(offset)
-            return file.read(size)
-    fs, path = filesystem(url)
-    with _as_os_error(url):
+    with opened(url) as (fs, path):
         return fs.cat_file(path, start=offset, end=offset + size)
 
 
 def read_many(folder: str | os.PathLike, suffix: str) -> dict[str, bytes]:
     """All files of a folder whose names end with ``suffix``, by name; ``{}`` where there is no folder."""
     names = [name for name in list_files(folder) if name.endswith(suffix)]
-    if is_local(folder):
-        return {name: Path(local_path(folder), name).read_bytes() for name in names}
-    fs, path = filesystem(folder)
-    if not names:
-        return {}
-    with _as_os_error(folder):
-        found = fs.cat([f"{path.rstrip('/')}/{name}" for name in names])
-    if isinstance(found, bytes):  # fsspec unpacks a list of one
-        return {names[0]: found}
+    with opened(folder) as (fs, path):
+        found = fs.cat([f"{path.rstrip('/')}/{name}" for name in names]) if names else {}
+    # fsspec unpacks a list of one
+    found = {names[0]: found} if isinstance(found, bytes) else found
     return {os.path.basename(name): data for name, data in found.items()}
 
 
 def list_files(folder: str | os.PathLike) -> dict[str, int]:
     """Name -> bytes of the files in a folder, sorted, hidden ones left out; ``{}`` where there is none."""
-    if is_local(folder):
-        try:
-            with os.scandir(local_path(folder)) as entries:
-                found = {e.name: e.stat().st_size for e in entries if e.name[0] != "." and e.is_file()}
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        return dict(sorted(found.items()))
-    fs, path = filesystem(folder)
-    fs.invalidate_cache()  # another part may have written since
     try:
-        with _as_os_error(folder):
-            entries = fs.ls(path.rstrip("/"), detail=True)
-    except FileNotFoundError:
+        if is_local(folder):  # where a file may be a link, which fsspec lists as another kind
+            with os.scandir(local_path(folder)) as entries:
+                found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        else:
+            with opened(folder) as (fs, path):
+                fs.invalidate_cache()  # another part may have written since
+                entries = [entry for entry in fs.ls(path.rstrip("/"), detail=True) if entry["type"] == "file"]
+                found = {os.path.basename(entry["name"]): entry["size"] or 0 for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    files = {os.path.basename(e["name"]): e["size"] or 0 for e in entries if e["type"] == "file"}
-    return dict(sorted((name, size) for name, size in files.items() if name and name[0] != "."))
+    return {name: size for name, size in sorted(found.items()) if name and name[0] != "."}
 
 
 def size_of(url: str | os.PathLike) -> int:
@@ -155,37 +141,24 @@ def size_of(url: str | os.PathLike) -> int:
     Raises:
         OSError: it is not there.
     """
-    if is_local(url):
-        return os.path.getsize(local_path(url))
-    fs, path = filesystem(url)
-    with _as_os_error(url):
+    with opened(url) as (fs, path):
         return int(fs.size(path) or 0)
 
 
 def is_folder(url: str | os.PathLike) -> bool:
-    if is_local(url):
-        return os.path.isdir(local_path(url))
-    fs, path = filesystem(url)
-    with _as_os_error(url):
+    with opened(url) as (fs, path):
         return fs.isdir(path.rstrip("/"))
 
 
 def exists(url: str | os.PathLike) -> bool:
-    if is_local(url):
-        return os.path.exists(local_path(url))
-    fs, path = filesystem(url)
-    with _as_os_error(url):
+    with opened(url) as (fs, path):
         return fs.exists(path)
 
 
 def remove(url: str | os.PathLike) -> None:
     """Remove a file, if it is there."""
-    if is_local(url):
-        Path(local_path(url)).unlink(missing_ok=True)
-    elif exists(url):
-        fs, path = filesystem(url)
-        with _as_os_error(url):
-            fs.rm_file(path)
+    with opened(url) as (fs, path), contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
 
 
 @contextlib.contextmanager
@@ -199,11 +172,10 @@ def write_whole(url: str | os.PathLike) -> Iterator[IO[bytes]]:
         OSError: the disk is full or not writable; what was there under the name is kept.
     """
     if is_remote(url):
-        fs, path = filesystem(url)
         with tempfile.NamedTemporaryFile(prefix="triplet-") as file:
             yield file
             file.flush()
-            with _as_os_error(url):
+            with opened(url) as (fs, path):
                 fs.makedirs(os.path.dirname(path), exist_ok=True)  # nothing to do in an object store
                 fs.put_file(file.name, path)
         return

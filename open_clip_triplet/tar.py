@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import os
 import signal
 import subprocess
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
-from open_clip_triplet.errors import ShardError, TripletError
-from open_clip_triplet.files import filesystem, is_remote, local_path
+from open_clip_triplet.errors import ShardError
+from open_clip_triplet.files import is_remote, local_path, opened
 
 BLOCK = 512
 #: bytes read at a time, so that a size that is a lie costs no memory
@@ -172,25 +173,19 @@ def open_tar(url: str | os.PathLike, *, in_place: bool = False) -> Iterator[TarM
         UsageError: a url of a scheme that nothing installed here can read.
     """
     url = os.fspath(url)
-    if is_remote(url):
-        with _command(url) if url.startswith("pipe:") else _remote_file(url) as stream:
-            begun = _Begun(stream.read(len(GZIP)), stream)
-            plain: Any = begun  # read() is all that is asked of either
-            yield TarMembers(gzip.GzipFile(fileobj=plain) if begun.begun == GZIP else plain, name=url)
-        return
-    with open(local_path(url), "rb") as stream:
-        compressed = stream.read(len(GZIP)) == GZIP
-        stream.seek(0)
+    command = url.startswith("pipe:")
+    source = _command(url) if command else _remote(url) if is_remote(url) else open(local_path(url), "rb")
+    with source as stream:
+        compressed = stream.peek(len(GZIP))[: len(GZIP)] == GZIP
         if compressed and in_place:
             raise ShardError(f"{url}: compressed; its members are read in place, so unpack it first")
-        if compressed:
-            yield TarMembers(gzip.GzipFile(fileobj=stream), name=url)
-        else:
-            yield TarMembers(stream, name=url, length=os.fstat(stream.fileno()).st_size)
+        plain = not (is_remote(url) or compressed)
+        length = os.fstat(stream.fileno()).st_size if plain else None
+        yield TarMembers(gzip.GzipFile(fileobj=stream) if compressed else stream, name=url, length=length)
 
 
 @contextlib.contextmanager
-def _command(url: str) -> Iterator[IO[bytes]]:
+def _command(url: str) -> Iterator[Any]:
     """The output of a ``pipe:`` command; as in webdataset, bash runs it."""
     with subprocess.Popen(
         ["bash", "-c", url[len("pipe:") :]], stdout=subprocess.PIPE, start_new_session=True
@@ -210,51 +205,27 @@ def _command(url: str) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _remote_file(url: str) -> Iterator[Any]:
+def _remote(url: str) -> Iterator[Any]:
     """A file by fsspec, read in one go from its start."""
-    fs, path = filesystem(url)
     # one request for the whole file, where a server may not know ranges
     options = {"block_size": 0} if url.startswith(("http://", "https://")) else {}
-    with as_os_errors(url), fs.open(path, "rb", **options) as stream:
-        yield _Reading(stream, url)
+    with opened(url) as (fs, path), fs.open(path, "rb", **options) as stream:
+        yield io.BufferedReader(_Remote(stream, url), PIECE)
 
 
-@contextlib.contextmanager
-def as_os_errors(url: str) -> Iterator[None]:
-    """Whatever a client library raises, as OSError with the url: a server out of reach is no damaged tar."""
-    try:
-        yield
-    except (OSError, TripletError) as error:
-        if isinstance(error, TripletError) or (url in str(error) and str(error) != url):
-            raise
-        if str(error) == url:
-            raise type(error)(f"{url}: not there") from error
-        raise type(error)(f"{url}: {str(error) or type(error).__name__}") from error
-    except Exception as error:
-        raise OSError(f"{url}: cannot be read ({type(error).__name__}: {error})") from error
+class _Remote(io.RawIOBase):
+    """A remote stream; that it fails is a ConnectionError, not to be taken for a damaged tar."""
 
-
-class _Reading:
-    """A remote stream whose failures are told from a damaged tar's."""
-
-    def __init__(self, stream: IO[bytes], url: str):
+    def __init__(self, stream: Any, url: str):
         self._stream, self._url = stream, url
 
-    def read(self, size: int) -> bytes:
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
         try:
-            with as_os_errors(self._url):
-                return self._stream.read(size)
-        except OSError as error:
-            raise ConnectionError(str(error)) from error
-
-
-class _Begun:
-    """A stream of which the first bytes have been read already."""
-
-    def __init__(self, begun: bytes, stream):
-        self.begun = self._held = begun
-        self._stream = stream
-
-    def read(self, size: int) -> bytes:
-        held, self._held = self._held[:size], self._held[size:]
-        return held + self._stream.read(size - len(held)) if len(held) < size else held
+            data = self._stream.read(len(buffer))
+        except Exception as error:
+            raise ConnectionError(f"{self._url}: cannot be read ({type(error).__name__}: {error})") from error
+        buffer[: len(data)] = data
+        return len(data)
