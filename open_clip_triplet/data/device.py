@@ -1,4 +1,4 @@
-"""Batches from the workers to the training device, one ahead of the step."""
+"""Batches from the workers to the training device."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ class ToDevice:
     Takes ``(image parts, text parts, note)`` and gives ``(batch, note)``; the parts are joined on the device.
 
     uint8 images [N, H, W, 3] are moved as they are and become normalised floats [N, 3, H, W] on the
-    device, channels last in memory, as convolutions like them best; float images pass unchanged. On a GPU
-    that takes one pass, and the next batch is copied, by a stream of its own, while the step on the present
-    one runs.
+    device, channels last in memory, as convolutions like them best; float images pass unchanged. From pinned
+    memory the copy does not wait for the step that runs.
 
     normalize: torchvision's Normalize, or None where the workers have normalised.
     as_dict: yield ``{"image", "text"}`` (OpenCLIP 4.x) instead of a pair.
@@ -35,7 +34,7 @@ class ToDevice:
             self._scale, self._shift = 1 / (255 * std), -mean / std
 
     def __call__(self, batches: Iterator) -> Iterator:
-        return self._ahead(batches) if self.device.type == "cuda" else map(self._finish, batches)
+        return map(self._finish, batches)
 
     def _finish(self, batch):
         *members, note = batch
@@ -54,28 +53,6 @@ class ToDevice:
         width = images.shape[2]
         rows = images.flatten(2).float()
         return rows.mul_(self._scale.repeat(width)).add_(self._shift.repeat(width)).view(images.shape)
-
-    def _ahead(self, batches: Iterator) -> Iterator:
-        copying = torch.cuda.Stream(self.device)
-        waiting = None
-        for batch in batches:
-            with torch.cuda.stream(copying):
-                finished = self._finish(batch)
-                copied = copying.record_event()
-            if waiting is not None:
-                yield self._handed_over(*waiting)
-            waiting = finished, copied
-        if waiting is not None:
-            yield self._handed_over(*waiting)
-
-    def _handed_over(self, finished, copied):
-        """A finished batch, safe to use on the current stream."""
-        stream = torch.cuda.current_stream(self.device)
-        stream.wait_event(copied)
-        batch, _ = finished
-        for tensor in batch.values() if self.as_dict else batch:
-            tensor.record_stream(stream)
-        return finished
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:
