@@ -128,8 +128,8 @@ def list_files(folder: str | os.PathLike) -> dict[str, int]:
         else:
             with opened(folder) as (fs, path):
                 fs.invalidate_cache()  # another part may have written since
-                entries = [entry for entry in fs.ls(path.rstrip("/"), detail=True) if entry["type"] == "file"]
-                found = {os.path.basename(entry["name"]): entry["size"] or 0 for entry in entries}
+                listed = [entry for entry in fs.ls(path.rstrip("/"), detail=True) if entry["type"] == "file"]
+                found = {os.path.basename(entry["name"]): entry["size"] or 0 for entry in listed}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return {name: size for name, size in sorted(found.items()) if name and name[0] != "."}
