@@ -46,6 +46,13 @@ def main(folder: Path) -> None:
             assert [position[0] for position in saved["triplet"]["stream"]["positions"]] == [1] * world
             assert method.name in (folder / name / "out.log").read_text()
         logging.info("%s trains.", name)
+    if world > 1 and int(open_clip.__version__.split(".")[0]) >= 4:
+        for epochs in (1, 2):  # a sharded checkpoint keeps the position beside the shards
+            flags |= {"loss": "triplet", "val-data": None, "fsdp": True, "fsdp-checkpoint": "sharded"}
+            argv = train_argv(str(config), folder, "fsdp", **{**flags, "total-steps": 2 * epochs, "epochs": epochs})
+            train([*argv, "--resume", "latest"])
+        saved = torch.load(folder / "fsdp/checkpoints/epoch_2/triplet_state.pt", weights_only=True)
+        assert saved["optimizer_steps"] == 4 and [p[0] for p in saved["stream"]["positions"]] == [1] * world, saved
     if rank == 0:
         print(f"OpenCLIP {open_clip.__version__}, {world} processes: {', '.join(METHODS)}", flush=True)
 

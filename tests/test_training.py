@@ -122,7 +122,7 @@ def test_two_processes_equal_one(flags, paired_shards, tiny_config, tmp_path):
 def test_one_run_on_one_then_four_then_two_processes(tiny_config, tmp_path):
     """12 steps in 3 epochs, each on other processes and workers, equal 12 on one process without workers."""
     flags = {
-        "loss": "triplet", "train-data": write_shards(tmp_path / "shards", [20, 13, 31]), "data-streams": 8,
+        "loss": "triplet", "train-data": write_shards(tmp_path / "shards", [29, 13, 57]), "data-streams": 8,
         "lr-scheduler": "const", "image-decoder": "fast", "total-steps": 12, "local-loss": True,
         "gather-with-grad": True, "dist-backend": "gloo", "save-most-recent": True,
     }
@@ -133,6 +133,8 @@ def test_one_run_on_one_then_four_then_two_processes(tiny_config, tmp_path):
         torchrun([*argv, "--resume", "latest"], processes)
     whole, parts = (checkpoint(tmp_path, name, "epoch_latest.pt") for name in ("whole", "parts"))
     assert whole["triplet"]["stream"] == parts["triplet"]["stream"]
+    seen = [(entry[0], entry[2]["seen"]) for entry in whole["triplet"]["stream"]["counts"]]
+    assert sum(number for _, number in seen) == 12 * 16 - 99 and {pass_index for pass_index, _ in seen} == {1}
     for saved in (whole, parts):  # keys' biases cancel in a softmax: their gradient is rounding, which Adam blows up
         for name, value in saved["state_dict"].items():
             if name.endswith("attn.in_proj_bias"):

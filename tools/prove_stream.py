@@ -51,6 +51,7 @@ MODEL = {
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
 BATCH, STREAMS = 32, 8
+TRAIN = [sys.executable, "-m", "open_clip_triplet.train"]
 
 
 def main() -> int:
@@ -71,8 +72,7 @@ def main() -> int:
     (args.output / "proof-model.json").write_text(json.dumps(MODEL))
     said = [{"elastic": elastic, "kills": kills, "faults": faults}[part](args) for part in args.parts]
     header = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {date.today()}; commit {commit()}"
-    command = f"python tools/prove_stream.py {' '.join(sys.argv[1:])}".rstrip()
-    text = "\n\n".join(["# The stream, shown", f"`{command}`  \n{header}", *said])
+    text = "\n\n".join(["# The stream, shown", f"`python tools/prove_stream.py`, {header}", *said])
     write_text_durably(args.page, text + "\n")
     print(text)
     return 0
@@ -106,9 +106,7 @@ def run(args, name: str, processes: int = 1, **flags) -> list[list[str]]:
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     own = [str(Path(__file__).resolve()), "--record", str(folder), "--", *train_flags(args, name, **flags)]
-    done = subprocess.run([*command, *own], capture_output=True, text=True, env=environment())
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr[-3000:]}")
+    finish([*command, *own])
     ranks = [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(folder.iterdir())]
     half = [len(rank[0]) // 2 for rank in ranks]
     return [
@@ -127,13 +125,23 @@ def train_flags(args, name: str, **flags) -> list[str]:
     return [word for flag, value in {**common, **flags}.items() for word in (f"--{flag}", str(value))]
 
 
+def finish(command: list[str]) -> None:
+    """Run a command to its end, which must be a good one."""
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    check(done.returncode == 0, f"{' '.join(command)}: {done.stderr[-3000:]}")
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
+def newest(args, name: str) -> dict:
+    path = max((args.output / name / "checkpoints").glob("epoch_*.pt"), key=lambda path: path.stat().st_mtime)
+    return torch.load(path, weights_only=True)
+
+
 def weights(args, name: str) -> dict[str, torch.Tensor]:
-    newest = max((args.output / name / "checkpoints").glob("epoch_*.pt"), key=lambda path: path.stat().st_mtime)
-    state = torch.load(newest, weights_only=True)["state_dict"]
+    state = newest(args, name)["state_dict"]
     state = {key.removeprefix("module."): value for key, value in state.items()}
     for key, value in state.items():
         if key.endswith("attn.in_proj_bias"):  # keys' biases cancel in a softmax: Adam blows up their rounding
@@ -149,8 +157,8 @@ def drawn_shards(args) -> str:
     """Paired shards of the world of shapes."""
     folder = args.output / "shapes"
     if not folder.exists():
-        command = [sys.executable, str(ROOT / "tools/make_shards.py"), "shapes", "--samples", "1000", "--val-samples", "100"]
-        subprocess.run([*command, "--shards", "7", "--output", str(folder)], check=True, stderr=subprocess.DEVNULL, env=environment())
+        command = [sys.executable, str(ROOT / "tools/make_shards.py"), "shapes", "--samples", "1000", "--shards", "7"]
+        finish([*command, "--val-samples", "100", "--output", str(folder)])
     return str(folder / "train")
 
 
@@ -161,11 +169,10 @@ def elastic(args) -> str:
     """The same run on other numbers of processes and workers."""
     flags = {"train-data": drawn_shards(args), "data-streams": STREAMS, "total-steps": args.steps, "epochs": 3}
     layouts = ((1, 1), (1, 4), (2, 2), (4, 2))
-    batches, state = {}, {}
+    batches = {}
     for processes, workers in layouts:
         name = f"elastic-{processes}x{workers}"
         batches[name] = run(args, name, processes, **{**flags, "batch-size": BATCH // processes, "workers": workers})
-        state[name] = weights(args, name)
         print(f"{name}: {len(batches[name])} global batches", file=sys.stderr)
     parts: list[list[str]] = []
     for epoch, (processes, workers) in enumerate(((1, 2), (4, 1), (2, 2)), 1):
@@ -174,19 +181,20 @@ def elastic(args) -> str:
         parts += run(args, "elastic-1-4-2", processes, **share)
     whole = run(args, "elastic-const", 1, **{**flags, "batch-size": BATCH, "workers": 1, "lr-scheduler": "const"})
     first = batches["elastic-1x1"]
-    lines = ["## Elastic", f"{args.steps} steps, global batch {BATCH}, P = {STREAMS}.", "",
-             "| processes x workers | global batches as under 1 x 1 | largest difference of a weight |", "|---|--:|--:|"]
-    for name in batches:
-        same = sum(map(list.__eq__, batches[name], first))
-        difference = largest_difference(state[name], state["elastic-1x1"])
-        check(same == args.steps == len(batches[name]) and difference < 1e-3, f"{name}: {same} equal, {difference:.1e}")
-        lines.append(f"| {name.removeprefix('elastic-').replace('x', ' x ')} | {same} of {args.steps} | {difference:.1e} |")
-    same, difference = sum(map(list.__eq__, parts, whole)), largest_difference(
-        weights(args, "elastic-1-4-2"), weights(args, "elastic-const"))
-    check(same == args.steps == len(parts) and difference < 1e-3, f"1, 4, 2: {same} equal, {difference:.1e}")
-    lines.append(f"| begun on 1, continued on 4, ended on 2 | {same} of {args.steps} | {difference:.1e} |")
+    columns = ("processes x workers", "global batches as under 1 x 1", "largest difference of a weight")
+    lines = ["## Elastic", f"{args.steps} steps, global batch {BATCH}, P = {STREAMS}.", ""]
+    lines += [f"| {' | '.join(columns)} |", "|---|--:|--:|"]
+    pairs = [(name[-3:].replace("x", " x "), batches[name], first, name, "elastic-1x1") for name in batches]
+    pairs += [("begun on 1, continued on 4, ended on 2", parts, whole, "elastic-1-4-2", "elastic-const")]
+    for shown, ours, others, name, other in pairs:
+        same = sum(map(list.__eq__, ours, others))
+        difference = largest_difference(weights(args, name), weights(args, other))
+        check(same == args.steps == len(ours) and difference < 1e-3, f"{shown}: {same} equal, {difference:.1e}")
+        positions = [newest(args, run)["triplet"]["stream"] for run in (name, other)]
+        check(positions[0] == positions[1], f"{shown}: positions and counts are {positions[0]}, not {positions[1]}")
+        lines.append(f"| {shown} | {same} of {args.steps} | {difference:.1e} |")
     return "\n".join([*lines, "", "A batch is equal when the digests of all its rows are: pixels of the crops, and "
-                      "tokens of the captions. The last row is compared with an undisturbed run of its schedule."])
+                      "tokens of the captions. Positions and counts in the checkpoints are equal too. The last row is compared with an undisturbed run of its schedule."])
 
 
 def kills(args) -> str:
@@ -196,14 +204,14 @@ def kills(args) -> str:
              "batch-size": BATCH, "save-most-recent": "", "save-frequency": 0}
     argv = [word for word in train_flags(args, "calm", **flags) if word]
     begun = time.monotonic()
-    subprocess.run([sys.executable, "-m", "open_clip_triplet.train", *argv], check=True, capture_output=True, env=environment())
+    finish([*TRAIN, *argv])
     seconds, moments, rng = time.monotonic() - begun, [], random.Random(0)
     log = args.output / "killed" / "out.log"
     argv = [word for word in train_flags(args, "killed", **flags) if word]
     for _ in range(args.kills):
         process = subprocess.Popen(
-            [sys.executable, "-m", "open_clip_triplet.train", *argv], env=environment(), start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [*TRAIN, *argv], env=environment(), start_new_session=True, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         if rng.random() > 0.2:  # most of them while it trains, the others while it starts
             lines = count(log)
@@ -214,19 +222,20 @@ def kills(args) -> str:
         process.wait()
         moments.append(count(log))
         print(f"killed after {moments[-1]} lines of the log", file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "open_clip_triplet.train", *argv], check=True, capture_output=True, env=environment())
+    finish([*TRAIN, *argv])
     difference = largest_difference(weights(args, "killed"), weights(args, "calm"))
     check(difference == 0, f"after the kills weights differ by {difference}")
     return "\n".join([
         "## Kills", f"{steps} steps in {epochs} epochs of 3. SIGKILL to the whole process group at {args.kills} random "
-        f"moments, {sum(moment == other for moment, other in zip(moments, [0, *moments]))} of them before a step was made "
-        f"since the last; resumed each time. Largest difference of a weight to the run that was left alone: {difference:g}."
+        f"moments, when the log had {', '.join(map(str, moments))} lines of steps; resumed each time. "
+        f"Largest difference of a weight to the run that was left alone: {difference:g}.",
     ])
 
 
 def faults(args) -> str:
     """Everything wrong at once, on real images."""
-    paths = sorted(path for spec in args.shards for path in (glob.glob(f"{spec}/*.tar") if os.path.isdir(spec) else glob.glob(spec)))
+    patterns = [os.path.join(spec, "*.tar") if os.path.isdir(spec) else spec for spec in args.shards]
+    paths = sorted(path for pattern in patterns for path in glob.glob(pattern))
     check(len(paths) >= 4, "--shards: at least four paired shards")
     local, remote, sizes = args.output / "local", args.output / "remote", {}
     remote.mkdir()
@@ -246,28 +255,30 @@ def faults(args) -> str:
     handler = functools.partial(QuietHandler, directory=str(remote))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    urls = [f"http://127.0.0.1:{server.server_port}/{name}" if name == names[2] else str(local / name) for name in names]
+    urls = [str(local / name) for name in names]
+    urls[2] = f"http://127.0.0.1:{server.server_port}/{names[2]}"
     total = sum(sizes.values())
-    flags = {"train-data": "::".join(urls), "dataset-type": "webdataset", "batch-size": BATCH, "data-streams": 4, "epochs": 3}
+    flags = {"train-data": "::".join(urls), "dataset-type": "webdataset", "batch-size": BATCH, "data-streams": 4}
+    flags["epochs"] = 3
     log = args.output / "faults" / "out.log"
-    argv = [sys.executable, "-m", "open_clip_triplet.train"]
-    process = subprocess.Popen([*argv, *train_flags(args, "faults", **flags, workers=4)], env=environment(),
+    process = subprocess.Popen([*TRAIN, *train_flags(args, "faults", **flags, workers=4)], env=environment(),
                                start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait(lambda: "Train Epoch: 1 " in read(log) or process.poll() is not None)
     os.killpg(process.pid, signal.SIGTERM)
     check(process.wait() == 0, f"the run that was told to stop ended with {process.returncode}: see {log}")
     stopped = len(re.findall("Stopped by SIGTERM; saved", read(log)))
-    subprocess.run([*argv, *train_flags(args, "faults", **flags, workers=1)], check=True, capture_output=True, env=environment())
-    lines = [line for line in re.findall(r"Data, (pass \d+: .*?)\.?$", read(log), re.M) if "so far" not in line]
+    finish([*TRAIN, *train_flags(args, "faults", **flags, workers=1)])
+    lines = re.findall(r"Data, (pass \d+: [\d,]+ of .*)\.$", read(log), re.M)
     check(stopped == 1 and len(lines) >= 2, f"{stopped} stops, {len(lines)} passes: see {log}")
     for line in lines:
-        numbers = [int(number.replace(",", "")) for number in re.findall(r" ([\d,]+)(?= of |, |$)", line.split(": ")[1].join("  "))]
-        seen, reasons = numbers[0], numbers[1:]
-        check(seen + sum(reasons) == total, f"{line}: {seen} + {reasons} is not {total}")
+        seen, *dropped = line.split(": ")[1].split(", ")
+        numbers = [int(text.split(" of ")[0].split()[-1].replace(",", "")) for text in (seen, *dropped)]
+        check(sum(numbers) == total, f"{line}: that is {sum(numbers)} of {total}")
     return "\n".join([
-        "## Faults", f"{total:,} paired samples in {len(names)} shards, `--image-decoder fast`: in every shard the first "
-        f"JPEG cut in half, {names[1]} of 0 bytes, {names[2]} at a server that answers 404. SIGTERM in the second epoch "
-        "with 4 workers: saved, exit status 0. Resumed with 1 worker to the end; each pass accounts for all samples:", "",
+        "## Faults", f"{total:,} paired samples in {len(names)} shards, `--image-decoder fast`: in every shard the "
+        f"first JPEG cut in half, {names[1]} of 0 bytes, {names[2]} at a server that answers 404. SIGTERM in the "
+        "second epoch with 4 workers: saved, exit status 0. Resumed with 1 worker to the end; each pass accounts "
+        "for all samples:", "",
         *(f"- {line}" for line in lines),
     ])
 

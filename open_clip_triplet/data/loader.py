@@ -89,8 +89,9 @@ class PairedLoader:
 
     def gather(self) -> StreamState:
         """The state of the streams of all ranks; a collective call."""
-        own = self.pieces.streams
-        told = self._ranks.gather(([self.state.positions[s] for s in own], self.state.counts.export()))
+        own = self.pieces.streams  # a checkpoint brings the counts of all ranks' streams
+        counts = [entry for entry in self.state.counts.export() if entry[1] in own]
+        told = self._ranks.gather(([self.state.positions[s] for s in own], counts))
         positions = [Position(*position) for of_rank, _ in told for position in of_rank]
         return StreamState(
             positions, self.state.step, PassCounts(entry for _, exported in told for entry in exported)
