@@ -193,8 +193,11 @@ def elastic(args) -> str:
         positions = [newest(args, run)["triplet"]["stream"] for run in (name, other)]
         check(positions[0] == positions[1], f"{shown}: positions and counts are {positions[0]}, not {positions[1]}")
         lines.append(f"| {shown} | {same} of {args.steps} | {difference:.1e} |")
-    return "\n".join([*lines, "", "A batch is equal when the digests of all its rows are: pixels of the crops, and "
-                      "tokens of the captions. Positions and counts in the checkpoints are equal too. The last row is compared with an undisturbed run of its schedule."])
+    return "\n".join([
+        *lines, "", "A batch is equal when the digests of all its rows are: pixels of the crops, and tokens of the "
+        "captions. Positions and counts in the checkpoints are equal too. The last row is compared with an "
+        "undisturbed run of its schedule.",
+    ])
 
 
 def kills(args) -> str:
