@@ -170,9 +170,15 @@ class Replacements:
             info.dataloader.num_batches = schedule.reported * args.accum_freq
         if args.rank == 0:
             self.progress.warn_of_changes(args)
+            if (rows := self._image_rows(info)) > 1:
+                logging.info(f"Progress lines count images, {rows} for each sample; --batch-size counts samples.")
             if args.total_steps:
                 logging.info(f"--total-steps {args.total_steps}: {args.epochs} epochs, "
                              f"at most {schedule.reported} steps each.")
+
+    def _image_rows(self, info) -> int:
+        """Images of a sample in a batch."""
+        return find_method(self.args.loss).image_group() if _is_paired(info) else 1
 
     # -- steps ----------------------------------------------------------------------------------
 
@@ -225,7 +231,7 @@ class Replacements:
                 return saved if scaler is None else {**saved, "scaler": scaler.state_dict()}
 
             # OpenCLIP counts images in its log, and takes --batch-size for their number in the rate
-            rows = find_method(args.loss).image_group(args.neg_captions) if _is_paired(data["train"]) else 1
+            rows = self._image_rows(data["train"])
             logged = argparse.Namespace(**{**vars(args), "batch_size": args.batch_size * rows})
             if args.teacher != "none":
                 dist_model, logged.distill = self._start_teacher(args, model).model, True

@@ -72,9 +72,9 @@ def test_every_method_trains_and_resumes(method, paired_shards, tiny_config, tmp
     assert_same_weights(*(checkpoint(tmp_path, name, "epoch_2.pt") for name in ("whole", "continued")))
 
 
-def test_batches_copied_ahead_are_the_batches(paired_shards, tiny_config, tmp_path):
-    """uint8 rows that are pinned, copied by a stream of their own and normalised on the device train the
-    model that rows made in this process train."""
-    device_run(tiny_config, tmp_path, "ahead", paired_shards, loss="triplet", **{"data-streams": 2})
+def test_pinned_batches_are_the_batches(paired_shards, tiny_config, tmp_path):
+    """uint8 rows that are pinned, copied while a step runs and normalised on the device train the model that
+    rows made in this process train."""
+    device_run(tiny_config, tmp_path, "pinned", paired_shards, loss="triplet", **{"data-streams": 2})
     device_run(tiny_config, tmp_path, "here", paired_shards, loss="triplet", workers=0, **{"data-streams": 2})
-    assert_same_weights(*(checkpoint(tmp_path, name, "epoch_2.pt") for name in ("ahead", "here")))
+    assert_same_weights(*(checkpoint(tmp_path, name, "epoch_2.pt") for name in ("pinned", "here")))

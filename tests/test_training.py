@@ -337,6 +337,7 @@ def test_other_flags_than_the_checkpoints_are_told(paired_shards, tiny_config, t
 def test_the_log_counts_images_and_their_rate_alike(paired_shards, tiny_config, tmp_path):
     train(train_argv(tiny_config, tmp_path, "run", loss="triplet", **{"train-data": paired_shards}))
     log = read(tmp_path / "run" / "out.log")
+    assert "Progress lines count images, 2 for each sample" in log
     steps = re.findall(r"\[ *(\d+)/(\d+) .*?Batch \(t\): ([0-9.]+), ([0-9.]+)/s", log)
     assert [(int(count), int(total)) for count, total, *_ in steps] == [(n, 128) for n in (32, 64, 96, 128)]
     for *_, seconds, rate in steps:
