@@ -210,6 +210,22 @@ def bert_tokenizer(folder: Path):
     return BertTokenizer(str(folder / "vocab.txt"))
 
 
+def tiny_clip(folder: Path) -> str:
+    """Save a random OpenCLIP model in a folder, and return the name by which OpenCLIP loads it."""
+    import open_clip
+    import torch
+
+    from conftest import TINY_MODEL
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny-random.json").write_text(json.dumps(TINY_MODEL))
+    open_clip.add_model_config(folder / "tiny-random.json")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("tiny-random").state_dict(), folder / "open_clip_pytorch_model.bin")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_MODEL, "preprocess_cfg": {}}))
+    return f"local-dir:{folder}"
+
+
 def tiny_nli(folder: Path) -> str:
     """Save a random cross-encoder with the labels of natural language inference; returns its folder."""
     import torch
@@ -355,4 +371,5 @@ def contents(folder: Path) -> dict[str, bytes]:
 if __name__ == "__main__":
     import sys
 
-    print(tiny_sdxl(Path(sys.argv[1])))
+    KINDS = {"sdxl": tiny_sdxl, "clip": tiny_clip, "nli": tiny_nli}
+    print(KINDS[sys.argv[2] if len(sys.argv) > 2 else "sdxl"](Path(sys.argv[1])))

@@ -283,3 +283,21 @@ def test_flickr8k_negatives_are_near_and_different(tmp_path):
     assert len({meta["neg_source_key"] for meta in metas}) > 100
     for meta in metas:
         assert not set(meta["captions"]) & set(meta["neg_captions"]) and meta["similarity"] < 0.95
+
+
+def test_an_index_built_in_parts_is_the_one_built_at_once(monkeypatch, tmp_path):
+    pytest.importorskip("faiss")
+    rows = unit(np.random.default_rng(0).normal(size=(90, 8)))
+    features = np.split(rows, [20, 50])
+    found = []
+    for part_rows in (1_000, 30):
+        monkeypatch.setattr(neighbours, "PART_ROWS", part_rows)
+        found.append(faiss_search(features, "IVF3,SQfp16", 3, str(tmp_path / f"{part_rows}.faiss"))(rows, 5))
+    (values, indices), (others, other_indices) = found
+    assert (indices == other_indices).all() and (values == others).all()
+    assert (indices[:, 0] == np.arange(90)).all()
+    (tmp_path / "moved").mkdir()
+    for path in tmp_path.glob("30.faiss*"):
+        path.rename(tmp_path / "moved" / path.name)  # its lists are not where the index was built
+    again = faiss_search(features, "IVF3,SQfp16", 3, str(tmp_path / "moved/30.faiss"))(rows, 5)
+    assert (again[1] == indices).all() and not list(tmp_path.rglob("*.part*"))

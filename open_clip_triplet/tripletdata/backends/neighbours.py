@@ -1,11 +1,13 @@
 """Nearest neighbours that are not near-duplicates: exact search shard by shard, or candidates from FAISS.
 
 Features stay on disk and are mapped into memory, a file of each shard: 10 million rows of 512 halves are
-10.2 GB there, and what the search holds beside its index is 200 bytes a row.
+10.2 GB there. So are the rows of an IVF index, which is built in parts: memory holds one part of a million
+rows, or the sample that the index is trained on, and 200 bytes a row at most.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from open_clip_triplet.errors import PipelineError
 CANDIDATES = 64  # neighbours looked at first; more where all of them are near-duplicates
 MOST_CANDIDATES = 65_536
 BLOCK_BYTES = 256 << 20  # of similarities held at once
-TRAIN_ROWS = 1_000_000  # that a FAISS index is trained on
+TRAIN_ROWS = 64  # for each list of a FAISS index, that it is trained on
+PART_ROWS = 1_000_000  # of a FAISS index in memory while it is built
 
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
@@ -154,9 +157,13 @@ def faiss_search(features: Sequence[np.ndarray], description: str, nprobe: int, 
         import faiss
     except ImportError as error:
         raise PipelineError("--index needs FAISS: install open_clip_triplet with its extra `build`") from error
-    if not os.path.exists(path):
-        _build_index(faiss, features, description, path)
-    index = faiss.read_index(path, faiss.IO_FLAG_MMAP)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{path}.lock", "w") as lock:  # the first process builds it, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        index = _open_index(faiss, path)
+        if index is None:
+            _build_index(faiss, features, description, path)
+            index = _open_index(faiss, path)
     if "IVF" in description:
         faiss.ParameterSpace().set_index_parameter(index, "nprobe", nprobe)
 
@@ -166,17 +173,56 @@ def faiss_search(features: Sequence[np.ndarray], description: str, nprobe: int, 
     return search
 
 
+def _open_index(faiss, path: str):
+    """The index, its rows mapped into memory; None where there is none, or its lists are where it was moved from."""
+    on_disk = os.path.exists(f"{path}.lists")
+    try:
+        return faiss.read_index(path, faiss.IO_FLAG_READ_ONLY if on_disk else faiss.IO_FLAG_MMAP)
+    except RuntimeError:
+        return None
+
+
 def _build_index(faiss, features: Sequence[np.ndarray], description: str, path: str) -> None:
-    total = sum(map(len, features))
-    step = max(1, total // TRAIN_ROWS)
+    """Write the index of all rows to ``path``, and the lists of an IVF index to ``path``.lists beside it."""
+    index = _trained(faiss, features, description)
+    lists = isinstance(index, faiss.IndexIVF)
+    if lists:
+        _add_on_disk(faiss, index, features, path)
+    else:
+        for block in features:
+            index.add(np.asarray(block, np.float32))
+    faiss.write_index(index, f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)
+
+
+def _trained(faiss, features: Sequence[np.ndarray], description: str):
     try:
         index = faiss.index_factory(features[0].shape[1], description, faiss.METRIC_INNER_PRODUCT)
-        index.train(np.concatenate([block[::step] for block in features]).astype(np.float32))
+        rows = TRAIN_ROWS * max(getattr(index, "nlist", 1), 1000)
+        step = max(1, sum(map(len, features)) // rows)
+        chosen = [block[::step] for block in features]
+        sample = np.empty((sum(map(len, chosen)), features[0].shape[1]), np.float32)
+        np.concatenate(chosen, out=sample)
+        index.train(sample)
     except RuntimeError as error:
         raise PipelineError(f"--index {description}: {error}", 2) from error
-    for block in features:
-        index.add(np.asarray(block, np.float32))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    faiss.write_index(index, temporary)
-    os.replace(temporary, path)
+    return index
+
+
+def _add_on_disk(faiss, index, features: Sequence[np.ndarray], path: str) -> None:
+    """Fill the lists of a trained IVF index in parts of ``PART_ROWS``, which are then merged in a file."""
+    from faiss.contrib.ondisk import merge_ondisk
+
+    parts: list[str] = []
+    first, part = 0, None
+    for number, block in enumerate(features):
+        part = part or faiss.clone_index(index)
+        part.add_with_ids(np.asarray(block, np.float32), np.arange(first, first + len(block)))
+        first += len(block)
+        if part.ntotal >= PART_ROWS or number == len(features) - 1:
+            parts.append(f"{path}.part{len(parts)}")
+            faiss.write_index(part, parts[-1])
+            part = None
+    merge_ondisk(index, parts, f"{path}.lists")
+    for name in parts:
+        os.remove(name)
