@@ -134,7 +134,7 @@ def test_search_filter_sort(browser, page):
     choose(browser, "facet-category", "relation")
     assert texts(browser, "#count") == ["43 of 130"]
     choose(browser, "sort", "mean")
-    assert texts(browser, "#cards .facts b")[0] == "0.128"
+    assert texts(browser, "#cards .score b")[0] == "0.128"
     browser.execute_script("document.getElementById('direction').click()")
     assert texts(browser, "#cards .facts b")[0] == "0.002"
     browser.execute_script("const m = document.querySelector('#most'); m.value = 0.05; m.oninput()")

@@ -94,7 +94,7 @@ function half(number, negative) {
   const sample = samples[number], captions = (negative ? sample.negatives : sample.captions) || [];
   const kind = negative ? "new" : "gone", tags = negative ? sample.categories || [] : [];
   const others = captions.slice(1).map((caption, place) =>
-    element("li", {}, ...pieces(caption, kind), tags.length > 1 && tags[place + 1] ? element("span", { className: "tag" }, tags[place + 1]) : null));
+    element("li", {}, ...pieces(caption, kind), " ", tags.length > 1 && tags[place + 1] ? element("span", { className: "tag" }, tags[place + 1]) : null));
   return element("section", { className: "half" },
     element("h2", {}, data.labels[negative ? 1 : 0]),
     frame(number, negative ? 1 : 0),
@@ -124,9 +124,10 @@ function similarityTable(label, rows) {
 }
 
 function facts(sample) {
-  const found = Object.entries(sample.facets || {}).map(([name, value]) => element("span", { className: "tag", title: name }, value));
+  const found = Object.entries(sample.facets || {}).map(([name, value]) =>
+    element("span", { className: "tag" }, name.replaceAll("_", " ") + " ", element("b", {}, value)));
   for (const [name, value] of Object.entries(sample.scores || {})) {
-    found.push(element("span", { className: "tag" }, name.replaceAll("_", " ") + " ", element("b", {}, written(value))));
+    found.push(element("span", { className: "tag score" }, name.replaceAll("_", " ") + " ", element("b", {}, written(value))));
   }
   return found.length ? element("div", { className: "facts" }, ...found) : null;
 }

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 from open_clip_triplet.errors import PipelineError
-from open_clip_triplet.tripletdata.run.stage import sample_seed, settings
+from open_clip_triplet.tripletdata.run.stage import model_name, sample_seed, settings
 
 #: what ends an answer: a model that goes on with the examples of its prompt
 STOP = ("\nInput:",)
@@ -84,7 +84,7 @@ class LanguageModel:
 
     def provenance(self) -> dict:
         """What a sample's json says of its caption's origin."""
-        return {"llm": self.model, "prompt_sha": prompt_sha(self.prompt)}
+        return {"llm": model_name(self.model), "prompt_sha": prompt_sha(self.prompt)}
 
     def open(self, device: str) -> None:
         """Load the model."""

@@ -13,7 +13,7 @@ from open_clip_triplet.errors import ImageError, PipelineError
 from open_clip_triplet.tripletdata.run.overlap import ahead, map_ahead
 from open_clip_triplet.tripletdata.run.pictures import decode, refused
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, model_name
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
 #: threads that decode images while the model scores others
@@ -29,6 +29,11 @@ class Scores(Stage):
     model: str = "ViT-L-14"
     pretrained: str = "openai"
     batch_size: int = field(default=128, metadata=RUNTIME_ONLY)
+
+    @property
+    def provenance(self) -> str:
+        """The model and its weights, as a sample's json names them."""
+        return "/".join(map(model_name, filter(None, (self.model, self.pretrained))))
 
     def open(self, device: str) -> None:
         try:
@@ -58,7 +63,7 @@ class Scores(Stage):
                 values.append(scores["mean"])
                 sample.meta = {
                     **sample.meta,
-                    "scores": {**scores, "model": f"{self.model}/{self.pretrained}"},
+                    "scores": {**scores, "model": self.provenance},
                 }
                 yield dataclasses.replace(sample, image=None, neg_image=None)
 

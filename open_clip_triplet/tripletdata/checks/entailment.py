@@ -16,7 +16,7 @@ from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.language import missing_model
 from open_clip_triplet.tripletdata.checks.base import store
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, model_name
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -74,7 +74,7 @@ class Entailment(Stage):
                     "forward": there,
                     "backward": back,
                     "entailment": max(there["entailment"], back["entailment"]),
-                    "model": self.model,
+                    "model": model_name(self.model),
                 }
                 yield store(sample, stats, self.name, scores)
 

@@ -31,7 +31,7 @@ class FourWay(Scores):
                     "margin": round(row[0] - row[1], 6),
                     "neg_margin": round(neg_row[1] - neg_row[0], 6),
                     "similarity": [row, neg_row],
-                    "model": f"{self.model}/{self.pretrained}",
+                    "model": self.provenance,
                 }
                 yield store(dataclasses.replace(sample, image=None, neg_image=None), stats, self.name, scores)
 

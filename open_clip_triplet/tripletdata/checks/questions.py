@@ -22,7 +22,7 @@ from open_clip_triplet.tripletdata.backends.language import NoAnswer
 from open_clip_triplet.tripletdata.checks.base import store
 from open_clip_triplet.tripletdata.run.pictures import decode
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, model_name
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
 PROMPT = "prompt_questions.txt"
@@ -78,8 +78,8 @@ class Questions(Stage):
                 scores = {
                     "items": items,
                     "accuracy": round(right / len(items), 6) if items else None,
-                    "llm": self.model.model,
-                    "vqa": self.vqa.model,
+                    "llm": model_name(self.model.model),
+                    "vqa": model_name(self.vqa.model),
                 }
                 if not items:
                     stats.count("no questions")

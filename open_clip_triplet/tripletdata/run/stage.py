@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -68,6 +69,18 @@ class Stage:
 def config_hash(stage: Stage) -> str:
     text = json.dumps([stage.name, stage.config()], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def model_name(model: str) -> str:
+    """A model's name without the folder that it lies in: a sample's json is given away, and says what, not where.
+
+    >>> model_name("/data/models/smollm2/"), model_name("org/name"), model_name("local-dir:/data/clip")
+    ('smollm2', 'org/name', 'local-dir:clip')
+    """
+    kind, colon, path = model.rpartition(":")
+    if os.path.isabs(path) or os.path.isdir(path):
+        return kind + colon + os.path.basename(os.path.abspath(path))
+    return model
 
 
 def sample_seed(seed: int, key: str, attempt: int = 0) -> int:

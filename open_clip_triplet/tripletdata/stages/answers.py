@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from open_clip_triplet.tripletdata.backends.wording import normal, other_language, overlap, scripts
 from open_clip_triplet.tripletdata.stages.clean import NEAR, phrases, refuses
 
+#: content words from which a caption must share one with its negative
+FEW = 4
+
 
 @dataclass
 class Checker:
@@ -55,6 +58,8 @@ class Checker:
             return "another language"
         if not self.paraphrases and paraphrase(caption, answer):
             return "paraphrase"
+        if not self.paraphrases and _unrelated(caption, answer):
+            return "unrelated"
         return None
 
     def _echoes(self, words: str, source: str) -> bool:
@@ -82,6 +87,18 @@ def paraphrase(caption: str, answer: str) -> bool:
     if len(ours) != len(theirs) or not ours:
         return False
     return any(theirs == ours[i:] + ours[:i] for i in range(len(ours)))
+
+
+def _unrelated(caption: str, answer: str) -> bool:
+    """Whether an answer has none of a caption's content words, of which there are ``FEW`` at least: no edit of it.
+
+    >>> _unrelated("Two dogs swim in a lake.", "I am sure that I can describe the image.")
+    True
+    >>> _unrelated("Two dogs swim.", "A cat sleeps.")
+    False
+    """
+    ours = set(_content(caption))
+    return len(ours) >= FEW and not ours & set(_content(answer))
 
 
 def _content(text: str) -> list[str]:

@@ -25,6 +25,8 @@ from open_clip_triplet.tripletdata.stages.edits import Categories, instruction
 
 HELP = "write hard negative captions with a language model or rules"
 
+#: share of a shard's progress that a round of answers is, before it is known how many are asked for again
+FIRST_ANSWERS = 0.8
 #: what the json of a sample says of its negative image
 OF_NEGATIVE_IMAGE = {
     "t2i", "seed", "scores", "similarity", "embedder", "neg_source_key", "neg_source_shard", "category",
@@ -75,7 +77,7 @@ class GenerateWithRetries:
                 [samples[i].key for i in pending],
                 self.count,
                 attempt,
-                lambda share, waiting=waiting: stats.report(1 - waiting + share * waiting),
+                lambda share, waiting=waiting: stats.report(1 - waiting * (1 - FIRST_ANSWERS * share)),
             )
             hopeless = set()
             for i, candidates in zip(pending, answers, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import unicodedata
 from importlib import resources
 
 from open_clip_triplet.tripletdata.backends.language import Unfinished
@@ -153,7 +154,7 @@ def _clean_line(line: str, caption: str) -> str:
     before = None
     while line != before:
         before = line
-        line = _unquoted(re.sub(r"(\*\*|__|``?)(.+?)\1", r"\2", line).strip())
+        line = _unquoted(_without_symbols(re.sub(r"(\*\*|__|``?)(.+?)\1", r"\2", line).strip()))
         for name in ("list", "label", "preamble", "here", "note"):
             if not patterns[name].search(caption):  # a caption may look like wrapping itself
                 line = patterns[name].sub("", line, count=1).strip()
@@ -162,6 +163,18 @@ def _clean_line(line: str, caption: str) -> str:
         line = right.strip() if overlap(set(normal(left).split()), set(normal(caption).split())) > NEAR else line
     line = re.split(r"\s+2[.)]\s+(?=[A-Z])", line)[0] if not re.search(r"\b2[.)]", caption) else line
     return "" if line.endswith(":") else line.strip("*_ ") if "*" in line or line[:1] == "_" else line
+
+
+def _without_symbols(line: str) -> str:
+    """Without the emoji that it begins or ends with."""
+    def symbol(letter: str) -> bool:
+        return unicodedata.category(letter) in ("So", "Sk", "Cf", "Cn", "Mn")
+
+    while line and symbol(line[0]):
+        line = line[1:].lstrip()
+    while line and symbol(line[-1]):
+        line = line[:-1].rstrip()
+    return line
 
 
 def _unquoted(line: str) -> str:

@@ -23,7 +23,7 @@ from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.overlap import ahead, map_ahead
 from open_clip_triplet.tripletdata.run.pictures import decode, encode
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, sample_seed, settings
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, model_name, sample_seed, settings
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.edits import instruction
 
@@ -147,7 +147,7 @@ class Images(Stage):
 
     def _origin(self, prompt: str, seed: int) -> dict:
         """What a sample's json says of its negative image."""
-        origin = {"t2i": self.model.model, "seed": seed}
+        origin = {"t2i": model_name(self.model.model), "seed": seed}
         return {**origin, "edit_prompt": prompt, "strength": self.model.strength} if self._edit else origin
 
     def _encoded(self, drawn: tuple[Sample, Any]) -> Sample:

@@ -35,7 +35,7 @@ from open_clip_triplet.tripletdata.run.command import report, run_as_asked
 from open_clip_triplet.tripletdata.run.folder import refuse_foreign
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, model_name
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.embed import Embed
 from open_clip_triplet.tripletdata.stages.filter import kept_tasks
@@ -130,7 +130,7 @@ class Mine(Stage):
             "neg_source_key": other.source_key,
             "neg_source_shard": os.path.basename(other.shard),
             "similarity": round(similarity, 4),
-            "embedder": self.embedder,
+            "embedder": model_name(self.embedder),
             "t2i": "mined",
         }
         return Sample(
