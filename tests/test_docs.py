@@ -116,3 +116,25 @@ def test_the_readme_is_short_and_names_the_missing_address_once():
     assert len(readme.splitlines()) <= 150
     assert readme.count("REPOSITORY") == 1
     assert not [page.name for page in PAGES[1:] if "REPOSITORY" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_pages_name_exist(page):
+    """`losses/methods.py` and the like, from the page, the repository, the package, or one of its folders."""
+    names = re.findall(r"`((?:[\w.]+/)+[\w.]+\.(?:py|sh|toml|yaml|patch))`", page.read_text(encoding="utf-8"))
+    missing = [
+        name for name in names
+        if not (ROOT / name).exists() and not (page.parent / name).exists()
+        and not [*(ROOT / "open_clip_triplet").rglob(name)]
+        if "NAME" not in name and not name.startswith(("my_package/", "open_clip_train/"))
+    ]
+    assert not missing
+
+
+def test_the_tree_of_the_architecture_page_is_the_package():
+    tree = re.search(r"```\n(open_clip_triplet/.*?)```", (ROOT / "docs" / "architecture.md").read_text(), flags=re.S)[1]
+    entries = re.findall(r"^  (\w.*?)  ", tree, flags=re.M)  # those that are indented once
+    listed = {name.strip("/") for entry in entries for name in entry.split(", ")}
+    package = ROOT / "open_clip_triplet"
+    there = {path.name for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert there - {"__init__.py"} == listed
