@@ -136,9 +136,9 @@ def test_search_filter_sort(browser, page):
     choose(browser, "sort", "mean")
     assert texts(browser, "#cards .score b")[0] == "0.128"
     browser.execute_script("document.getElementById('direction').click()")
-    assert texts(browser, "#cards .facts b")[0] == "0.002"
+    assert texts(browser, "#cards .score b")[0] == "0.002"
     browser.execute_script("const m = document.querySelector('#most'); m.value = 0.05; m.oninput()")
-    scores = [float(text) for text in texts(browser, "#cards .facts b")]
+    scores = [float(text) for text in texts(browser, "#cards .score b")]
     assert len(scores) == 17 and max(scores) <= 0.05 and scores == sorted(scores)
     push = "const l = document.querySelector('#least'); l.value = 0.1; l.dispatchEvent(new Event('input'))"
     browser.execute_script(push)
