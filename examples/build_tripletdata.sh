@@ -35,6 +35,17 @@ shards build --input "$DATA/flickr8k/train-{00000..00001}.tar" --output "$OUT/fl
 for set in cc12m flickr8k; do
     shards validate --input "$OUT/$set"
 done
+
+# Checks of the negatives, through tiny random models: what they mark means nothing here.
+tiny() { PYTHONPATH="$PYTHONPATH:$here/tests" "$PYTHON" "$here/tests/build_fixtures.py" "$OUT/$1" "$1"; }
+[ -e "$OUT/clip/open_clip_config.json" ] || tiny clip
+[ -e "$OUT/nli/config.json" ] || tiny nli
+shards verify --input "$OUT/flickr8k" --output "$OUT/verified" --checks four-way entailment --action mark \
+    --clip "local-dir:$(cd "$OUT/clip" && pwd)" --clip-pretrained "" --nli "$OUT/nli"
+inspect() { "$PYTHON" "$here/tools/inspect_shards.py" "$@"; }
+inspect gallery "$OUT/verified" --sample 200 --seed 1 --html "$OUT/flickr8k.html"
+inspect gallery "$OUT/flickr8k" --rejected --source "$DATA"/flickr8k/train-0000{0,1}.tar --html "$OUT/rejected.html"
+
 "$PYTHON" -m open_clip_triplet.train --loss triplet --train-data "$OUT/flickr8k/{00000..00001}.tar" \
     --dataset-type webdataset --model shapes-tiny --model-config "$here/examples/configs/shapes-tiny.json" \
     --batch-size 32 --epochs 1 --warmup 2 --workers 1 --precision fp32 --logs "$OUT/logs" --name flickr8k

@@ -130,10 +130,10 @@ def test_against_nothing_is_refused(marred, tmp_path, capsys):
 
 
 def test_a_report_says_the_same_in_every_format():
-    rows = [["<b>", 1234, 0.5], ["none", None, None]]
+    rows = [["<b>", 1234, 0.5], ["none", None, None], ["small", 0, 1.973e-06]]
     report = Report("x", "A | title", [Table("t|1", ["n", "share"], rows, "A note.")])
     assert "1,234" in report.text() and "A note." in report.text()
-    assert "| &lt;b&gt; | 1,234 | 0.500 |" in report.text("md")
+    assert "| &lt;b&gt; | 1,234 | 0.500 |" in report.text("md") and "| 0 | 2e-06 |" in report.text("md")
     assert report.text("csv").splitlines()[1:3] == ["t|1,<b>,n,1234", "t|1,<b>,share,0.5"]
     assert json.loads(report.text("json"))["tables"]["t|1"][0]["n"] == 1234
 
