@@ -191,6 +191,16 @@ def test_the_page_is_written_from_what_is_done(tmp_path, capsys):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
+def test_every_table_has_the_same_seeds_for_all_its_rows():
+    whole = {label: [result(label, "10", seed=seed) for seed in (0, 1)] for label in ("a", "b")}
+    assert reproduce.same_seeds("Steps", whole) == {"Steps, seeds 0, 1": whole}
+    assert reproduce.same_seeds("Steps", {}) == {}
+    part = whole | {"c": [result("c", "10", seed=0)]}
+    tables = reproduce.same_seeds("Steps", part)
+    assert list(tables) == ["Steps, seed 0", "Steps, seeds 0, 1"] and tables["Steps, seeds 0, 1"] == whole
+    assert [[run["seed"] for run in runs] for runs in tables["Steps, seed 0"].values()] == [[0]] * 3
+
+
 def test_the_sweep_is_one_change_at_a_time(tmp_path, monkeypatch, capsys):
     trained = []
 

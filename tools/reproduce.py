@@ -161,6 +161,25 @@ def results_of(planned: Sequence[Run], args: argparse.Namespace) -> dict[str, di
     return {run.name: found.get((run.label, run.seed, run.steps)) for run in planned}
 
 
+def same_seeds(heading: str, groups: dict[str, list[dict]]) -> dict[str, dict[str, list[dict]]]:
+    """{heading: {method: runs}}: tables in which every method has the same seeds.
+
+    One table where all have the same; else one of the seeds that all have, and one of the methods with the most.
+    """
+    seeds = {label: [run["seed"] for run in runs] for label, runs in groups.items()}
+    common = [seed for seed in max(seeds.values(), key=len, default=[]) if all(seed in own for own in seeds.values())]
+    most = max(seeds.values(), key=len, default=[])
+    tables = {}
+    for chosen in (common, most) if common != most else (common,):
+        words = ", ".join(map(str, chosen))
+        tables[f"{heading}, {'seed' if len(chosen) == 1 else 'seeds'} {words}"] = {
+            label: [run for run in runs if run["seed"] in chosen]
+            for label, runs in groups.items()
+            if set(chosen) <= set(seeds[label])
+        }
+    return tables if seeds else {}
+
+
 def write_page(args: argparse.Namespace) -> None:
     """Page, plot and csv of the planned runs that are done; says which are not."""
     planned = plan(args.steps, args.seeds, args.budgets, args.methods)
@@ -183,11 +202,14 @@ def write_page(args: argparse.Namespace) -> None:
     missing = [run.name for run in planned if not done[run.name]]
     notes = args.notes.read_text(encoding="utf-8") if args.notes else ""
     if missing:
-        counted = f"{len(missing)} of {len(planned)} runs are not done; the tables average those that are."
-        notes = f"{counted} Not done: {', '.join(missing)}.\n\n{notes}"
+        notes = f"{len(missing)} of {len(planned)} runs are not done: {', '.join(missing)}.\n\n{notes}"
     folder, name = args.page or args.output, args.world
     folder.mkdir(parents=True, exist_ok=True)
-    groups = {heading: world_page.by_label(chosen, ROWS) for heading, chosen in budgets.items()}
+    groups = {
+        heading: runs
+        for budget, chosen in budgets.items()
+        for heading, runs in same_seeds(budget, world_page.by_label(chosen, ROWS)).items()
+    }
     (folder / f"{name}.png").write_bytes(world_page.figure(groups, world_page.HEADLINE[name]))
     write_text_durably(folder / f"{name}.csv", world_results.table_csv(results))
     write_text_durably(folder / f"{name}.md", world_page.page(name, results, groups, command, notes))
