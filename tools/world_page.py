@@ -132,7 +132,8 @@ def page(
         "their own image; ties are wrong. R@k: mean of image-to-text and text-to-image recall among all held-out "
         "pairs. Intervals are 95%, drawn over seeds and items (over items alone where there is one seed). "
         "TripletCLIP++ is not here: it filters generated images by CLIP score, and drawn ones need no filter. "
-        "LaCLIP+HN is trained on mined real pairs, as in the paper; the drawn pairs as ordinary pairs have a row of their own.",
+        "LaCLIP+HN is trained on mined real pairs, as in the paper; the drawn pairs as ordinary pairs have a row of "
+        "their own.",
         f"![Group score by method]({world}.png)",
     ]
     for heading, by_method in groups.items():
