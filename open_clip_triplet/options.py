@@ -14,6 +14,7 @@ from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.checkpoints.training import start_from
 from open_clip_triplet.files import is_remote
 from open_clip_triplet.losses import METHODS, add_loss_arguments, check_supported, find_method
+from open_clip_triplet.losses.options import above_zero, fraction
 from open_clip_triplet.shards import expand_shards, normalise_ranges
 
 #: OpenCLIP's flags that the paired pipeline cannot follow, and why: refused where they are given
@@ -43,13 +44,6 @@ def method_name(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{error}{f'; did you mean {near[0]!r}?' if near else ''}") from error
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the plugin's flags, for ``parse_known_args``."""
     parser = argparse.ArgumentParser(
@@ -72,14 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
         + "; package.module:Class, or a name that an installed package offers: a loss of your own",
     )
     group.add_argument(
-        "--neg-captions", type=_positive, default=1, metavar="K",
+        "--neg-captions", type=above_zero(int), default=1, metavar="K",
         help="hard negative captions read per sample (default 1; negclip in the paper: 4)",
     )
     add_loss_arguments(parser)
     add_data_arguments(parser)
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--total-steps", type=_positive, metavar="S",
+        "--total-steps", type=above_zero(int), metavar="S",
         help="train exactly S optimizer steps, whatever the data's size; with --epochs E in E epochs of equal "
         "length, without it in epochs of one pass",
     )
@@ -124,7 +118,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "drawn anew each pass by seed and key.",
     )
     group.add_argument(
-        "--data-streams", type=_positive, metavar="P",
+        "--data-streams", type=above_zero(int), metavar="P",
         help="data streams that every global batch draws on (default: processes x --workers, or the "
         "checkpoint's); with the same P a run has the same batches on any number of processes and workers",
     )
@@ -134,16 +128,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "may be repeated",
     )
     group.add_argument(
-        "--max-bad-fraction", type=_fraction, default=0.5, metavar="F",
+        "--max-bad-fraction", type=fraction, default=0.5, metavar="F",
         help="stop when more than this part of a pass cannot be used (default 0.5)",
     )
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 def uses_paired_pipeline(args) -> bool:
@@ -187,10 +174,7 @@ def check(args) -> None:
     Raises:
         UsageError: says what is wrong and what to do instead.
     """
-    try:
-        check_supported(args)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    check_supported(args)
     start_from(args)
     for path in args.model_config:
         if not os.path.exists(path):
@@ -233,6 +217,9 @@ def _check_pipeline(args) -> None:
         raise UsageError("--train-data-upsampling-factors needs --dataset-resampled")
     if getattr(args, "json_text_key_probs", None) and not getattr(args, "json_text_key", None):
         raise UsageError("--json-text-key-probs needs --json-text-key")
+    if getattr(args, "json_text_key", None) and args.caption_sampling == "random":
+        raise UsageError("--caption-sampling random draws from json's captions: leave out --json-text-key, or draw "
+                         "among several keys with --json-text-key-probs")
     from open_clip_triplet.data import load_stage
 
     for stage in args.data_stage:

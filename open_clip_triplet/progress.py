@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import logging
-import random
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
-import torch
 
 #: key of the plugin's state in a checkpoint
 STATE_KEY = "triplet"
@@ -80,10 +75,11 @@ class Progress:
         self.samples = int(self.saved.get("samples_seen", self.made * global_batch(args)))
         self.images = int(self.saved.get("images_seen", 0))
         self.captions = int(self.saved.get("captions_seen", 0))
-        self.into_epoch = int(self.saved.get("into_epoch", 0))
+        before = int(self.saved.get("flags", {}).get("global batch", global_batch(args)))
+        self.into_epoch = int(self.saved.get("into_epoch", 0)) * before // global_batch(args)
         if self.saved.get("batch"):
             logging.warning(
-                "The checkpoint is of version 0.1 and stands inside an epoch, whose order cannot be continued: "
+                "The checkpoint is of version 0.1 and is mid-epoch, and its order cannot be continued: "
                 "that epoch's data starts over, the steps and the schedule go on."
             )
         self.schedule = Schedule(
@@ -169,11 +165,3 @@ def meaning(args) -> dict:
     found = {f"--{name.replace('_', '-')}": str(getattr(args, name)) for name in names if hasattr(args, name)}
     found.pop("--train-data", None)  # the stream knows the data, wherever it lies
     return {**found, "global batch": str(global_batch(args))}
-
-
-def seed_epoch(args, made: int) -> None:
-    """Random state of the model's layers by seed, step and rank, whether or not the run was resumed here."""
-    seed = zlib.crc32(f"{args.seed}/{made}/{args.rank}".encode())
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)

@@ -11,11 +11,13 @@ import contextlib
 import functools
 import logging
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import open_clip
 import torch
 
 from open_clip_triplet import command, options, progress, saving, validation
@@ -68,6 +70,7 @@ class Replacements:
         self.teacher: Teacher | None = None
         self.resumed_teacher: dict | None = None
         self.resume_latest = args is not None and args.resume == "latest"
+        self.deletes_previous = args is not None and args.delete_previous_checkpoint
 
     # -- command line ---------------------------------------------------------------------------
 
@@ -83,7 +86,8 @@ class Replacements:
             vars(namespace).update(vars(own), command_line=list(args))
             options.check(namespace)
             self._start_run(namespace)
-            validation.register_model_configs(namespace.model_config)
+            for path in namespace.model_config:
+                open_clip.add_model_config(path)
             return namespace
 
         return parse_args
@@ -279,7 +283,9 @@ class Replacements:
         if paired:
             loader.stretch = wanted * args.accum_freq
             loader.start()
-            progress.seed_epoch(args, now.made)
+            # random state of the model's layers, whether or not the run was resumed here
+            seed = zlib.crc32(f"{args.seed}/{now.made}/{args.rank}".encode())
+            self.modules["main"].random_seed(seed)
         elif args.total_steps:
             loader = progress.CutLoader(
                 loader, wanted * args.accum_freq, now.schedule.reported * args.accum_freq
@@ -320,6 +326,7 @@ class Replacements:
             logging.warning(f"Stopped by {reason}; nothing was saved (--logs {args.logs}).")
         if args.distributed:
             torch.distributed.barrier()
+        saving.end_remote_sync(args)
         raise SystemExit(0)
 
     def _teacher_state(self) -> dict:
@@ -334,10 +341,11 @@ class Replacements:
         """What OpenCLIP's ``torch.save`` becomes; a full disk does not end the run."""
         if self.progress.state and isinstance(checkpoint, dict):
             checkpoint = {**checkpoint, progress.STATE_KEY: self.progress.state, **self._teacher_state()}
-        if saving.save_or_go_on(checkpoint, path):
+        saved = saving.save_or_go_on(checkpoint, path)
+        # where it was not, the previous one is now the last good checkpoint
+        self.args.delete_previous_checkpoint = saved and self.deletes_previous
+        if saved:
             saving.remove_interrupted(Path(path).parent)
-        else:
-            self.args.delete_previous_checkpoint = False  # that one is now the last good checkpoint
 
     @seam("main", "pt_load", ("file_path", "map_location"), majors=(3,))
     @seam("file_utils", "pt_load", ("file_path", "map_location"), majors=(4,))
@@ -366,6 +374,7 @@ class Replacements:
             original(task, optimizer, checkpoint_dir, epoch, *args, **kwargs)
             if self.args.save_logs:
                 saving.save_durably(self.progress.state, os.path.join(checkpoint_dir, _SHARDED_STATE))
+                saving.remove_interrupted(Path(checkpoint_dir).parent, "epoch_latest.pt")
 
         return hooked
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
-import re
+import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -84,10 +85,23 @@ def interrupted_path(args, epoch: int) -> Path:
     return Path(args.checkpoint_path, f"{name}.pt")
 
 
-def remove_interrupted(folder: str | os.PathLike) -> None:
-    """An epoch's own checkpoint takes the place of those inside it."""
-    for path in Path(folder).glob("epoch_*_interrupted.pt"):
-        path.unlink(missing_ok=True)
+def remove_interrupted(folder: str | os.PathLike, *names: str) -> None:
+    """An epoch's own checkpoint takes the place of those inside it, and of files of these names."""
+    for pattern in ("epoch_*_interrupted.pt", *names):
+        for path in Path(folder).glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def end_remote_sync(args) -> None:
+    """What OpenCLIP does at the end of a run: stop its process for ``--remote-sync``, and sync once more."""
+    running = [child for child in multiprocessing.active_children() if not child.daemon]
+    if args.remote_sync and running:
+        from open_clip_train.file_utils import remote_sync
+
+        for child in running:
+            child.terminate()
+        folders = (os.path.join(root, args.name) for root in (args.logs, args.remote_sync))
+        remote_sync(*folders, args.remote_sync_protocol)
 
 
 def load_sound(path: str, load: Callable[[str], dict]) -> dict:
@@ -100,15 +114,16 @@ def load_sound(path: str, load: Callable[[str], dict]) -> dict:
     for candidate in [path, *_older(path)]:
         try:
             checkpoint = load(candidate)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            logging.warning("The checkpoint %s is damaged (%s).", candidate, str(error).splitlines()[0])
+        except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            logging.warning("The checkpoint %s is damaged (%s).", candidate, reason)
             broken = error
             continue
         if broken:
             logging.warning("Continuing with the sound checkpoint before it, %s.", candidate)
         return checkpoint
     raise CheckpointError(
-        f"no checkpoint in {os.path.dirname(path)} can be loaded ({broken}); remove the folder to start anew"
+        f"no checkpoint in {os.path.dirname(path)} can be loaded ({broken}); remove the folder to start over"
     ) from broken
 
 
@@ -117,9 +132,7 @@ def _older(path: str) -> list[str]:
     if "://" in path:
         return []
 
-    def natural(file: Path) -> list:
-        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
+    from open_clip_train.main import natural_key
 
-    files = sorted(Path(path).parent.glob("epoch_*.pt"), key=natural, reverse=True)
-    names = [str(file) for file in files]
+    names = sorted(map(str, Path(path).parent.glob("epoch_*.pt")), key=natural_key, reverse=True)
     return names[names.index(path) + 1 :] if path in names else [name for name in names if name != path]

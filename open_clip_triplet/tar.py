@@ -30,8 +30,8 @@ GZIP = b"\x1f\x8b"
 class TarMembers:
     """Names of the regular files of a tar stream; ``read()`` gives the bytes of the current one.
 
-    Links, devices and directories are passed over: a shard is data. ``member``, ``offset`` and ``size``
-    are the current one's name and place in the stream. Unread members are passed over, by seeking in a
+    Links, devices and directories are skipped: a shard is data. ``member``, ``offset`` and ``size``
+    are the current one's name and place in the stream. Unread members are skipped, by seeking in a
     plain file.
 
     stream: at its start. length: bytes of a plain file, which is then sought in. name: for messages.
@@ -48,7 +48,7 @@ class TarMembers:
     def __iter__(self) -> Iterator[str]:
         extended: dict[str, str] = {}
         while True:
-            self._pass_over()
+            self._skip()
             header = self._exactly(BLOCK)
             if header.count(0) == BLOCK:
                 return
@@ -72,7 +72,7 @@ class TarMembers:
         if self.size > largest:
             raise self._damaged(f"a member of {self.size:,} bytes; the most that is read is {largest:,}")
         data = self._exactly(self.size)
-        self._left -= self.size  # the padding is passed over with the next header
+        self._left -= self.size  # the padding is skipped with the next header
         return data
 
     def _parse(self, header: bytes) -> tuple[str, bytes]:
@@ -116,7 +116,7 @@ class TarMembers:
         self._position += size
         return data
 
-    def _pass_over(self) -> None:
+    def _skip(self) -> None:
         if self._length is None or self._left < BLOCK:  # padding: read with the header after it
             for start in range(0, self._left, PIECE):
                 self._piece(min(PIECE, self._left - start))

@@ -19,14 +19,6 @@ from open_clip_triplet.shards import expand_shards, first_sample, rename_members
 PAIR_FIELDS = ("image", "text", "neg_image", "neg_text")
 
 
-def register_model_configs(paths: list[str]) -> None:
-    """Make OpenCLIP know the model configs of these files or folders."""
-    import open_clip
-
-    for path in paths:
-        open_clip.add_model_config(path)
-
-
 class Validator:
     """What the plugin adds to one run's validations."""
 
@@ -117,7 +109,7 @@ class Validator:
             max_samples=self.args.val_num_samples,
         )
         if scores.get("dropped"):
-            logging.warning(f"Compositional validation passed over samples, by reason: {scores['dropped']}")
+            logging.warning(f"Compositional validation skipped samples, by reason: {scores['dropped']}")
         return {
             **{name: scores[name] for name in ("text_score", "image_score", "group_score")},
             "paired_samples": scores["items"],

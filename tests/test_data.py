@@ -1,6 +1,7 @@
 """The paired pipeline as OpenCLIP calls it: rows, passes, coverage, continuing, bad input."""
 
 import io
+import itertools
 import tarfile
 from collections import Counter
 
@@ -376,6 +377,38 @@ def test_a_stage_that_leaves_out_everything_is_an_error(tmp_path):
     args = arguments(write_shards(tmp_path, [8]), data_stage=["test_data:nothing"])
     with pytest.raises(ShardError, match="has left out every sample"):
         epoch_of(dataset(args))
+
+
+def test_a_stage_that_looks_ahead_keeps_counts_and_positions(tmp_path, caplog):
+    """It holds four samples at a time; others are missing, and one pass ends while it holds some."""
+    caplog.set_level("INFO")
+    changes = {n: {"txt": None} for n in (3, 4, 11)}
+    args = arguments(write_shards(tmp_path, [10, 8], changes=changes), batch_size=1, data_stage=["test_data:in_fours"])
+    info = dataset(args)
+    whole = seen(epoch_of(info, 45))
+    info.dataloader.report()
+    for pass_index in (0, 1):
+        assert f"pass {pass_index}: 15 of 18 samples seen, missing member 3." in caplog.text
+    assert Counter(whole) == Counter([n for n in range(18) if n not in (3, 4, 11)] * 3)
+    for steps in range(1, 40, 5):
+        first = dataset(args)
+        begun = seen(epoch_of(first, steps))
+        rest = seen(epoch_of(dataset(args, saved=state_of(first)), 45 - steps))
+        assert begun + rest == whole
+
+
+def in_fours(samples):
+    while held := list(itertools.islice(samples, 4)):
+        yield from held
+
+
+def test_bad_data_is_found_out_in_epochs_shorter_than_a_check(tmp_path, monkeypatch):
+    monkeypatch.setattr("open_clip_triplet.data.loader.CHECKS_PER_PASS", 5)
+    changes = {n: {"jpg": b"no"} for n in range(60) if n % 4}
+    info = dataset(arguments(write_shards(tmp_path, [30, 30], changes=changes), batch_size=1, train_num_samples=2))
+    with pytest.raises(ShardError, match="of the training data is bad"):
+        for _ in range(15):
+            epoch_of(info)
 
 
 def nothing(samples):

@@ -151,7 +151,7 @@ def test_a_loss_of_the_users_own(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(OWN_LOSS)
     monkeypatch.syspath_prepend(tmp_path)
     method = find_method("mine:Cosine")
-    assert (method.reads_neg_images, method.reads_neg_captions, method.paired) == (False, True, True)
+    assert (method.reads_neg_images, method.reads_neg_captions) == (False, True)
     loss = create_loss(Namespace(loss="mine:Cosine", neg_captions=2, hard_negative_weight=0.5))
     assert isinstance(loss, GroupedLoss) and loss.text_group == 3
     x, y = features(4, 3, seed=1), features(4, 3, 3, seed=2)

@@ -81,7 +81,6 @@ def test_rows_per_sample(name, image_rows, text_rows, fields):
     method = METHODS[name]
     k = 3 if method.several_neg_captions else 1
     assert (method.image_group(k), method.text_group(k), method.fields) == (image_rows, text_rows, fields)
-    assert method.paired == (len(fields) > 2)
 
 
 def test_every_method_builds_its_loss():
@@ -125,6 +124,7 @@ def test_options_reach_the_loss():
         ({"focal_gamma": 1.0}, "--focal-gamma means nothing without --hard-negative-weight"),
         ({"teacher": "ema", "accum_freq": 2}, "--teacher needs --accum-freq 1"),
         ({"teacher": "ema", "distill_model": "RN50"}, "are two teachers"),
+        ({"teacher": "ema", "precision": "pure_bf16"}, "does not move in weights of --precision pure_bf16"),
         ({"distill_weight": 2.0}, "nothing without --teacher or --distill-model"),
         ({"loss": "nowhere.at_all:Loss"}, "cannot import nowhere.at_all:Loss .No module named 'nowhere'"),
         ({"loss": "open_clip.loss:dist"}, "open_clip.loss:dist is not a class"),
@@ -135,11 +135,18 @@ def test_unsupported_combinations_say_what_to_do(options, message):
         create_loss(parsed(**options))
 
 
-@pytest.mark.parametrize("flags", [("--neg-weight", "0"), ("--loss-chunk-size", "-1")])
-def test_numbers_must_be_positive(flags, capsys):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--neg-weight", "0"), "must be above 0"), (("--loss-chunk-size", "-1"), "must be above 0"),
+        (("--units", "-1"), "must be above 0"), (("--plain-every", "-2"), "must be above 0"),
+        (("--teacher-decay", "1.5"), "must be from 0 to 1"), (("--focal-gamma", "-1"), "must be 0 or above"),
+    ],
+)
+def test_numbers_have_ranges(flags, message, capsys):
     with pytest.raises(SystemExit):
         parsed(*flags)
-    assert "must be above 0" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_nan_stops_training_and_names_its_surroundings():

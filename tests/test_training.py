@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import types
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import torch
 from conftest import TINY_MODEL, checkpoint, picture, train, train_argv, write_shards
 from open_clip_triplet.errors import NonFiniteLossError, UsageError
 from open_clip_triplet.losses import METHODS
+from open_clip_triplet.progress import Progress
 
 
 def losses(logs: Path, name: str) -> list[float]:
@@ -312,11 +314,12 @@ def read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(paired_shards, tiny_config, tmp_path):
+@pytest.mark.parametrize("damage", [lambda data: data[:-5000], lambda data: b"", lambda data: b"<html>no</html>"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(damage, paired_shards, tiny_config, tmp_path):
     flags = {"loss": "triplet", "train-data": paired_shards, "epochs": 2}
     train(train_argv(tiny_config, tmp_path, "run", **flags))
     newest = tmp_path / "run" / "checkpoints" / "epoch_2.pt"
-    newest.write_bytes(newest.read_bytes()[:-5000])
+    newest.write_bytes(damage(newest.read_bytes()))
     argv = [*train_argv(tiny_config, tmp_path, "run", **{**flags, "epochs": 3}), "--resume"]
     train([*argv, "latest"])
     log = read(tmp_path / "run" / "out.log")
@@ -369,6 +372,23 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step_in_the_whole_training(p
         train([*argv, "--resume", "latest"])
 
 
+@pytest.mark.parametrize(("batch", "rest"), [(32, 50), (64, 25), (16, 100)])
+def test_the_rest_of_an_epoch_is_counted_in_samples(batch, rest):
+    """Stopped after 1,600 of 3,200 samples at batch 32."""
+    args = Namespace(total_steps=None, epochs=2, epochs_given=True, accum_freq=1, batch_size=batch, world_size=1)
+    run = Progress()
+    state = {"optimizer_steps": 50, "into_epoch": 50, "flags": {"global batch": "32"}}
+    run.resume_from({"epoch": 0, "triplet": state})
+    run.plan(args, 3200 // batch)
+    assert run.start_epoch_steps(args, 0) == rest
+
+
+def test_a_teacher_with_the_sigmoid_loss(paired_shards, tiny_config, tmp_path):
+    flags = {"loss": "triplet", "train-data": paired_shards, "siglip": True, "teacher": "frozen"}
+    train(train_argv(tiny_config, tmp_path, "run", **flags))
+    assert checkpoint(tmp_path, "run")["triplet"]["optimizer_steps"] == 4
+
+
 def test_more_total_steps_go_on_with_the_stream(tiny_config, tmp_path):
     """6 of 12 steps, then the rest: the same weights as 12 at once, and as many samples seen."""
     shards = write_shards(tmp_path / "shards", [16, 16, 16, 16])
@@ -390,7 +410,7 @@ def test_a_checkpoint_of_version_0_1_inside_an_epoch_goes_on_from_its_start(pair
     old["triplet"] = {"loss": "triplet", "epoch": 1, "batch": 2, "optimizer_steps": 6, "samples_seen": 96}
     torch.save(old, path)
     train([*train_argv(tiny_config, tmp_path, "run", **{**flags, "epochs": 2}), "--resume", "latest"])
-    assert "version 0.1 and stands inside an epoch" in read(tmp_path / "run" / "out.log")
+    assert "version 0.1 and is mid-epoch" in read(tmp_path / "run" / "out.log")
     assert checkpoint(tmp_path, "run", "epoch_2.pt")["triplet"]["optimizer_steps"] == 10
 
 

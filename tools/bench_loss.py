@@ -83,7 +83,7 @@ def bench_loss(samples: int, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def bench_step(samples: int, rounds: int) -> dict[str, dict[str, float]]:
-    """A step of ViT-B-32 on the same samples: OpenCLIP's CLIP, TripletCLIP with twice the rows, and CLIP with as many."""
+    """A step of ViT-B-32: CLIP and TripletCLIP on the same samples, and CLIP on as many rows as TripletCLIP."""
     import open_clip
 
     from open_clip_triplet.losses import TripletClipLoss

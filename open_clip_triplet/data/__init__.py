@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from open_clip_triplet.data.stream import Dealing, StreamPlan, shuffle_samples
-from open_clip_triplet.errors import ShardError, UsageError
+from open_clip_triplet.errors import CheckpointError, ShardError, UsageError
 from open_clip_triplet.files import local_path
 from open_clip_triplet.shards import FIELDS, expand_shards, normalise_ranges
 
@@ -42,8 +42,6 @@ def get_paired_dataset(
     from open_clip_triplet.data.reading import ShardWatch
     from open_clip_triplet.data.state import continued
 
-    if not is_train:
-        raise ValueError("the paired pipeline is for training; validation data is read by OpenCLIP")
     transform = _transform(args, preprocess_fn, tokenizer, method)
     check_sources(
         [expand_shards(source) for source in _sources(args.train_data)], transform.fields,
@@ -51,6 +49,10 @@ def get_paired_dataset(
         max_bad=args.max_bad_fraction,
     )
     plan, state = continued(_plan(args, saved), saved, epoch=epoch, log=args.rank == 0)
+    ranks = Ranks()
+    if len(starts := set(ranks.gather((state.step, tuple(state.positions))))) > 1:
+        raise CheckpointError(f"processes resumed from {len(starts)} different checkpoints: one of them could not read "
+                              "the newest. Name the checkpoint: --resume FILE")
     accumulate = getattr(args, "accum_freq", 1)
     global_batch = args.batch_size * args.world_size * accumulate
     per_rank = plan.streams // args.world_size
@@ -63,7 +65,7 @@ def get_paired_dataset(
     loader = PairedLoader(
         pieces, workers=_workers(args, per_rank), state=state, batch_size=args.batch_size,
         finish=ToDevice(args.device, transform.images.normalize, as_dict=as_dict),
-        num_batches=_samples_per_epoch(args, plan) // global_batch * accumulate, ranks=Ranks(), rank=args.rank,
+        num_batches=_samples_per_epoch(args, plan) // global_batch * accumulate, ranks=ranks, rank=args.rank,
         pin_memory="cuda" in str(args.device), stopping=stopping,
     )
     return DataInfo(dataloader=loader, shared_epoch=loader)

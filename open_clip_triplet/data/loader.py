@@ -84,7 +84,7 @@ class PairedLoader:
                 self.given = number + 1
                 self.state.step += self.given % accumulate == 0
                 yield batch
-                if self.given % self._check_every == 0:
+                if self.given % accumulate == 0 and self.state.step % self._steps_between_checks == 0:
                     self._check_health()
 
     def gather(self) -> StreamState:
@@ -129,10 +129,10 @@ class PairedLoader:
             self._waiting.since = None
 
     @property
-    def _check_every(self) -> int:
-        total = self.pieces.plan.total
-        steps = total // self.pieces.dealing.global_batch if total else self.num_batches
-        return max(1, steps * self.pieces.dealing.pieces // CHECKS_PER_PASS)
+    def _steps_between_checks(self) -> int:
+        total, dealing = self.pieces.plan.total, self.pieces.dealing
+        steps = total // dealing.global_batch if total else self.num_batches // dealing.pieces
+        return max(1, steps // CHECKS_PER_PASS)
 
     def _check_health(self) -> None:
         """Stop where more of a pass is bad than may be; on all ranks alike.

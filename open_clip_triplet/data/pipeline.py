@@ -2,7 +2,7 @@
 
     passes -> read -> shuffle -> (stages of yours) -> decode and augment -> batch -> tokenize
 
-:func:`training_pipeline` returns the list; ``wds.DataPipeline`` runs it. A stage is a picklable callable that
+:meth:`StreamPieces.pipeline` returns the list; ``wds.DataPipeline`` runs it. A stage is a picklable callable that
 maps an iterator to an iterator. Between ``shuffle`` and ``decode`` the items are samples with encoded members
 under field names (``image text neg_image neg_text meta``), beside ``__key__``, ``__url__`` and ``__place__``.
 A stage put there, by ``pipeline.insert(3, stage)`` or ``--data-stage module:function``, may change samples or
@@ -16,7 +16,7 @@ one row per sample where the method reads no negative of that modality.
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -226,18 +226,18 @@ def _learned(order: ShuffleOrder) -> int | None:
 
 @dataclass
 class UserStage:
-    """A stage of the user's: it sees samples alone; what travels beside them goes around it, in order."""
+    """A stage of the user's: it sees samples alone; what travels beside them goes around it, and comes in its place."""
 
     stage: Callable[[Iterator[dict]], Iterator[dict]]
 
     def __call__(self, items: Iterator) -> Iterator:
-        aside: list[Unusable] = []
+        aside: deque[Unusable] = deque()
         for sample in self.stage(self._samples(items, aside)):
-            yield from aside
-            aside.clear()
+            while aside and aside[0].place[:2] < sample["__place__"][:2]:  # the stage may hold samples that come later
+                yield aside.popleft()
             yield sample
 
-    def _samples(self, items: Iterator, aside: list[Unusable]) -> Iterator[dict]:
+    def _samples(self, items: Iterator, aside: deque[Unusable]) -> Iterator[dict]:
         passes = 0
         for item in items:
             if not isinstance(item, Unusable):
@@ -376,19 +376,14 @@ class StreamPieces(IterableDataset):
                 yield next(pieces)
 
     def pipeline(self, stream: int) -> list[Callable]:
-        """The stages of one stream."""
-        return training_pipeline(self, stream)
-
-
-def training_pipeline(data: StreamPieces, stream: int) -> list[Callable]:
-    """The stages of one data stream, in order; to insert one of yours is one line."""
-    start = data.positions[stream]
-    return [
-        Passes(data.plan, stream, start),
-        Read(data.plan, stream, data.transform, data.watch, stream - data.streams.start),
-        shuffle,
-        *map(UserStage, data.stages),
-        Decode(data.plan, data.transform, data.max_bad),
-        Batch(data.dealing, stream, data.step, start),
-        Tokenize(data.transform.tokenizer),
-    ]
+        """The stages of one data stream, in order; to insert one of yours is one line."""
+        start = self.positions[stream]
+        return [
+            Passes(self.plan, stream, start),
+            Read(self.plan, stream, self.transform, self.watch, stream - self.streams.start),
+            shuffle,
+            *map(UserStage, self.stages),
+            Decode(self.plan, self.transform, self.max_bad),
+            Batch(self.dealing, stream, self.step, start),
+            Tokenize(self.transform.tokenizer),
+        ]

@@ -53,6 +53,8 @@ class GroupedLoss(ClipLoss):
 
     reads_neg_images = False
     reads_neg_captions = False
+    #: whether ranks compare their numbers of rows, for which the host waits for the device in every step
+    check_rows = True
 
     def __init__(
         self, local_loss: bool = False, gather_with_grad: bool = False, cache_labels: bool = False,
@@ -93,7 +95,7 @@ class GroupedLoss(ClipLoss):
         self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor | float,
         logit_bias: torch.Tensor | None = None, output_dict: bool = False,
         dist_image_features: torch.Tensor | None = None, dist_text_features: torch.Tensor | None = None,
-        dist_logit_scale: torch.Tensor | None = None,
+        dist_logit_scale: torch.Tensor | None = None, dist_logit_bias: torch.Tensor | None = None,
     ) -> torch.Tensor | LossDict:
         """The loss of all ranks' samples, the same scalar on every rank.
 
@@ -117,7 +119,8 @@ class GroupedLoss(ClipLoss):
                 f"image rows {tuple(image_features.shape)} in groups of {self.image_group} and text rows "
                 f"{tuple(text_features.shape)} in groups of {self.text_group} are not the same samples"
             )
-        self.ranks.require_equal_rows(image_features)
+        if self.check_rows:
+            self.ranks.require_equal_rows(image_features)
         # FSDP keeps scalars as [1].
         scale = divide_gradient(torch.as_tensor(logit_scale), self.accum_freq).reshape(())
         if logit_bias is not None:

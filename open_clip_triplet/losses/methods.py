@@ -37,11 +37,6 @@ class Method:
         return getattr(importlib.import_module(module), name)
 
     @property
-    def paired(self) -> bool:
-        """Whether it reads any negative, and so needs paired shards."""
-        return self.reads_neg_images or self.reads_neg_captions
-
-    @property
     def fields(self) -> tuple[str, ...]:
         """Members it reads, under the names of ``shards``."""
         negatives = {"neg_image": self.reads_neg_images, "neg_text": self.reads_neg_captions}
@@ -136,7 +131,9 @@ def create_loss(args: Any) -> Any:
         options |= {name: getattr(args, name) for name in names if hasattr(args, name)}
         options["chunk_size"] = getattr(args, "loss_chunk_size", None)
         options["sigmoid"] = getattr(args, "siglip", False)
-    return method.loss(**options)
+    loss = method.loss(**options)
+    loss.check_rows = False  # our loader gives every rank as many
+    return loss
 
 
 def _own_method(name: str, loss_class: str) -> Method:

@@ -32,14 +32,23 @@ def not_negative(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """An argparse type: from 0 to 1."""
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return value
+
+
+_NUMBER, _WEIGHT = above_zero(int), above_zero(float)
+
+
 def _flag(default: Any, text: str, parse: Any = None, *, needs: str = "", **options: Any) -> Any:
     """A field of ``LossOptions``. parse: argparse type. needs: the option without which it means nothing."""
     if parse:
-        options |= {"type": parse, "metavar": {int: "N", float: "X"}.get(parse, "W")}
+        options |= {"type": parse, "metavar": {_NUMBER: "N", _WEIGHT: "W"}.get(parse, "X")}
     return dataclasses.field(default=default, metadata={"help": text, "needs": needs, "argparse": options})
 
 
-_WEIGHT = above_zero(float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +90,15 @@ class LossOptions:
     )
     units: int = _flag(
         0, "parts of the caption read per sample, each with a hard negative (json: units), for own-scope NegCLIP "
-        "terms (CS-CLIP)", int,
+        "terms (CS-CLIP)", _NUMBER,
     )
     unit_weight: float = _flag(0.5, "weight of --units", _WEIGHT, needs="units")
-    plain_every: int = _flag(0, "make every N-th step a CLIP step on the positive pairs; 0: none (CLIC: 2)", int)
+    plain_every: int = _flag(0, "make every N-th step a CLIP step on the positive pairs; 0: none (CLIC: 2)", _NUMBER)
     teacher: str = _flag(
         "none", "pull embeddings to those of a moving average of the model (DeGLA), or of the model it started "
         "from", choices=("none", "ema", "frozen"),
     )
-    teacher_decay: float = _flag(0.9996, "decay of --teacher ema per step", float, needs="teacher")
+    teacher_decay: float = _flag(0.9996, "decay of --teacher ema per step", fraction, needs="teacher")
     distill_weight: float = _flag(1.28, "weight of the squared distance to the teacher", _WEIGHT)
 
     def __post_init__(self) -> None:
@@ -103,6 +112,8 @@ class LossOptions:
 
 #: the options that are flags, by name; ``--neg-captions`` is the data's as much as the loss's
 FLAGS = {field.name: field for field in dataclasses.fields(LossOptions) if field.metadata}
+#: OpenCLIP's precisions whose weights are in half precision
+HALF_WEIGHTS = ("bf16", "fp16", "pure_bf16", "pure_fp16")
 #: the flag of this name; the rows of the similarity matrix that exist at a time
 CHUNK = "loss_chunk_size"
 
@@ -164,6 +175,8 @@ def _check_combinations(args: Any, method: Method) -> None:
             raise UsageError("OpenCLIP distils without accumulation alone: --teacher needs --accum-freq 1")
         if getattr(args, "fsdp", False):
             raise UsageError("--teacher keeps the whole model on every rank; leave out --fsdp")
+        if args.teacher == "ema" and getattr(args, "precision", "") in HALF_WEIGHTS:
+            raise UsageError(f"--teacher ema does not move in weights of --precision {args.precision}; use amp_bf16")
     elif _given(args, "distill_weight") and not getattr(args, "distill_model", None):
         raise UsageError("--distill-weight means nothing without --teacher or --distill-model")
     if "coca" in str(getattr(args, "model", "")).lower():

@@ -23,14 +23,16 @@ class Teacher:
     """
 
     def __init__(self, model: nn.Module, decay: float | None = None):
-        self.student, self.decay = model, decay
+        self.student, self.decay, self.begun = model, decay, False
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
 
     @contextlib.contextmanager
     def following(self, optimizer: torch.optim.Optimizer, weights: dict[str, Any] | None = None) -> Iterator[None]:
-        """Update after every step that the optimizer makes; begin at ``weights``, a checkpoint's."""
-        if weights is not None:
-            self.model.load_state_dict(weights)
+        """Update after every step that the optimizer makes; begin at ``weights``, a checkpoint's, or at the student,
+        which may have been loaded since."""
+        if weights is not None or not self.begun:
+            self.model.load_state_dict(self.student.state_dict() if weights is None else weights)
+        self.begun = True
         handle = optimizer.register_step_post_hook(lambda *_: self.update())
         try:
             yield
