@@ -207,12 +207,17 @@ class Replacements:
 
     @seam("parallel", "DistributedDataParallel")
     def data_parallel(self, original):
-        """A CPU model without the device ids that OpenCLIP gives: torch takes them for accelerators alone."""
+        """A CPU model without the device ids that OpenCLIP gives, which torch takes for accelerators alone; and
+        nothing exchanged where there are no gradients."""
 
         class DistributedDataParallel(original):
             def __init__(self, module, device_ids=None, **kwargs):
                 on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
                 super().__init__(module, device_ids=None if on_cpu else device_ids, **kwargs)
+
+            def forward(self, *inputs, **kwargs):
+                # rank 0 validates alone: the broadcast of buffers would be met by another collective of the others
+                return super().forward(*inputs, **kwargs) if torch.is_grad_enabled() else self.module(*inputs, **kwargs)
 
         return DistributedDataParallel
 

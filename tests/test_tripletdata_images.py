@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -138,7 +139,7 @@ def test_the_stage_draws_resizes_once_and_says_where_images_come_from(model, tmp
     assert Image.open(io.BytesIO(first["neg.jpg"])).size == (48, 48)
     assert first["jpg"] == picture(0, size=(40, 48)) and first["neg.txt"] == b"A DOG!"
     meta = json.loads(second["json"])
-    assert meta["t2i"] == model.model and meta["seed"] != json.loads(first["json"])["seed"]
+    assert meta["t2i"] == Path(model.model).name and meta["seed"] != json.loads(first["json"])["seed"]
 
 
 def test_bad_images_are_drawn_again_with_another_seed_then_dropped(model, tmp_path, monkeypatch):
