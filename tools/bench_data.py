@@ -1,18 +1,24 @@
 #!/usr/bin/env python
-"""Images per second and core of the data pipeline: stock OpenCLIP's against ours, alternating in one run.
+"""Images per second and core of the data pipeline: stock OpenCLIP's and Energon's beside ours, alternating in one run.
 
     python tools/bench_data.py --images photos/ --out tools/results/bench_data.json
 
 Shards are made in a temporary folder from the photos of ``--images`` (any folder of JPEGs), turned to
-landscape and resized to each of ``--sizes``. Every pipeline reads the same shards as plain pairs with
-one worker. Per core means per second of the worker's processor time, which other load on the machine
-disturbs least; images per second of wall time stand beside it.
+landscape and resized to each of ``--sizes``. Every pipeline reads the same shards with one worker: once as
+plain pairs, as ``--loss clip`` does, and once as samples with a negative image and a negative caption, as
+``--loss triplet`` does. Per core means per second of the worker's processor time, which other load on the
+machine disturbs least; images per second of wall time stand beside it.
+
+Stock is OpenCLIP's own loader; for samples with negatives, which it cannot read, it is OpenCLIP's list of
+webdataset stages with the negative members added. The row of Energon needs ``pip install megatron-energon``.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
+import importlib.metadata
 import io
 import itertools
 import json
@@ -33,6 +39,7 @@ import numpy as np
 import open_clip
 import torch
 
+from bench_peers import ENERGON_MISSING, energon_loader, prepare_energon, stock_loader
 from open_clip_triplet.data import get_paired_dataset
 from open_clip_triplet.data.captions import CaptionChoice
 from open_clip_triplet.data.device import ToDevice
@@ -50,10 +57,11 @@ from open_clip_triplet.files import write_text_durably
 from open_clip_triplet.losses.methods import METHODS
 from open_clip_triplet.shards import ShardWriter, expand_shards, write_sizes
 
-METHOD = METHODS["clip"]
 CAPTION = "A brown dog runs through tall grass while two children in red jackets watch from the fence."
 TICKS = os.sysconf("SC_CLK_TCK")
 OURS = ("pil", "fast")
+PEERS = () if ENERGON_MISSING else ("energon",)
+ROWS = ("stock", *PEERS, *OURS)
 
 
 def main() -> int:
@@ -73,11 +81,16 @@ def main() -> int:
     if not photos:
         parser.error(f"no .jpg in {options.images}")
     results = {"machine": machine(), "settings": {k: str(v) for k, v in vars(options).items()}}
+    if ENERGON_MISSING:
+        print(ENERGON_MISSING)
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes.split(","):
             width, height = (int(side) for side in size.split("x"))
-            spec = make_shards(Path(folder) / size, photos, (width, height), options.quality, options.samples)
+            encoded = encode(photos, (width, height), options.quality)
+            spec = make_shards(Path(folder) / size, encoded, options.samples)
             results[size] = throughput(spec, options.rounds)
+            paired = make_shards(Path(folder) / f"{size}-paired", encoded, options.samples, negatives=True)
+            results[size]["paired"] = throughput(paired, options.rounds, negatives=True)
             results[size]["milliseconds per image"] = stages(spec, (height, width))
             results[size]["decoders"] = decoders(first_images(spec, 50), (height, width))
             report_size(size, results[size])
@@ -106,11 +119,12 @@ def machine() -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "open_clip": open_clip.__version__,
+        "energon": None if ENERGON_MISSING else importlib.metadata.version("megatron-energon"),
     }
 
 
-def make_shards(folder: Path, photos: list[bytes], size, quality: int, samples: int, shards: int = 20) -> str:
-    """Shards of ``samples`` pairs in all; returns their brace spelling."""
+def encode(photos: list[bytes], size: tuple[int, int], quality: int) -> list[bytes]:
+    """The photos as landscape JPEGs of ``size``, width x height."""
     from PIL import Image
 
     encoded = []
@@ -124,19 +138,29 @@ def make_shards(folder: Path, photos: list[bytes], size, quality: int, samples: 
     print(
         f"{size[0]}x{size[1]}: {len(encoded)} photos, {statistics.mean(map(len, encoded)) / 1000:.0f} kB each"
     )
+    return encoded
+
+
+def make_shards(folder: Path, encoded: list[bytes], samples: int, shards: int = 20, negatives: bool = False) -> str:
+    """Shards of ``samples`` pairs in all, with a negative image and caption if asked; returns their brace spelling."""
     sizes = {}
     for shard in range(shards):
         with ShardWriter(folder / f"{shard:05d}.tar") as writer:
             for number in range(shard, samples, shards):
-                photo = encoded[number % len(encoded)]
-                writer.write({"__key__": f"{number:06d}", "jpg": photo, "txt": f"{CAPTION} {number}"})
+                photo, other = (encoded[(number + step) % len(encoded)] for step in (0, 1))
+                sample = {"__key__": f"{number:06d}", "jpg": photo, "txt": f"{CAPTION} {number}"}
+                if negatives:
+                    sample |= {"neg.jpg": other, "neg.txt": f"{CAPTION} Not {number}"}
+                writer.write(sample)
         sizes[f"{shard:05d}.tar"] = len(writer)
     write_sizes(folder, sizes)
+    if PEERS:
+        prepare_energon(folder)
     return f"{folder}/{{00000..{shards - 1:05d}}}.tar"
 
 
-def loader(pipeline: str, spec: str, workers: int = 1, batch_size: int = 64):
-    """A training loader over the shards: ``stock``, ``pil`` or ``fast``."""
+def loader(pipeline: str, spec: str, workers: int = 1, batch_size: int = 64, negatives: bool = False):
+    """A training loader over the shards: ``stock``, ``energon``, ``pil`` or ``fast``."""
     args = SimpleNamespace(
         train_data=spec,
         train_num_samples=None,
@@ -160,11 +184,11 @@ def loader(pipeline: str, spec: str, workers: int = 1, batch_size: int = 64):
     )
     transform = open_clip.image_transform(224, is_train=True)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    if pipeline == "stock":
-        from open_clip_train.data import get_wds_dataset
-
-        return get_wds_dataset(args, transform, True, tokenizer=tokenizer).dataloader
-    return get_paired_dataset(args, transform, True, tokenizer=tokenizer, method=METHOD).dataloader
+    if pipeline not in OURS:
+        peer = {"stock": stock_loader, "energon": energon_loader}[pipeline]
+        return peer(args, transform, tokenizer, negatives=negatives)
+    method = METHODS["triplet" if negatives else "clip"]
+    return get_paired_dataset(args, transform, True, tokenizer=tokenizer, method=method).dataloader
 
 
 def processor_seconds() -> float:
@@ -185,12 +209,15 @@ def peak_memory() -> float:
     return max(peaks) / 1024
 
 
-def run(pipeline: str, spec: str, workers: int = 1, *, finish: bool = True) -> dict:
+def run(pipeline: str, spec: str, workers: int = 1, *, negatives: bool = False, finish: bool = True) -> dict:
     """One epoch: images per second of wall time and of worker time, from the first batch on, and memory.
 
     finish: what the training process does to a batch is done too; else it is dropped as it arrives.
     """
-    made = loader(pipeline, spec, workers)
+    gc.collect()  # ends the workers of the loader before
+    if alive := multiprocessing.active_children():
+        raise RuntimeError(f"processes of an earlier loader would be counted: {alive}")
+    made = loader(pipeline, spec, workers, negatives=negatives)
     # a piece is a batch's share of one stream; there is one for each worker
     batches = iter(made) if finish else itertools.islice(made.from_workers(), made.num_batches * workers)
     next(batches)
@@ -204,23 +231,23 @@ def run(pipeline: str, spec: str, workers: int = 1, *, finish: bool = True) -> d
     return {"per second": counted / wall, "per core": counted / busy, "memory": memory}
 
 
-def throughput(spec: str, rounds: int) -> dict:
+def throughput(spec: str, rounds: int, negatives: bool = False) -> dict:
     """Median over rounds in which the pipelines take turns."""
-    found: dict = {name: [] for name in ("stock", *OURS)}
+    found: dict = {name: [] for name in ROWS}
     for number in range(rounds):
         for name in found:
             print(f"\r  round {number + 1} of {rounds}: {name}   ", end="", file=sys.stderr, flush=True)
-            found[name].append(run(name, spec))
+            found[name].append(run(name, spec, negatives=negatives))
     print("\r" + " " * 40, end="\r", file=sys.stderr)
     table = {
         name: {key: statistics.median(one[key] for one in runs) for key in runs[0]} | {"rounds": runs}
         for name, runs in found.items()
     }
     ratios = {
-        name: [ours["per core"] / stock["per core"] for ours, stock in zip(found[name], found["stock"])]
-        for name in OURS
+        name: [row["per core"] / stock["per core"] for row, stock in zip(found[name], found["stock"])]
+        for name in ROWS[1:]
     }
-    return table | {f"{name} / stock": statistics.median(ratios[name]) for name in OURS}
+    return table | {f"{name} / stock": statistics.median(ratios[name]) for name in ROWS[1:]}
 
 
 def first_images(spec: str, number: int) -> list[bytes]:
@@ -315,14 +342,21 @@ def clock(work, repeats: int = 3) -> float:
 
 
 def first_batch(folder: Path, rounds: int, shards: int = 1000) -> dict:
-    """Seconds from building the loader to its first batch, over as many shards (links to one of them)."""
+    """Seconds from building the loader to its first batch, over as many shards (links to one of them).
+
+    What Energon's index of the shards takes, once, before it can read them at all, stands beside.
+    """
     many = folder / "many"
     many.mkdir()
     for number in range(shards):
         os.link(folder / f"{number % 20:05d}.tar", many / f"{number:05d}.tar")
     sizes = json.loads((folder / "sizes.json").read_text())
     write_sizes(many, {f"{n:05d}.tar": sizes[f"{n % 20:05d}.tar"] for n in range(shards)})
-    found: dict = {"stock": [], "pil": [], "fast": []}
+    prepared = time.perf_counter()
+    if PEERS:
+        prepare_energon(many)
+    prepared = time.perf_counter() - prepared
+    found: dict = {name: [] for name in ROWS}
     for _ in range(rounds):
         for name, times in found.items():
             start = time.perf_counter()
@@ -330,7 +364,8 @@ def first_batch(folder: Path, rounds: int, shards: int = 1000) -> dict:
             next(batches)
             times.append(time.perf_counter() - start)
             del batches
-    return {name: statistics.median(times) for name, times in found.items()}
+    table = {name: statistics.median(times) for name, times in found.items()}
+    return table | {"energon prepare": prepared} if PEERS else table
 
 
 def two_workers(spec: str, rounds: int) -> dict:
@@ -344,11 +379,11 @@ def two_workers(spec: str, rounds: int) -> dict:
 
 
 def report_size(size: str, found: dict) -> None:
-    print(f"{'':8}{'images/s/core':>15}{'x stock':>9}{'images/s':>10}{'peak MiB':>10}")
-    for name in ("stock", *OURS):
-        row = found[name]
-        ratio = found.get(f"{name} / stock", 1.0)
-        print(f"{name:8}{row['per core']:15.0f}{ratio:9.2f}{row['per second']:10.0f}{row['memory']:10.0f}")
+    for title, table in (("pairs", found), ("with negatives", found["paired"])):
+        print(f"{title:14}{'images/s/core':>15}{'x stock':>9}{'images/s':>10}{'peak MiB':>10}")
+        for name in ROWS:
+            row, ratio = table[name], table.get(f"{name} / stock", 1.0)
+            print(f"{name:14}{row['per core']:15.0f}{ratio:9.2f}{row['per second']:10.0f}{row['memory']:10.0f}")
     for name, cost in found["milliseconds per image"].items():
         print(f"    {name:32}{cost:7.3f} ms")
     for name, value in found["decoders"].items():
