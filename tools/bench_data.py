@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,6 +77,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the numbers here as JSON")
     options = parser.parse_args()
     logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore", message=".*pin_memory")  # Energon asks for it without a GPU too
     torch.set_num_threads(1)
     photos = [path.read_bytes() for path in sorted(options.images.glob("*.jpg"))]
     if not photos:
