@@ -53,6 +53,8 @@ def test_every_loader_gives_every_sample_once_in_the_same_rows(photos, pipeline,
         pytest.skip("needs pip install megatron-energon")
     encoded = [path.read_bytes() for path in sorted(photos.glob("*.jpg"))]
     spec = bench_data.make_shards(photos / "shards", encoded, SAMPLES, shards=6, negatives=negatives)
+    if pipeline == "energon":
+        bench_peers.prepare_energon(photos / "shards")
     batches = list(bench_data.loader(pipeline, spec, workers=2, batch_size=BATCH, negatives=negatives))
 
     group = 1 + negatives

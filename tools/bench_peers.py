@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -66,8 +67,16 @@ def _group_rows(batches: Iterator) -> Iterator:
         yield grouped(image, neg_image), grouped(text, neg_text)
 
 
-def prepare_energon(folder: Path) -> None:
-    """Write what Energon needs beside the tars of ``folder``: ``.nv-meta``, with an index of every sample."""
+def prepare_energon(folder: Path) -> float:
+    """Write what Energon needs beside the tars of ``folder``, ``.nv-meta`` with an index of every sample.
+
+    Returns:
+        Seconds it took. Keys must differ over all shards.
+
+    Raises:
+        RuntimeError: with what ``energon prepare`` said.
+    """
+    start = time.perf_counter()
     options = ["--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset"]
     command = [sys.executable, "-m", "megatron.energon.cli.main", "prepare", str(folder), *options]
     done = subprocess.run(
@@ -75,6 +84,7 @@ def prepare_energon(folder: Path) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"energon prepare {folder}:\n{done.stdout}")
+    return time.perf_counter() - start
 
 
 def energon_loader(args, transform: Callable, tokenizer: Callable, *, negatives: bool) -> Iterable:
