@@ -74,7 +74,7 @@ def _spell_out(source: str) -> str:
 
 
 def _in_braces(paths: list[str]) -> str:
-    """Paths as one brace spelling where they differ in a running number of one width; joined by :: otherwise."""
+    """Paths as one brace spelling: a range where they differ in a running number of one width, else a list."""
     stem = os.path.commonprefix(paths).rstrip("0123456789")
     match = re.fullmatch(r"(\d+)(\D.*)", paths[0][len(stem) :])
     if match and len(paths) > 1:
@@ -82,7 +82,9 @@ def _in_braces(paths: list[str]) -> str:
         last = f"{int(digits) + len(paths) - 1:0{len(digits)}d}"
         if paths == [f"{stem}{int(digits) + n:0{len(digits)}d}{tail}" for n in range(len(paths))]:
             return f"{stem}{{{digits}..{last}}}{tail}"
-    return "::".join(paths)
+    if len(paths) == 1 or any(character in path for path in paths for character in ",{}"):
+        return "::".join(paths)  # sources of their own
+    return f"{{{','.join(paths)}}}"
 
 
 def split_name(name: str) -> tuple[str | None, str]:

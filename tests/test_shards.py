@@ -229,5 +229,5 @@ def test_a_folder_is_spelled_as_openclip_takes_it(tmp_path, names, spelled):
     for name in names:
         (tmp_path / name).touch()
     found = shards.normalise_ranges(str(tmp_path))
-    assert found == (f"{tmp_path}/{spelled}" if spelled else "::".join(f"{tmp_path}/{name}" for name in names))
+    assert found == (f"{tmp_path}/{spelled}" if spelled else f"{{{','.join(f'{tmp_path}/{name}' for name in names)}}}")
     assert shards.expand_shards(found) == [f"{tmp_path}/{name}" for name in names]
