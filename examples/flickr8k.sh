@@ -60,7 +60,7 @@ train triplet "$OUT/mined" --loss triplet
 checkpoints=()
 for run in "$OUT"/runs/*/; do
     name=$(basename "$run")
-    checkpoints+=("$name=$(ls -t "$run"checkpoints/epoch_*.pt | head -n 1)")
+    checkpoints+=("$name=$(ls -t "$run"checkpoints/epoch_*.pt | sed -n 1p)")
 done
 "$PYTHON" "$here/../tools/evaluate.py" run --model flickr8k-towers --model-config "$towers.json" \
     --pretrained "${checkpoints[@]}" --benchmarks retrieval,sugarcrepe,tripletdata \

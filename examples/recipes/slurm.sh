@@ -14,7 +14,7 @@
 #SBATCH --requeue
 set -euo pipefail
 : "${1:?give a recipe: sbatch slurm.sh examples/recipes/tripletclip.sh}"
-HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # head would end scontrol by a signal
 export HEAD_NODE GPUS=${GPUS:-8}
 # since Slurm 22.05 srun does not take --cpus-per-task from the job: without this a task gets one core
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-64}

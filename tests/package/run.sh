@@ -47,7 +47,7 @@ warmup: 2
 YAML
 "$BIN/triplet-train" --config run.yaml >train.log 2>&1 || { tail -30 train.log; exit 1; }
 ls logs/run/checkpoints/*.pt
-"$BIN/triplet-evaluate" convert --model-config tiny.json --pretrained "$(ls logs/run/checkpoints/*.pt | head -n 1)" --output hub
+"$BIN/triplet-evaluate" convert --model-config tiny.json --pretrained "$(ls logs/run/checkpoints/*.pt | sed -n 1p)" --output hub
 
 mkdir sdist && tar xzf dist/*.tar.gz -C sdist --strip-components 1
 cd sdist
