@@ -39,6 +39,7 @@ OPTIONS = {
     "units": {"units": 2, "unit_weight": 0.5},
     "paraphrase": {"paraphrase_weight": 0.5},
     "plain": {"plain_every": 1, "margin": "fixed", "paraphrase_weight": 0.5},
+    "plain of own": {"plain_every": 1, "neg_scope": "own"},
     "all": {"neg_scope": "own", "margin": "adaptive", "margin_weight": 0.1, "hard_negative_weight": 0.2,
             "paraphrase_weight": 0.3, "units": 1, "unit_weight": 0.4},
 }  # fmt: skip

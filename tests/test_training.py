@@ -256,6 +256,25 @@ def run_until(argv: list[str], wanted: Path, timeout: float = 120) -> None:
     process.stderr.close()
 
 
+BROKEN_LOSS = """
+from open_clip_triplet.losses import TripletClipLoss
+
+class Broken(TripletClipLoss):
+    def losses(self, *features):
+        raise ArithmeticError("broken on purpose")
+"""
+
+
+def test_an_error_in_a_step_ends_the_run_and_its_workers(paired_shards, tiny_config, tmp_path):
+    (tmp_path / "mine.py").write_text(BROKEN_LOSS)
+    argv = train_argv(tiny_config, tmp_path, "run", loss="mine:Broken", workers=2, **{"train-data": paired_shards})
+    done = subprocess.run(
+        [sys.executable, "-m", "open_clip_triplet.train", *argv], cwd=tmp_path, capture_output=True, text=True,
+        timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 1 and "broken on purpose" in done.stderr
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_equals_undisturbed(tiny_config, tmp_path):
     shards = write_shards(tmp_path / "shards", [40, 25, 63])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from open_clip_triplet.data.counts import PassCounts, finished_passes, too_many_dropped
 from open_clip_triplet.data.pipeline import Piece, SampleTransform, StreamPieces
@@ -115,6 +118,8 @@ class PairedLoader:
 
     def from_workers(self) -> Iterator[Piece]:
         """The pieces of this rank's streams as they leave the workers, without end."""
+        self.pieces.watch.close(False)
+        atexit.register(self.pieces.watch.close)  # before multiprocessing ends the workers at exit
         return _checked(iter(self._workers), self.pieces)
 
     def _next(self) -> tuple:
@@ -208,16 +213,17 @@ def joined(
 
 
 def _checked(pieces: Iterator[Piece], data: StreamPieces) -> Iterator[Piece]:
-    while True:
-        try:
-            yield next(pieces)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(
-                f"{error}. It died while the workers were reading: {_reading(data)}. If the machine ran "
-                "out of memory, use fewer --workers; then continue with --resume latest."
-            ) from error
+    try:
+        yield from pieces
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error}. It died while the workers were reading: {_reading(data)}. If the machine ran "
+            "out of memory, use fewer --workers; then continue with --resume latest."
+        ) from error
+    finally:
+        data.watch.close()
 
 
 def _reading(data: StreamPieces) -> str:
@@ -226,9 +232,15 @@ def _reading(data: StreamPieces) -> str:
 
 
 def _in_worker(_worker: int) -> None:
-    """A signal to the whole job ends the run after its step, and must not end its workers before.
+    """A signal to the whole job ends the run after its step, and must not end its workers before; one that comes
+    from the training process, when it is done with them, must."""
+    info: Any = get_worker_info()
+    watch = info.dataset.watch
 
-    The second one does: that comes from the loader, when it is done with a worker.
-    """
+    def caught(number: int, frame) -> None:
+        if watch.closed:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda caught, frame: signal.signal(caught, signal.SIG_DFL))
+        signal.signal(number, caught)

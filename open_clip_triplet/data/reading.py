@@ -38,6 +38,15 @@ class ShardWatch:
     def __init__(self, streams: int, shards: int):
         self._reading = torch.full((streams,), -1, dtype=torch.int64).share_memory_()
         self._given_up = torch.zeros(shards, dtype=torch.int64).share_memory_()
+        self._closed = torch.zeros(1, dtype=torch.bool).share_memory_()
+
+    def close(self, closed: bool = True) -> None:
+        """Whether the training process needs its workers no more."""
+        self._closed.fill_(closed)
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._closed)
 
     def set_reading(self, stream: int, shard: int) -> None:
         self._reading[stream] = shard

@@ -62,7 +62,7 @@ def negclip_terms(
             image[None], caption[None], scale, chunk_size=chunk_size, ranks=ranks
         )
         over_captions = by_image[0]
-        if neg_scope == "own":
+        if neg_scope == "own" and len(captions) > 1:
             others = [captions[other] for other in range(len(captions)) if other != polarity]
             own = scale * torch.stack([similarity_gain(image, other, caption) for other in others])
             over_captions = torch.logaddexp(over_captions, own.logsumexp(0))
