@@ -22,10 +22,6 @@ def is_remote(url: str | os.PathLike) -> bool:
     return url.startswith("pipe:") or ("://" in url and not url.startswith("file:"))
 
 
-def is_local(url: str | os.PathLike) -> bool:
-    return not is_remote(url)
-
-
 def local_path(url: str | os.PathLike) -> str:
     """The path behind a local name, with or without ``file:``.
 
@@ -122,7 +118,7 @@ def read_many(folder: str | os.PathLike, suffix: str) -> dict[str, bytes]:
 def list_files(folder: str | os.PathLike) -> dict[str, int]:
     """Name -> bytes of the files in a folder, sorted, hidden ones left out; ``{}`` where there is none."""
     try:
-        if is_local(folder):  # where a file may be a link, which fsspec lists as another kind
+        if not is_remote(folder):  # where a file may be a link, which fsspec lists as another kind
             with os.scandir(local_path(folder)) as entries:
                 found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         else:

@@ -98,7 +98,7 @@ TESTED = ("2.32", "3.0", "3.1", "3.2", "3.3", "4.2")
 
 
 def _warn_untested() -> None:
-    """Every name fits, so a version that nobody has tried runs; its user is told."""
+    """Every name fits, so a version that nobody has tried runs, with a warning."""
     import open_clip
 
     if ".".join(open_clip.__version__.split(".")[:2]) not in TESTED:

@@ -24,7 +24,7 @@ REFUSED = {
     "bucket_prefetch_pools": "there is no --length-bucketing",
     "use_naflex": "images are of one size",
     "naflex_num_train_image_tokens": "images are of one size",
-    "horovod": "ranks are told of each other by torch.distributed",
+    "horovod": "ranks find each other through torch.distributed",
 }
 #: flags of ours that change how a run goes and not what it trains: no warning where a resume changes them
 RUNTIME_ONLY = (

@@ -15,7 +15,7 @@ class Schedule:
     """Which optimizer steps each epoch makes.
 
     per_epoch: steps of a whole epoch. total, epochs: as the user has given them, ``--epochs`` only beside
-    ``--total-steps``. first_epoch: where this process starts, ``made`` steps having been made before that epoch.
+    ``--total-steps``. first_epoch: where this process starts, ``steps_before`` having been made before that epoch.
 
     >>> schedule = Schedule(per_epoch=9, total=10, epochs=3)
     >>> [schedule.boundary(epoch) for epoch in range(4)]
@@ -26,18 +26,18 @@ class Schedule:
     total: int | None = None
     epochs: int | None = None
     first_epoch: int = 0
-    made: int = 0
+    steps_before: int = 0
 
     def boundary(self, epoch: int) -> int:
         """Optimizer steps made when so many epochs are over."""
         if self.total and self.epochs:
             return min(epoch, self.epochs) * self.total // self.epochs
-        steps = self.made + (epoch - self.first_epoch) * self.per_epoch
+        steps = self.steps_before + (epoch - self.first_epoch) * self.per_epoch
         return min(steps, self.total) if self.total else steps
 
     def epochs_needed(self) -> int:
         """Value of ``--epochs`` with which ``--total-steps`` are reached."""
-        return self.epochs or self.first_epoch + -(-max(0, (self.total or 0) - self.made) // self.per_epoch)
+        return self.epochs or self.first_epoch + -(-max(0, (self.total or 0) - self.steps_before) // self.per_epoch)
 
     @property
     def reported(self) -> int:
@@ -55,7 +55,7 @@ class Progress:
         self.saved: dict = {}  # the plugin's state in the checkpoint that was resumed
         self.state: dict = {}  # the one to put into the next checkpoint
         self.schedule = Schedule(per_epoch=1)
-        self.made = self.samples = self.images = self.captions = 0
+        self.optimizer_steps = self.samples = self.images = self.captions = 0
         self.into_epoch = 0  # steps of the present epoch that an earlier process made
         self._offset = 0
 
@@ -71,8 +71,8 @@ class Progress:
     def plan(self, args, batches_per_epoch: int) -> None:
         """Lay out the steps of the run, once the length of an epoch is known; sets ``args.epochs``."""
         per_epoch = batches_per_epoch // args.accum_freq
-        self.made = int(self.saved.get("optimizer_steps", self.start_epoch * per_epoch))
-        self.samples = int(self.saved.get("samples_seen", self.made * global_batch(args)))
+        self.optimizer_steps = int(self.saved.get("optimizer_steps", self.start_epoch * per_epoch))
+        self.samples = int(self.saved.get("samples_seen", self.optimizer_steps * global_batch(args)))
         self.images = int(self.saved.get("images_seen", 0))
         self.captions = int(self.saved.get("captions_seen", 0))
         before = int(self.saved.get("flags", {}).get("global batch", global_batch(args)))
@@ -84,7 +84,7 @@ class Progress:
             )
         self.schedule = Schedule(
             per_epoch, args.total_steps, args.epochs if args.epochs_given else None,
-            self.start_epoch, self.made - self.into_epoch,
+            self.start_epoch, self.optimizer_steps - self.into_epoch,
         )
         if args.total_steps:
             args.epochs = self.schedule.epochs_needed()
@@ -93,8 +93,8 @@ class Progress:
         """Steps that this epoch is still to make."""
         self._offset = self.into_epoch
         if args.total_steps:
-            self._offset = self.made - self.schedule.reported * epoch
-        return max(0, self.schedule.boundary(epoch + 1) - self.made)
+            self._offset = self.optimizer_steps - self.schedule.reported * epoch
+        return max(0, self.schedule.boundary(epoch + 1) - self.optimizer_steps)
 
     def schedule_step(self, step: int) -> int:
         """The step of the learning rate's schedule for OpenCLIP's count, which takes all epochs for equal."""
@@ -106,14 +106,14 @@ class Progress:
         stopped: it was left early, and goes on in another process.
         """
         samples = steps * global_batch(args)
-        self.made += steps
+        self.optimizer_steps += steps
         self.samples += samples
         self.images += samples * method.image_group(args.neg_captions)
         added = int(getattr(args, "paraphrase_weight", 0) > 0), getattr(args, "units", 0)
         self.captions += samples * method.text_group(args.neg_captions, *added)
         self.into_epoch = self.into_epoch + steps if stopped else 0
         self.state = {
-            "optimizer_steps": self.made, "samples_seen": self.samples, "images_seen": self.images,
+            "optimizer_steps": self.optimizer_steps, "samples_seen": self.samples, "images_seen": self.images,
             "captions_seen": self.captions, "into_epoch": self.into_epoch, "flags": meaning(args),
         }
         if stream is not None:
@@ -121,7 +121,7 @@ class Progress:
 
     def describe(self) -> str:
         return (
-            f"{self.made:,} optimizer steps: {self.samples:,} samples seen, "
+            f"{self.optimizer_steps:,} optimizer steps: {self.samples:,} samples seen, "
             f"{self.images:,} images and {self.captions:,} captions encoded"
         )
 
@@ -140,15 +140,15 @@ class CutLoader:
     def __init__(self, loader, batches: int, num_batches: int):
         self._loader, self._batches = loader, batches
         self.num_batches = num_batches
-        self.given = 0
+        self.batches_yielded = 0
 
     def __getattr__(self, name):
         return getattr(self._loader, name)
 
     def __iter__(self) -> Iterator:
         batches = iter(self._loader) if self._batches else iter(())
-        while self.given < self._batches and (batch := next(batches, None)) is not None:
-            self.given += 1
+        while self.batches_yielded < self._batches and (batch := next(batches, None)) is not None:
+            self.batches_yielded += 1
             yield batch
 
 

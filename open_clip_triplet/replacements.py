@@ -261,7 +261,7 @@ class Replacements:
             task, epoch = state.task, state.epoch
 
             def checkpoint() -> dict:
-                state.global_step = self.progress.made
+                state.global_step = self.progress.optimizer_steps
                 return self.modules["main"].save_checkpoint(
                     task, state.optimizer, epoch=epoch, scaler=state.scaler, name=args.name,
                     global_step=state.global_step, samples_seen=state.samples_seen,
@@ -270,7 +270,7 @@ class Replacements:
             loss = getattr(task, "loss", None)
             with self._epoch(args, data, epoch, state.optimizer, loss, task, checkpoint) as cut:
                 original(state, cut, args, tb_writer=tb_writer)
-            state.global_step = self.progress.made
+            state.global_step = self.progress.optimizer_steps
             self._evaluate_alone(task, data, epoch + 1, args, tb_writer)
 
         return hooked
@@ -279,8 +279,8 @@ class Replacements:
     def _epoch(self, args, data, epoch: int, optimizer, loss, model, checkpoint: Callable[[], dict]):
         """The data of one epoch, with its train loader cut to the steps that are to be made.
 
-        A seam for losses too: one that has ``start_epoch(model, step)`` is told of the (wrapped) model and of
-        the optimizer steps made before this epoch.
+        A seam for losses too: one that has ``start_epoch(model, step)`` gets the (wrapped) model and the number of
+        optimizer steps made before this epoch.
         """
         info, now = data["train"], self.progress
         wanted, paired = now.start_epoch_steps(args, epoch), _is_paired(info)
@@ -289,16 +289,16 @@ class Replacements:
             loader.stretch = wanted * args.accum_freq
             loader.start()
             # random state of the model's layers, whether or not the run was resumed here
-            seed = zlib.crc32(f"{args.seed}/{now.made}/{args.rank}".encode())
+            seed = zlib.crc32(f"{args.seed}/{now.optimizer_steps}/{args.rank}".encode())
             self.modules["main"].random_seed(seed)
         elif args.total_steps:
             loader = progress.CutLoader(
                 loader, wanted * args.accum_freq, now.schedule.reported * args.accum_freq
             )
         if hasattr(loss, "calls"):
-            loss.calls = now.made * args.accum_freq  # so that its errors name the step of the whole training
+            loss.calls = now.optimizer_steps * args.accum_freq  # so that its errors name the step of the whole training
         if hasattr(loss, "start_epoch"):
-            loss.start_epoch(model, now.made)
+            loss.start_epoch(model, now.optimizer_steps)
         if args.decay_all:
             for group in optimizer.param_groups:
                 group["weight_decay"] = args.wd
@@ -307,7 +307,7 @@ class Replacements:
             yield {**data, "train": replace(info, dataloader=loader)}
         if hasattr(loss, "check_finite"):
             loss.check_finite()  # so that no checkpoint keeps a broken model
-        steps = getattr(loader, "given", loader.num_batches) // args.accum_freq
+        steps = getattr(loader, "batches_yielded", loader.num_batches) // args.accum_freq
         stopped = paired and steps < wanted
         stream = loader.report().export(loader.pieces.plan) if paired else None
         now.finish_epoch(args, find_method(args.loss), steps, stopped=stopped, stream=stream)

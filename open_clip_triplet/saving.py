@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, the sound one among them, and a run that is told to stop."""
+"""Checkpoints that are whole or not there, the sound one among them, and a run that is asked to stop."""
 
 from __future__ import annotations
 

@@ -11,6 +11,8 @@ released TripletData (``.image .caption .neg_image .neg_caption``) are read unde
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import glob
 import io
 import json
@@ -150,9 +152,6 @@ def rename_members(sample: dict[str, Any], names: Mapping[str, str] = FIELDS) ->
     return fields
 
 
-by_role, ROLES = rename_members, FIELDS  # as other rooms call them
-
-
 def read_meta(sample: dict[str, Any]) -> dict[str, Any]:
     """The ``json`` member of a sample as a dict; ``{}`` where it is absent or not an object."""
     try:
@@ -177,9 +176,10 @@ class ShardWriter:
         self._samples = 0
 
     def __enter__(self) -> ShardWriter:
-        self._whole = write_whole(self.path)
-        self._file = self._whole.__enter__()
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(write_whole(self.path))
+            self._tar = stack.enter_context(tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT))
+            self._files = stack.pop_all()
         return self
 
     def __len__(self) -> int:
@@ -208,13 +208,7 @@ class ShardWriter:
         self._samples += 1
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
-            try:
-                self._tar.close()
-            except BaseException as failure:
-                self._whole.__exit__(type(failure), failure, failure.__traceback__)
-                raise
-        self._whole.__exit__(kind, error, trace)
+        self._files.__exit__(kind, error, trace)
 
 
 def _encode(value: Any) -> bytes:
@@ -225,24 +219,17 @@ def _encode(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
 
 
-def read_sizes(urls: list[str], unknown: list[str] | None = None) -> list[int] | None:
+def read_sizes(urls: Iterable[str], unknown: list[str] | None = None) -> list[int] | None:
     """Samples per shard from the ``sizes.json`` beside each shard; None where any is unknown.
 
     unknown: filled with the shards that have no entry.
     """
-    cache: dict[str, dict[str, Any]] = {}
-    sizes: list[int] = []
-    missing: list[str] = [] if unknown is None else unknown
-    for url in urls:
-        folder = os.path.dirname(url)
-        if folder not in cache:
-            cache[folder] = _sizes_in(folder)
-        size = cache[folder].get(os.path.basename(url))
-        if isinstance(size, int) and size >= 0:
-            sizes.append(size)
-        else:
-            missing.append(url)
-    return None if missing else sizes
+    sizes_in = functools.cache(_sizes_in)
+    found = {url: sizes_in(os.path.dirname(url)).get(os.path.basename(url)) for url in urls}
+    missing = [url for url, size in found.items() if not isinstance(size, int) or size < 0]
+    if unknown is not None:
+        unknown += missing
+    return None if missing else [found[url] for url in urls]
 
 
 def _sizes_in(folder: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Validator:
         shards, first = [], None
         for shard in expand_shards(args.val_data):
             if not is_remote(shard) and not os.path.exists(shard):
-                continue  # missed, and told of, before training
+                continue  # warned of before training
             try:
                 first = first or rename_members(first_sample(shard))
                 shards.append(shard)

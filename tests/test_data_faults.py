@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 from open_clip_triplet.data import get_paired_dataset, reading
 from open_clip_triplet.data import loader as loader_module
 from open_clip_triplet.data.counts import DROPPED
-from open_clip_triplet.data.reading import ShardWatch, SliceReader
+from open_clip_triplet.data.reading import ShardWatch
 from open_clip_triplet.data.stream import ShardSlice
 from open_clip_triplet.errors import ShardError, UsageError
 from open_clip_triplet.evaluation.images import read_tar_index
@@ -39,8 +39,8 @@ def add_up(info, total):
     return named
 
 
-def read_slice(part, fields=("text",), note=print, watch=None):
-    return list(SliceReader(watch or ShardWatch(1, 1), fields, 0, note).read(part, lambda index: True))
+def read_slice(part, fields=("text",)):
+    return list(reading.read_slice(part, lambda index: True, pass_index=0, watch=ShardWatch(1, 1), fields=fields))
 
 
 def failing_pipe(folder, shard, failures, command="head -c 9000"):

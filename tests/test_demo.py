@@ -24,7 +24,7 @@ import sweep  # noqa: E402
 import world_page  # noqa: E402
 import world_runs  # noqa: E402
 from open_clip_triplet import options  # noqa: E402
-from open_clip_triplet.shards import by_role, read_meta, read_samples  # noqa: E402
+from open_clip_triplet.shards import read_meta, read_samples, rename_members  # noqa: E402
 from open_clip_triplet.tripletdata.worlds import shapes  # noqa: E402
 
 
@@ -238,7 +238,7 @@ def test_the_sweeps_shards_are_made_by_the_tools(tmp_path, monkeypatch):
 
     def read(folder):
         for shard in sorted((tmp_path / folder).glob("*.tar")):
-            yield from map(by_role, read_samples(shard))
+            yield from map(rename_members, read_samples(shard))
 
     for folder in (sweep.MINED, sweep.RULES, f"{sweep.SPOILT}-300"):
         sweep.prepare(folder, args)

@@ -16,11 +16,11 @@ def by_loop(shard, model, preprocess, tokenizer):
 
     from PIL import Image
 
-    from open_clip_triplet.shards import by_role, read_samples
+    from open_clip_triplet.shards import read_samples, rename_members
 
     counts = dict.fromkeys(("text", "image", "group"), 0)
     for sample in read_samples(shard):
-        roles = by_role(sample)
+        roles = rename_members(sample)
         with torch.no_grad():
             x = [
                 model.encode_image(preprocess(Image.open(io.BytesIO(roles[r])))[None], normalize=True)[0]

@@ -49,8 +49,7 @@ def fast_as_pil(encoded, *names, **options):
 
 
 def on_device(made, images):
-    (((made, _), _),) = ToDevice("cpu", images.normalize)(iter([([made], [torch.zeros(1)], None)]))
-    return made
+    return ToDevice("cpu", images.normalize)([made], [torch.zeros(1)])[0]
 
 
 def difference(pil, fast):

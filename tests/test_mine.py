@@ -11,7 +11,7 @@ import pytest
 
 from build_fixtures import contents
 from conftest import TINY_MODEL, picture
-from open_clip_triplet.shards import ShardWriter, by_role, read_meta, read_samples, read_sizes
+from open_clip_triplet.shards import ShardWriter, read_meta, read_samples, read_sizes, rename_members
 from open_clip_triplet.tripletdata.backends import embed, neighbours
 from open_clip_triplet.tripletdata.backends.neighbours import (
     Collection,
@@ -43,7 +43,7 @@ def pair(number: int, caption: str | None = None, **more) -> dict:
 def mined(folder: Path) -> dict[str, dict]:
     """Samples by the key they had in the input."""
     found = [sample for tar in sorted(folder.glob("*.tar")) for sample in read_samples(tar)]
-    return {read_meta(by_role(sample))["source_key"]: sample for sample in found}
+    return {read_meta(rename_members(sample))["source_key"]: sample for sample in found}
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def test_paired_shards_come_out_one_for_each_that_went_in(shards, tmp_path, caps
     assert counts["read"] == counts["kept"] == 12 and counts["dropped"] == {}
     assert read_sizes([str(tmp_path / "out" / f"0000{n}.tar") for n in (0, 1)]) == [7, 5]
     assert "mine: kept 12 of 12 samples" in capsys.readouterr().err
-    sources = {s["__key__"]: by_role(s) for url in shards for s in read_samples(url)}
+    sources = {s["__key__"]: rename_members(s) for url in shards for s in read_samples(url)}
     for key, sample in mined(tmp_path / "out").items():
-        roles, meta = by_role(sample), read_meta(by_role(sample))
+        roles, meta = rename_members(sample), read_meta(rename_members(sample))
         other = sources[meta["neg_source_key"]]
         assert meta["neg_source_key"] != key == meta["source_key"]
         assert (roles["image"], roles["text"]) == (sources[key]["image"], sources[key]["text"])
@@ -77,7 +77,7 @@ def test_paired_shards_come_out_one_for_each_that_went_in(shards, tmp_path, caps
 
 def test_the_nearest_caption_is_found(shards, tmp_path):
     run(shards, tmp_path / "out")
-    samples = [by_role(sample) for sample in mined(tmp_path / "out").values()]
+    samples = [rename_members(sample) for sample in mined(tmp_path / "out").values()]
     nearest = {roles["text"].decode(): roles["neg_text"].decode() for roles in samples}
     assert nearest[CAPTIONS[0]] == CAPTIONS[1]
     assert nearest[CAPTIONS[3]] == CAPTIONS[4]
@@ -107,7 +107,7 @@ def test_near_duplicates_are_passed_over(tmp_path):
     samples += [pair(51, "a dog outside", json={"captions": ["a dog", CAPTIONS[0]]})]
     url = write(tmp_path, samples)
     run([url], tmp_path / "out")
-    found = {key: read_meta(by_role(s))["neg_source_key"] for key, s in mined(tmp_path / "out").items()}
+    found = {key: read_meta(rename_members(s))["neg_source_key"] for key, s in mined(tmp_path / "out").items()}
     same = {"00000000", "00000012", "00000013", "00000014"}
     assert found["00000000"] not in same
     assert found["00000013"] not in {"00000000", "00000014"}
@@ -177,7 +177,7 @@ def test_an_index_that_faiss_does_not_know_is_named(shards, tmp_path, capsys):
     run(shards, tmp_path / "out2", "--index", "IVF2,SQfp16", "--nprobe", "2")
     run(shards, tmp_path / "exact")
     found, exact = (
-        {k: read_meta(by_role(s))["neg_source_key"] for k, s in mined(tmp_path / name).items()}
+        {k: read_meta(rename_members(s))["neg_source_key"] for k, s in mined(tmp_path / name).items()}
         for name in ("out2", "exact")
     )
     assert found == exact
@@ -234,7 +234,7 @@ def test_an_openclip_model_mines_by_image_and_caption(shards, tmp_path, tiny_mod
     assert counts["kept"] == 12
     features = np.load(tmp_path / "out/.work/embed/00001.features.npy")
     assert features.shape == (5, 2 * TINY_MODEL["embed_dim"]) and features.dtype == np.float16
-    sample = by_role(next(iter(mined(tmp_path / "out").values())))
+    sample = rename_members(next(iter(mined(tmp_path / "out").values())))
     rows = embed.OpenClipEmbedder(tiny_model, str(weights), "cpu")(
         [[sample["text"].decode()], [sample["neg_text"].decode()]], [sample["image"], sample["neg_image"]]
     )
@@ -248,7 +248,7 @@ def test_an_image_that_cannot_be_decoded_is_counted_not_mined(tmp_path, tiny_mod
     counts = run([url], tmp_path / "out", "--model", tiny_model, "--max-similarity", "1.1")
     assert counts["kept"] == 3
     assert counts["dropped"] == {"not embeddable (image cannot be decoded, or no known word)": 1}
-    negatives = {read_meta(by_role(s))["neg_source_key"] for s in mined(tmp_path / "out").values()}
+    negatives = {read_meta(rename_members(s))["neg_source_key"] for s in mined(tmp_path / "out").values()}
     assert "00000002" not in negatives
 
 
@@ -279,7 +279,7 @@ def test_flickr8k_negatives_are_near_and_different(tmp_path):
     folder = Path(os.environ["TRIPLET_TEST_DATA"]) / "flickr8k"
     counts = run([str(folder / "val-00000.tar")], tmp_path / "out")
     assert counts["read"] == counts["kept"] == 247
-    metas = [read_meta(by_role(sample)) for sample in mined(tmp_path / "out").values()]
+    metas = [read_meta(rename_members(sample)) for sample in mined(tmp_path / "out").values()]
     assert len({meta["neg_source_key"] for meta in metas}) > 100
     for meta in metas:
         assert not set(meta["captions"]) & set(meta["neg_captions"]) and meta["similarity"] < 0.95

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from open_clip_triplet.shards import ROLES, by_role, read_meta, read_samples, read_sizes
+from open_clip_triplet.shards import FIELDS, read_meta, read_samples, read_sizes, rename_members
 from open_clip_triplet.tripletdata.cli import main
 from open_clip_triplet.tripletdata.worlds import scenes, shapes
 from open_clip_triplet.tripletdata.worlds.scenes import Scene, Thing
@@ -35,7 +35,7 @@ def world(request, tmp_path_factory):
 
 def metas(folder, split: str) -> list[dict]:
     tars = sorted((folder / split).glob("*.tar"))
-    return [read_meta(by_role(sample)) for tar in tars for sample in read_samples(tar)]
+    return [read_meta(rename_members(sample)) for tar in tars for sample in read_samples(tar)]
 
 
 def test_a_second_build_has_the_same_bytes(world, tmp_path):
@@ -74,8 +74,8 @@ def test_every_sample_is_whole_and_sizes_say_how_many(world):
     keys = set()
     for tar in tars:
         for sample in read_samples(tar):
-            roles = by_role(sample)
-            assert set(roles) == {*ROLES.values(), "__key__", "__url__"}
+            roles = rename_members(sample)
+            assert set(roles) == {*FIELDS.values(), "__key__", "__url__"}
             assert Image.open(io.BytesIO(roles["image"])).size == (32, 32)
             meta = read_meta(roles)
             assert meta["captions"][0] == roles["text"].decode() and len(set(meta["captions"])) == 4

@@ -51,7 +51,7 @@ def test_samples_come_back_as_written_and_bytes_are_fixed(tmp_path_factory, samp
         assert back["jpg"] == sample["jpg"] and back["txt"].decode() == sample["txt"]
         assert set(back) - {"__url__"} == set(sample)
         if "json" in sample:
-            assert shards.read_meta(shards.by_role(back)) == sample["json"]
+            assert shards.read_meta(shards.rename_members(back)) == sample["json"]
     assert write(folder / "b.tar", samples).read_bytes() == path.read_bytes()
 
 
@@ -172,7 +172,7 @@ def test_links_and_devices_in_a_tar_are_passed_over(tmp_path):
 
 def test_members_of_the_released_data_have_the_same_roles():
     raw = {"__key__": "0", "image": b"i", "caption": b"c", "neg_image": b"n", "neg_caption": b"m"}
-    roles = shards.by_role(raw)
+    roles = shards.rename_members(raw)
     assert {role: roles[role] for role in ("image", "text", "neg_image", "neg_text")} == {
         "image": b"i", "text": b"c", "neg_image": b"n", "neg_text": b"m",
     }  # fmt: skip

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from build_fixtures import Meeting, Shout, contents, plain_shards
 from open_clip_triplet.errors import ImageError, PipelineError
-from open_clip_triplet.shards import ShardWriter, by_role, read_samples
+from open_clip_triplet.shards import ShardWriter, read_samples, rename_members
 from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.backends.vllm import Vllm
 from open_clip_triplet.tripletdata.run import runner
@@ -425,7 +425,7 @@ def test_table_images_of_any_format_come_out_readable(tmp_path):
     assert cli.main(argv) == 0
     for output in (tmp_path / "shout", tmp_path / "pack"):
         samples = list(read_samples(output / "00000.tar"))
-        assert len(samples) == 5 and all("image" in by_role(sample) for sample in samples)
+        assert len(samples) == 5 and all("image" in rename_members(sample) for sample in samples)
         assert all(json.loads(sample["json"])["captions"] == ["one"] for sample in samples)
     packed = [next(iter(set(s) & {"jpg", "png", "webp"})) for s in read_samples(tmp_path / "pack/00000.tar")]
     assert packed == ["jpg", "jpg", "png", "jpg", "webp"]

@@ -272,7 +272,7 @@ def stages(spec: str, size: tuple[int, int], number: int = 200) -> dict:
     made = [resize_box(p, size, box, crop.size) for p in pixels]
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     pictures = [decode_pil(data) for data in encoded]
-    batch = [torch.stack(made)], [tokenizer(texts)], None
+    batch = [torch.stack(made)], [tokenizer(texts)]
     finish = ToDevice("cuda" if torch.cuda.is_available() else "cpu", fast.normalize)
     count, choose = len(samples), CaptionChoice()
     return {
@@ -291,7 +291,7 @@ def stages(spec: str, size: tuple[int, int], number: int = 200) -> dict:
         / count,
         "fast: all of the image": clock(lambda: [fast([data], 0, 0) for data in encoded]) / count,
         "fast: batch": clock(lambda: torch.stack(made)) / count,
-        "fast: to device and normalise": clock(lambda: list(finish(iter([batch])))) / count,
+        "fast: to device and normalise": clock(lambda: finish(*batch)) / count,
         "pil: transform": clock(lambda: [transform(picture) for picture in pictures]) / count,
         "pil: all of the image": clock(lambda: [PilImages(transform)([data], 0) for data in encoded]) / count,
     }
@@ -328,7 +328,7 @@ def decoders(encoded: list[bytes], size: tuple[int, int]) -> dict:
     finish = ToDevice("cpu", fast.normalize)
     levels = []
     for number, data in enumerate(encoded):
-        (((made, _), _),) = finish(iter([([torch.stack(fast([data], number))], [torch.zeros(1)], None)]))
+        made, _ = finish([torch.stack(fast([data], number))], [torch.zeros(1)])
         levels.append(((made[0] - pil([data], number)[0]) * std * 255).abs().mean().item())
     found = {name: cost / len(encoded) for name, cost in costs.items()}
     return found | {"difference of fast to pil, of 255": statistics.mean(levels)}

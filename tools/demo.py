@@ -25,7 +25,7 @@ import numpy as np
 import world_runs
 from open_clip_triplet.evaluation.metrics import wilson_interval
 from open_clip_triplet.files import write_text_durably
-from open_clip_triplet.shards import by_role, read_samples
+from open_clip_triplet.shards import read_samples, rename_members
 from open_clip_triplet.tripletdata.worlds import shapes
 from world_runs import COMMON, SCORES, Run, difference, interval
 
@@ -197,7 +197,7 @@ step, and takes longer: the table says how much.</p>
 
 def _examples(val: Path, count: int) -> str:
     parts = []
-    for sample, _ in zip(map(by_role, read_samples(val)), range(count)):
+    for sample, _ in zip(map(rename_members, read_samples(val)), range(count)):
         sides = (("image", "text"), ("neg_image", "neg_text"))
         parts.append('<div class="s">' + "".join(
             f'<img alt="" src="data:image/jpeg;base64,{_base64(sample[image])}">'

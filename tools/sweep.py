@@ -22,7 +22,7 @@ import world_page
 import world_results
 import world_runs
 from open_clip_triplet.files import write_text_durably
-from open_clip_triplet.shards import ShardWriter, by_role, read_meta, read_samples, write_sizes
+from open_clip_triplet.shards import ShardWriter, read_meta, read_samples, rename_members, write_sizes
 from open_clip_triplet.tripletdata import cli
 from reproduce import build_shards
 from world_runs import COMMON, MODEL, MODEL_CONFIG, Run
@@ -191,10 +191,10 @@ def _spoilt(samples: Iterator[dict]) -> Iterator[dict]:
     before = None
     for number, sample in enumerate(samples):
         name = next(name for name in sample if name.startswith("neg.") and name != "neg.txt")
-        own = by_role(sample)["neg_image"]
+        own = rename_members(sample)["neg_image"]
         if number % 4 == 3:
             sample[name] = before
-            sample["json"] = {**read_meta(by_role(sample)), "wrong": True}
+            sample["json"] = {**read_meta(rename_members(sample)), "wrong": True}
         before = own
         yield sample
 
@@ -202,7 +202,7 @@ def _spoilt(samples: Iterator[dict]) -> Iterator[dict]:
 def wrong_images(shards: Path) -> int:
     """How many samples :func:`spoil` has given a wrong image."""
     samples = (sample for shard in sorted(shards.glob("*.tar")) for sample in read_samples(shard))
-    return sum("wrong" in read_meta(by_role(sample)) for sample in samples)
+    return sum("wrong" in read_meta(rename_members(sample)) for sample in samples)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 import world_results
 from open_clip_triplet.evaluation.metrics import composition_correct, pair_similarities, wilson_interval
 from open_clip_triplet.files import write_text_durably
-from open_clip_triplet.shards import by_role, read_meta, read_samples, read_sizes
+from open_clip_triplet.shards import read_meta, read_samples, read_sizes, rename_members
 
 MODEL = "shapes-tiny"
 #: relative to here, so that the commands printed and recorded hold for any checkout
@@ -189,7 +189,7 @@ def score(checkpoint: Path, val: Path) -> dict:
     open_clip.add_model_config(MODEL_CONFIG)
     model, _, preprocess = open_clip.create_model_and_transforms(MODEL, pretrained=str(checkpoint))
     encoder = Encoder(model, preprocess, open_clip.get_tokenizer(MODEL))
-    samples = [by_role(sample) for sample in read_samples(val)]
+    samples = [rename_members(sample) for sample in read_samples(val)]
     with evaluating(model):
         x0, x1 = (
             _in_batches(encoder.images, [preprocess(open_image(sample[role])[0]) for sample in samples])

@@ -36,9 +36,9 @@ def get_paired_dataset(
 
     from open_clip_triplet.data.checks import check_sources
     from open_clip_triplet.data.device import ToDevice
+    from open_clip_triplet.data.group import HostGroup
     from open_clip_triplet.data.loader import PairedLoader
     from open_clip_triplet.data.pipeline import StreamPieces
-    from open_clip_triplet.data.ranks import Ranks
     from open_clip_triplet.data.reading import ShardWatch
     from open_clip_triplet.data.state import continued
 
@@ -49,8 +49,8 @@ def get_paired_dataset(
         max_bad=args.max_bad_fraction,
     )
     plan, state = continued(_plan(args, saved), saved, epoch=epoch, log=args.rank == 0)
-    ranks = Ranks()
-    if len(starts := set(ranks.gather((state.step, tuple(state.positions))))) > 1:
+    group = HostGroup()
+    if len(starts := set(group.gather((state.step, tuple(state.positions))))) > 1:
         raise CheckpointError(f"processes resumed from {len(starts)} different checkpoints: one of them could not read "
                               "the newest. Name the checkpoint: --resume FILE")
     accumulate = getattr(args, "accum_freq", 1)
@@ -65,7 +65,7 @@ def get_paired_dataset(
     loader = PairedLoader(
         pieces, workers=_workers(args, per_rank), state=state, batch_size=args.batch_size,
         finish=ToDevice(args.device, transform.images.normalize, as_dict=as_dict),
-        num_batches=_samples_per_epoch(args, plan) // global_batch * accumulate, ranks=ranks, rank=args.rank,
+        num_batches=_samples_per_epoch(args, plan) // global_batch * accumulate, group=group, rank=args.rank,
         pin_memory="cuda" in str(args.device), stopping=stopping,
     )
     return DataInfo(dataloader=loader, shared_epoch=loader)

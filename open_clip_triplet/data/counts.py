@@ -19,7 +19,7 @@ DROPPED = (
     "left out by a data stage",
 )
 #: other things counted, in samples
-EVENTS = ("seen", "not in sizes.json", "filled up negative captions")
+EVENTS = ("seen", "filled up negative captions")
 #: share of a pass's samples that may be dropped before it is warned of
 WORTH_A_WARNING = 0.05
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 
 class ToDevice:
-    """Iterates batches as OpenCLIP's loop wants them, given the parts that the workers made.
-
-    Takes ``(image parts, text parts, note)`` and gives ``(batch, note)``; the parts are joined on the device.
+    """A batch as OpenCLIP's loop wants it, of the parts that the workers made; they are joined on the device.
 
     uint8 images [N, H, W, 3] are moved as they are and become normalised floats [N, 3, H, W] on the
     device, channels last in memory, as convolutions like them best; float images pass unchanged. From pinned
     memory the copy does not wait for the step that runs.
 
     normalize: torchvision's Normalize, or None where the workers have normalised.
-    as_dict: yield ``{"image", "text"}`` (OpenCLIP 4.x) instead of a pair.
+    as_dict: give ``{"image", "text"}`` (OpenCLIP 4.x) instead of a pair.
     """
 
     def __init__(self, device, normalize=None, *, as_dict: bool = False):
@@ -33,18 +30,15 @@ class ToDevice:
             )
             self._scale, self._shift = 1 / (255 * std), -mean / std
 
-    def __call__(self, batches: Iterator) -> Iterator:
-        return map(self._finish, batches)
-
-    def _finish(self, batch):
-        *members, note = batch
-        pinned = self.device.type == "cuda"
-        images, texts = (
-            _join([part.to(self.device, non_blocking=pinned) for part in parts]) for parts in members
-        )
+    def __call__(self, images: list[torch.Tensor], texts: list[torch.Tensor]) -> Any:
+        image, text = self._join(images), self._join(texts)
         if self._scale is not None:
-            images = self._normalize(images).permute(0, 3, 1, 2)
-        return ({"image": images, "text": texts} if self.as_dict else (images, texts)), note
+            image = self._normalize(image).permute(0, 3, 1, 2)
+        return {"image": image, "text": text} if self.as_dict else (image, text)
+
+    def _join(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        moved = [part.to(self.device, non_blocking=self.device.type == "cuda") for part in parts]
+        return torch.cat(moved) if len(moved) > 1 else moved[0]
 
     def _normalize(self, images: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":
@@ -53,7 +47,3 @@ class ToDevice:
         width = images.shape[2]
         rows = images.flatten(2).float()
         return rows.mul_(self._scale.repeat(width)).add_(self._shift.repeat(width)).view(images.shape)
-
-
-def _join(parts: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat(parts) if len(parts) > 1 else parts[0]

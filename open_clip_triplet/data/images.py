@@ -296,7 +296,7 @@ def resize_box(
         scales.append(1 / step)
     if min(starts) < 0:
         margin = [max(0, -start) for start in starts]
-        pixels = _repeat_edges(pixels[: stops[0], : stops[1]], *margin)
+        pixels = np.pad(pixels[: stops[0], : stops[1]], [(margin[0], 0), (margin[1], 0), (0, 0)], mode="edge")
         starts, stops = ([n + m for n, m in zip(ends, margin)] for ends in (starts, stops))
     crop = torch.from_numpy(pixels[starts[0] : stops[0], starts[1] : stops[1]]).permute(2, 0, 1)
     shape = [out[0] + extra[0], out[1] + extra[1]]
@@ -305,16 +305,6 @@ def resize_box(
     resize: Any = torch._C._nn._upsample_bicubic2d_aa
     resize(crop[None], shape, False, *scales, out=made)
     return made[0, :, extra[0] :, extra[1] :].permute(1, 2, 0)
-
-
-def _repeat_edges(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """[h, w, 3] with its first row and column repeated before it."""
-    height, width, _ = pixels.shape
-    padded = np.empty((rows + height, columns + width, 3), np.uint8)  # np.pad takes several times as long
-    padded[rows:, columns:] = pixels
-    padded[:rows, columns:] = pixels[0]
-    padded[:, :columns] = padded[:, columns : columns + 1]
-    return padded
 
 
 def align_grid(begin: float, step: float, most: int = 8) -> tuple[int, int]:

@@ -14,8 +14,8 @@ from typing import Any
 from torch.utils.data import DataLoader, get_worker_info
 
 from open_clip_triplet.data.counts import PassCounts, finished_passes, too_many_dropped
+from open_clip_triplet.data.group import HostGroup
 from open_clip_triplet.data.pipeline import Piece, SampleTransform, StreamPieces
-from open_clip_triplet.data.ranks import Ranks
 from open_clip_triplet.data.state import StreamState
 from open_clip_triplet.data.stream import Position
 from open_clip_triplet.errors import ShardError
@@ -35,21 +35,21 @@ class PairedLoader:
     Args:
         pieces: the data set of this rank. workers: processes that read it; 0 for none.
         state: where its streams start; kept up to date with the batches handed over.
-        finish: batches as ``(image parts, text parts, pieces)`` to ``(what the loop gets, pieces)``.
-        batch_size: samples per batch. ranks: all of them, for sums. rank: only rank 0 logs.
+        finish: image parts and text parts of a batch to what the loop gets.
+        batch_size: samples per batch. group: all ranks, for sums. rank: only rank 0 logs.
         stopping: asked before every optimizer step; True ends the epoch there, on all ranks alike.
     """
 
     def __init__(
-        self, pieces: StreamPieces, *, workers: int, state: StreamState, finish: Callable[[Iterator], Iterator],
-        batch_size: int, num_batches: int, ranks: Ranks, rank: int = 0, pin_memory: bool = False,
+        self, pieces: StreamPieces, *, workers: int, state: StreamState, finish: Callable[[list, list], Any],
+        batch_size: int, num_batches: int, group: HostGroup, rank: int = 0, pin_memory: bool = False,
         stopping: Callable[[], bool] = lambda: False,
     ):
         self.pieces, self.state, self.batch_size, self.num_batches = pieces, state, batch_size, num_batches
         self.stretch = num_batches
-        self.given = 0  #: batches handed over in this epoch
+        self.batches_yielded = 0  #: batches handed over in this epoch
         self.stopping = stopping
-        self._finish, self._ranks, self._rank = finish, ranks, rank
+        self._finish, self._group, self._rank = finish, group, rank
         self._workers = DataLoader(
             pieces, batch_size=None, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_in_worker
         )
@@ -71,33 +71,33 @@ class PairedLoader:
     def start(self) -> None:
         """Start the workers, unless they run. It draws from torch's generator, as a DataLoader does."""
         if self._batches is None:
-            self._batches = self._finish(joined(self.from_workers(), self.batch_size, self.pieces.transform))
+            self._batches = joined(self.from_workers(), self.batch_size, self.pieces.transform)
 
     def __iter__(self) -> Iterator:
         self.start()
-        accumulate, self.given = self.pieces.dealing.pieces, 0
+        accumulate, self.batches_yielded = self.pieces.dealing.pieces, 0
         with self._waiting:
             for number in range(self.stretch):
-                if number % accumulate == 0 and self._ranks.agreed(self.stopping()):
+                if number % accumulate == 0 and self._group.agreed(self.stopping()):
                     return
-                batch, pieces = self._next()
+                images, texts, pieces = self._next()
                 for piece in pieces:
                     self.state.positions[piece.stream] = Position(*piece.position)
                     self.state.counts.add(piece.stream, piece.counted)
-                self.given = number + 1
-                self.state.step += self.given % accumulate == 0
-                yield batch
-                if self.given % accumulate == 0 and self.state.step % self._steps_between_checks == 0:
+                self.batches_yielded = number + 1
+                self.state.step += self.batches_yielded % accumulate == 0
+                yield self._finish(images, texts)
+                if self.batches_yielded % accumulate == 0 and self.state.step % self._steps_between_checks == 0:
                     self._check_health()
 
     def gather(self) -> StreamState:
         """The state of the streams of all ranks; a collective call."""
         own = self.pieces.streams  # a checkpoint brings the counts of all ranks' streams
         counts = [entry for entry in self.state.counts.export() if entry[1] in own]
-        told = self._ranks.gather(([self.state.positions[s] for s in own], counts))
-        positions = [Position(*position) for of_rank, _ in told for position in of_rank]
+        gathered = self._group.gather(([self.state.positions[s] for s in own], counts))
+        positions = [Position(*position) for of_rank, _ in gathered for position in of_rank]
         return StreamState(
-            positions, self.state.step, PassCounts(entry for _, exported in told for entry in exported)
+            positions, self.state.step, PassCounts(entry for _, exported in gathered for entry in exported)
         )
 
     def report(self) -> StreamState:

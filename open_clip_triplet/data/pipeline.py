@@ -27,7 +27,7 @@ from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from open_clip_triplet.data.captions import CaptionChoice
 from open_clip_triplet.data.counts import Dropped
-from open_clip_triplet.data.reading import ShardWatch, SliceReader, read_shard
+from open_clip_triplet.data.reading import ShardWatch, read_shard, read_slice
 from open_clip_triplet.data.stream import Dealing, Position, ShuffleOrder, StreamPlan
 from open_clip_triplet.errors import ShardError
 from open_clip_triplet.shards import FIELDS
@@ -36,20 +36,20 @@ from open_clip_triplet.shards import FIELDS
 BARREN_PASSES = 30
 #: shards whose first sample is tried when a stream's whole slice was unusable
 SHARDS_TRIED = 64
-#: ``visit`` of what stands at the end of a pass
+#: ``source`` of what stands at the end of a pass
 END = "end"
 
 
 class Place(NamedTuple):
     """A sample's place in its stream: pass, number of its draw, and where the stream goes on after it.
 
-    visit: tells apart the shards, whose keys may repeat, and the readings of one sample.
+    source: tells apart the shards, whose keys may repeat, and the readings of one sample.
     """
 
     pass_index: int
     draw: int
     after: Position
-    visit: str = ""
+    source: str = ""
 
 
 class Unusable(NamedTuple):
@@ -60,7 +60,7 @@ class Unusable(NamedTuple):
 
     @property
     def ends_pass(self) -> bool:
-        return self.place.visit == END
+        return self.place.source == END
 
 
 class Row(NamedTuple):
@@ -122,7 +122,7 @@ class SampleTransform:
             if name not in sample:
                 raise Dropped("missing member", name)
         place = sample["__place__"]
-        names = (self.seed, place.pass_index, place.visit, sample["__key__"])
+        names = (self.seed, place.pass_index, place.source, sample["__key__"])
         rng = random.Random("/".join(map(str, names))) if self.captions.is_random else None
         texts, filled = self.captions(sample, rng, keep_first="neg_image" in self.fields)
         encoded = [sample[name] for name in ("image", "neg_image")[: self.image_group]]
@@ -158,37 +158,33 @@ class Read:
 
     def __call__(self, passes: Iterator) -> Iterator[tuple]:
         for pass_index, order in passes:
-            events: Counter = Counter()
-            wanted = frozenset(order.pending), order.next_index  # now: the order moves on as it is drawn from
-            yield pass_index, order, self._samples(pass_index, order, *wanted, events), events
+            # now: the order moves on as it is drawn from
+            yield pass_index, order, self._samples(pass_index, order, frozenset(order.pending), order.next_index)
 
     def _samples(
-        self, pass_index: int, order: ShuffleOrder, pending: frozenset[int], following: int, events: Counter
+        self, pass_index: int, order: ShuffleOrder, pending: frozenset[int], next_index: int
     ) -> Iterator[tuple]:
-        """(index in the slice, visit, sample) for the indices pending and from ``following`` on, ascending."""
-
-        def note(name: str) -> None:
-            events[name] += 1
-
-        reader = SliceReader(
-            self.watch, self.transform.fields_read, pass_index, note, self.transform.names
-        )
+        """(index in the slice, source, sample) for the indices pending and from ``next_index`` on, ascending."""
+        options = {
+            "pass_index": pass_index, "watch": self.watch, "fields": self.transform.fields_read,
+            "names": self.transform.names,
+        }
         start = 0
         for part in self.plan.slices(pass_index, self.stream):
             stop = None if part.last is None else start + part.last - part.first
-            if stop is not None and stop <= following and pending.isdisjoint(range(start, stop)):
+            if stop is not None and stop <= next_index and pending.isdisjoint(range(start, stop)):
                 start = stop
                 continue
             self.watch.set_reading(self.row, part.shard)
-            offset, visit = start - part.first, f"{part.shard}/{part.draw}"
+            offset, source = start - part.first, f"{part.shard}/{part.draw}"
 
             def wanted(index: int, offset: int = offset) -> bool:
-                return index + offset >= following or index + offset in pending
+                return index + offset >= next_index or index + offset in pending
 
-            for index, sample in reader.read(part, wanted):
+            for index, sample in read_slice(part, wanted, **options):
                 start = index + offset + 1
                 if sample is not None:
-                    yield index + offset, visit, sample
+                    yield index + offset, source, sample
         self.watch.set_reading(self.row, -1)
         order.length = start if order.length is None else order.length
 
@@ -198,26 +194,22 @@ def shuffle(passes: Iterator) -> Iterator[dict | Unusable]:
 
     The end of a pass comes as an ``Unusable`` too, so that it is known of even where no sample is.
     """
-    for pass_index, order, samples, events in passes:
+    for pass_index, order, samples in passes:
         held: dict[int, tuple] = {}
         for index in order:
             while index not in held and (found := next(samples, None)) is not None:
                 held[found[0]] = found[1:]
-            visit, sample = held.pop(index, ("", None))
+            source, sample = held.pop(index, ("", None))
             over = not order.pending and order.next_index == order.length
             after = Position(pass_index + 1) if over else Position(pass_index, order.drawn, _learned(order))
-            place = Place(pass_index, order.drawn - 1, after, visit)
+            place = Place(pass_index, order.drawn - 1, after, source)
             if isinstance(sample, dict):
                 sample["__place__"] = place
                 yield sample
             else:
                 yield Unusable(place, sample.reason if sample else None)
-        next(samples, None)  # what lies behind the slice, if sizes.json is wrong, is noted on the way
-        end = Place(pass_index, order.drawn, Position(pass_index + 1))
-        for name, number in events.items():
-            for _ in range(number):
-                yield Unusable(end, name)
-        yield Unusable(end._replace(visit=END), None)
+        next(samples, None)  # what lies behind the slice, if sizes.json is wrong, is warned of on the way
+        yield Unusable(Place(pass_index, order.drawn, Position(pass_index + 1), END), None)
 
 
 def _learned(order: ShuffleOrder) -> int | None:

@@ -63,10 +63,10 @@ class ShardWatch:
         """One that was given up in an earlier pass gets a single second chance."""
         return 1 if int(self._given_up[shard]) else RETRIES
 
-    def give_up(self, shard: int, pass_index: int, error: Exception, lost: str) -> None:
+    def give_up(self, shard: int, pass_index: int, error: Exception) -> None:
         if not self.gave_up(shard, pass_index):
             self._given_up[shard] = pass_index + 1
-            logging.warning("%s; %s for pass %d", error, lost, pass_index)
+            logging.warning("%s; given up for pass %d", error, pass_index)
 
 
 def read_shard(
@@ -85,68 +85,53 @@ def read_shard(
             yield index, rename_members(sample, names)
 
 
-class SliceReader:
-    """Reads slices of shards for one data stream in one pass.
+def read_slice(
+    part: ShardSlice, wanted: Callable[[int], bool], *, pass_index: int, watch: ShardWatch, fields: Container[str],
+    names: Mapping[str, str] = FIELDS,
+) -> Iterator[tuple[int, dict | Unreadable | None]]:
+    """(index, sample) of every index of a slice, ascending, each exactly once; None for unwanted ones.
 
-    names: member suffix to field. note: told of samples that sizes.json lacks.
+    A remote shard that fails is opened again, after a pause, and continued at the sample that was
+    being read; not where the server says that it is not there. What cannot be read comes as
+    :class:`Unreadable`; where the size is unknown, one stands for all that is lost.
     """
+    def skip(found: int) -> bool:
+        return found < index or not wanted(found)
 
-    def __init__(
-        self, watch: ShardWatch, fields: Container[str], pass_index: int, note: Callable[[str], None],
-        names: Mapping[str, str] = FIELDS,
-    ):
-        self.watch, self.fields, self.pass_index = watch, fields, pass_index
-        self.note, self.names = note, names
-
-    def read(
-        self, part: ShardSlice, wanted: Callable[[int], bool]
-    ) -> Iterator[tuple[int, dict | Unreadable | None]]:
-        """(index, sample) of every index of a slice, ascending, each exactly once; None for unwanted ones.
-
-        A remote shard that fails is opened again, after a pause, and continued at the sample that was
-        being read; not where the server says that it is not there. What cannot be read comes as
-        :class:`Unreadable`; where the size is unknown, one stands for all that is lost.
-        """
-        index, attempts, reason, opened = part.first, 0, "shard shorter than sizes.json", False
-        if self.watch.gave_up(part.shard, self.pass_index):
-            reason = "damaged shard"
-        while reason != "damaged shard":
-            try:
-                for found, sample in read_shard(
-                    part.url, self.fields, _before_or_not(wanted, index), self.names
-                ):
-                    opened = True
-                    if part.last is not None and found >= part.last:
-                        self.note("not in sizes.json")
-                    elif found >= index:
-                        index, attempts = found + 1, 0
-                        yield found, sample if wanted(found) else None
-                    if part.last is not None and index >= part.last < (part.size or 0):
-                        return
-                break
-            except (OSError, ShardError) as error:
-                if index == part.last:  # everything wanted has come through
+    index, attempts, opened, surplus = part.first, 0, False, 0
+    reason = "damaged shard" if watch.gave_up(part.shard, pass_index) else ""
+    while not reason:
+        try:
+            for found, sample in read_shard(part.url, fields, skip, names):
+                opened = True
+                if part.last is not None and found >= part.last:
+                    surplus = found + 1 - part.last
+                elif found >= index:
+                    index, attempts = found + 1, 0
+                    yield found, sample if wanted(found) else None
+                if part.last is not None and index >= part.last < (part.size or 0):
                     return
-                if not is_remote(part.url) or _is_final(error) or attempts >= self.watch.retries(part.shard):
-                    reason = self._give_up(part, index, error, opened)
-                else:
-                    pause(error, attempts)
-                    attempts += 1
-        if part.last is None:
-            if reason == "damaged shard":
-                yield index, Unreadable(reason)
-            return
-        for lost in range(index, part.last):
-            yield lost, Unreadable(reason) if wanted(lost) else None
-
-    def _give_up(self, part: ShardSlice, index: int, error: Exception, opened: bool) -> str:
-        if not opened:
-            self.watch.give_up(part.shard, self.pass_index, error, "given up")
-        else:
-            logging.warning(
-                "%s; given up from sample %d on for pass %d", error, index, self.pass_index
-            )
-        return "damaged shard"
+            reason = "shard shorter than sizes.json"
+        except (OSError, ShardError) as error:
+            if index == part.last:  # everything wanted has come through
+                break
+            if is_remote(part.url) and not _is_final(error) and attempts < watch.retries(part.shard):
+                pause(error, attempts)
+                attempts += 1
+                continue
+            reason = "damaged shard"
+            if opened:
+                logging.warning("%s; given up from sample %d on for pass %d", error, index, pass_index)
+            else:
+                watch.give_up(part.shard, pass_index, error)
+    if surplus:
+        logging.warning("%s: skipped %d samples that are not in sizes.json, in pass %d", part.url, surplus, pass_index)
+    if part.last is None:
+        if reason == "damaged shard":
+            yield index, Unreadable(reason)
+        return
+    for lost in range(index, part.last):
+        yield lost, Unreadable(reason) if wanted(lost) else None
 
 
 def with_retries(work: Callable[[], None], url: str) -> None:
@@ -170,7 +155,3 @@ def pause(error: Exception, attempts: int) -> None:
 def _is_final(error: Exception) -> bool:
     """Asking again will not help."""
     return isinstance(error, (FileNotFoundError, PermissionError))
-
-
-def _before_or_not(wanted: Callable[[int], bool], index: int) -> Callable[[int], bool]:
-    return lambda found: found < index or not wanted(found)

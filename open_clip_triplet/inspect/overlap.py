@@ -15,7 +15,7 @@ import numpy as np
 
 from open_clip_triplet.errors import UsageError
 from open_clip_triplet.inspect.duplicates import NEAR, fingerprint, near_pairs, normal_caption
-from open_clip_triplet.shards import by_role, read_samples
+from open_clip_triplet.shards import read_samples, rename_members
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 #: words that a string of an annotation file must have to be a caption
@@ -69,7 +69,7 @@ def _images(files: Iterable[Path]) -> Iterator[bytes]:
         if path.suffix.lower() in IMAGES:
             yield path.read_bytes()
         elif path.suffix == ".tar":
-            for roles in map(by_role, read_samples(path)):
+            for roles in map(rename_members, read_samples(path)):
                 yield from (roles[role] for role in ("image", "neg_image") if role in roles)
 
 
@@ -86,7 +86,7 @@ def _captions(files: Iterable[Path]) -> Iterator[str]:
                     rows = csv.reader(file, delimiter="," if path.suffix == ".csv" else "\t")
                     yield from _strings(list(rows))
             elif path.suffix == ".tar":
-                for roles in map(by_role, read_samples(path)):
+                for roles in map(rename_members, read_samples(path)):
                     yield from (roles[r].decode("utf-8", "replace") for r in ("text", "neg_text") if r in roles)
                     yield from _strings(json.loads(roles.get("meta", b"null")))
         except (ValueError, RecursionError, csv.Error) as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 from open_clip_triplet.errors import ShardError, UsageError
 from open_clip_triplet.files import join, list_files
-from open_clip_triplet.shards import by_role, expand_shards, group_samples, read_meta, read_sizes
+from open_clip_triplet.shards import expand_shards, group_samples, read_meta, read_sizes, rename_members
 from open_clip_triplet.tar import TarMembers, open_tar
 
 #: keys of ``json`` that hold a number worth sorting by end in one of these, or are under ``scores``
@@ -134,7 +134,7 @@ def read_some(
 
 def view_sample(sample: dict) -> ViewSample:
     """A sample of :func:`shards.read_samples`, looked at. Its json may hold anything."""
-    roles = by_role(sample)
+    roles = rename_members(sample)
     meta = read_meta(roles)
     categories = _texts(meta.get("neg_categories"))
     facets = {name: meta[name] for name in ("category", "llm", "t2i") if isinstance(meta.get(name), str)}

@@ -20,7 +20,7 @@ from open_clip_triplet.evaluation.encode import Encoder, decode_all, decoding_th
 from open_clip_triplet.evaluation.images import open_image
 from open_clip_triplet.evaluation.metrics import pair_similarities
 from open_clip_triplet.evaluation.tasks import Pair, PairTask, pair_outcome
-from open_clip_triplet.shards import by_role, expand_shards, read_meta, read_samples, read_sizes
+from open_clip_triplet.shards import expand_shards, read_meta, read_samples, read_sizes, rename_members
 
 FOLDERS = ("tripletdata", "tripletdata/val", "tripletdata/test")
 IMAGES, TEXTS = ("image", "neg_image"), ("text", "neg_text")
@@ -54,7 +54,7 @@ def whole_sample(sample: dict, read: Callable = bytes) -> dict:
     Raises:
         ShardError: a part is missing, or a caption is empty or not UTF-8. Its text is the reason alone.
     """
-    fields = by_role(sample)
+    fields = rename_members(sample)
     found = {name: fields[name] for name in IMAGES if name in fields}
     for name in TEXTS:
         if name in fields:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from open_clip_triplet.files import join, list_files, write_text_durably, write_whole
-from open_clip_triplet.shards import by_role, read_meta, read_samples
+from open_clip_triplet.shards import read_meta, read_samples, rename_members
 
 SAMPLES = 8
 
@@ -109,7 +109,7 @@ def _samples(output: str, shards: list[str]) -> list[str]:
     rows = ["## Samples", "", "| image | caption | negative caption | negative image |", "|---|---|---|---|"]
     found = (sample for shard in shards for sample in read_samples(join(output, shard)))
     for number, sample in enumerate(islice(found, SAMPLES)):
-        roles = by_role(sample)
+        roles = rename_members(sample)
         negatives = read_meta(roles).get("neg_captions") or [
             roles.get("neg_text", b"").decode("utf-8", "replace")
         ]

@@ -77,7 +77,7 @@ class _Driver:
 
     def __init__(self, engine: Ray, ray, stage: Stage, tasks: list[ShardTask], output: str, progress):
         self.ray, self.stage, self.progress = ray, stage, progress
-        self.output = os.path.abspath(output) if files.is_local(output) else output
+        self.output = os.path.abspath(output) if not files.is_remote(output) else output
         cluster = ray.cluster_resources()
         gpus = 0 if engine.cpu else engine.gpus
         if gpus is None:

@@ -151,7 +151,7 @@ def estimate(tasks: list[ShardTask]) -> tuple[int, int]:
 
 def _sizes(task: ShardTask) -> list[int]:
     url = task.inputs[0]
-    if not url.startswith("pipe:") and files.is_local(url) and os.path.isdir(url):
+    if not files.is_remote(url) and os.path.isdir(url):
         return [sum(files.list_files(url).values())]
     try:
         return [task.identity()[0].get("bytes", 0)]

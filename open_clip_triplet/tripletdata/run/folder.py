@@ -30,8 +30,8 @@ def refuse_foreign(output: str | os.PathLike, tasks: list[ShardTask]) -> None:
     if output.startswith("pipe:"):
         raise PipelineError(f"{output}: shards cannot be written to a command", REFUSED)
     folders = {os.path.dirname(p) for t in tasks for p in t.inputs if not p.lower().endswith(TABLES)}
-    same = os.path.realpath if files.is_local(output) else (lambda url: url.rstrip("/"))
-    if same(files.local_path(output)) in {same(f) for f in folders if files.is_local(f) == files.is_local(output)}:
+    same = os.path.realpath if not files.is_remote(output) else (lambda url: url.rstrip("/"))
+    if same(files.local_path(output)) in {same(f) for f in folders if files.is_remote(f) == files.is_remote(output)}:
         raise PipelineError(
             f"{output}: holds the input, which must not be overwritten. Choose another --output.", REFUSED
         )

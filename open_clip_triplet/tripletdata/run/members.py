@@ -8,7 +8,7 @@ from itertools import groupby
 
 from open_clip_triplet import files
 from open_clip_triplet.errors import ShardError
-from open_clip_triplet.shards import IMAGE_SUFFIXES, by_role, group_samples
+from open_clip_triplet.shards import IMAGE_SUFFIXES, group_samples, rename_members
 from open_clip_triplet.tar import open_tar
 from open_clip_triplet.tripletdata.run.tables import Table, iter_rows
 
@@ -25,7 +25,7 @@ def member_rows(url: str, images: bool) -> Iterator[dict]:
         ShardError: it is missing or damaged.
     """
     try:
-        if files.is_local(url) and os.path.isdir(url):
+        if not files.is_remote(url) and os.path.isdir(url):
             yield from map(_roles, _folder_samples(url, images))
             return
 
@@ -93,4 +93,4 @@ def _folder_samples(folder: str, images: bool) -> Iterator[dict]:
 def _roles(raw: dict) -> dict:
     suffix = next((s for s in raw if s in IMAGE_SUFFIXES), "jpg")
     neg = next((s for s in IMAGE_SUFFIXES if f"neg.{s}" in raw), "jpg")
-    return {**by_role(raw), "suffix": suffix, "neg_suffix": neg}
+    return {**rename_members(raw), "suffix": suffix, "neg_suffix": neg}

@@ -82,7 +82,7 @@ def _in_folder(folder: str) -> Iterator[str]:
         if chosen := [name for name in names if name.lower().endswith(ends)]:
             yield from (files.join(folder, name) for name in chosen)
             return
-    if files.is_local(folder):  # Hugging Face keeps its parquet in data/, img2dataset its files in 00000/
+    if not files.is_remote(folder):  # Hugging Face keeps its parquet in data/, img2dataset its files in 00000/
         for child in sorted(Path(folder).iterdir()):
             if child.is_dir() and child.name == "data":
                 yield from _in_folder(str(child))

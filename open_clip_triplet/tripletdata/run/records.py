@@ -87,7 +87,7 @@ class Run:
 
     def size_of(self, url: str) -> int:
         """Bytes of a file; a remote folder is listed once."""
-        if files.is_local(url):
+        if not files.is_remote(url):
             return files.size_of(url)
         folder, name = url.rsplit("/", 1)
         if folder not in self._sizes:

@@ -165,7 +165,7 @@ def _arrow(path: str):
 
 
 def _opened(path: str):
-    if files.is_local(path):
+    if not files.is_remote(path):
         return open(files.local_path(path), "rb")
     fs, name = files.filesystem(path)
     return fs.open(name, "rb")

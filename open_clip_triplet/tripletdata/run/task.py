@@ -85,7 +85,7 @@ class ShardTask:
                 found.append({"name": f"pipe-{hashlib.sha256(url.encode()).hexdigest()[:12]}"})
                 continue
             try:
-                size = len(os.listdir(url)) if files.is_local(url) and os.path.isdir(url) else size_of(url)
+                size = len(os.listdir(url)) if not files.is_remote(url) and os.path.isdir(url) else size_of(url)
             except OSError as error:
                 raise ShardError(f"{url}: cannot be read ({error.strerror or error})") from error
             found.append({"name": os.path.basename(url), "bytes": size})

@@ -76,7 +76,7 @@ def _preview(args, tasks: list[ShardTask]):
     """
     if args.preview is None:
         return contextlib.nullcontext()
-    if not files.is_local(args.output):
+    if files.is_remote(args.output):
         raise PipelineError(f"--preview looks into a local folder; --output is {args.output}", 2)
     sources = {task.name: task.inputs[0] for task in tasks if not task.rows}
     try:

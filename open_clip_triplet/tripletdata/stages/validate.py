@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from open_clip_triplet.errors import ImageError, ShardError
 from open_clip_triplet.files import join
-from open_clip_triplet.shards import by_role, read_meta, read_samples
+from open_clip_triplet.shards import read_meta, read_samples, rename_members
 from open_clip_triplet.tripletdata.run.options import positive
 from open_clip_triplet.tripletdata.run.pictures import decode
 from open_clip_triplet.tripletdata.run.plan import plan_tasks, read_json
@@ -40,7 +40,7 @@ def check_shard(shard: str, need: tuple[str, ...]) -> dict:
         for sample in read_samples(shard):
             found["samples"] += 1
             keys.append(sample["__key__"])
-            for fault in sample_faults(by_role(sample), need):
+            for fault in sample_faults(rename_members(sample), need):
                 faults[fault] += 1
                 first.setdefault(fault, sample["__key__"])
     except (ShardError, OSError) as error:

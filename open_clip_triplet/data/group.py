@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other about their data, on CPU: no step waits for a GPU because of it."""
+"""What the ranks of a run exchange about their data, on CPU: no step waits for a GPU because of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 
-class Ranks:
+class HostGroup:
     """Collectives of all ranks; without a process group, of this process alone. Every rank makes one at once."""
 
     def __init__(self) -> None:
