@@ -20,7 +20,7 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import braceexpand
@@ -219,13 +219,13 @@ def _encode(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
 
 
-def read_sizes(urls: Iterable[str], unknown: list[str] | None = None) -> list[int] | None:
+def read_sizes(urls: Sequence[str], unknown: list[str] | None = None) -> list[int] | None:
     """Samples per shard from the ``sizes.json`` beside each shard; None where any is unknown.
 
     unknown: filled with the shards that have no entry.
     """
     sizes_in = functools.cache(_sizes_in)
-    found = {url: sizes_in(os.path.dirname(url)).get(os.path.basename(url)) for url in urls}
+    found: dict[str, Any] = {url: sizes_in(os.path.dirname(url)).get(os.path.basename(url)) for url in urls}
     missing = [url for url, size in found.items() if not isinstance(size, int) or size < 0]
     if unknown is not None:
         unknown += missing

@@ -15,6 +15,7 @@ one row per sample where the method reads no negative of that modality.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -165,10 +166,10 @@ class Read:
         self, pass_index: int, order: ShuffleOrder, pending: frozenset[int], next_index: int
     ) -> Iterator[tuple]:
         """(index in the slice, source, sample) for the indices pending and from ``next_index`` on, ascending."""
-        options = {
-            "pass_index": pass_index, "watch": self.watch, "fields": self.transform.fields_read,
-            "names": self.transform.names,
-        }
+        read = functools.partial(
+            read_slice, pass_index=pass_index, watch=self.watch, fields=self.transform.fields_read,
+            names=self.transform.names,
+        )
         start = 0
         for part in self.plan.slices(pass_index, self.stream):
             stop = None if part.last is None else start + part.last - part.first
@@ -181,7 +182,7 @@ class Read:
             def wanted(index: int, offset: int = offset) -> bool:
                 return index + offset >= next_index or index + offset in pending
 
-            for index, sample in read_slice(part, wanted, **options):
+            for index, sample in read(part, wanted):
                 start = index + offset + 1
                 if sample is not None:
                     yield index + offset, source, sample
