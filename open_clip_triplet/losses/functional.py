@@ -52,22 +52,19 @@ def negclip_terms(
     if neg_scope not in NEG_SCOPES:
         raise ValueError(f"neg_scope must be one of {', '.join(NEG_SCOPES)}, not {neg_scope!r}")
     scale = _scalar(logit_scale, images)
-    if neg_scope == "batch":
-        by_image, by_caption = softmax_contrast(
-            images, captions, scale, same_polarity=same_polarity, chunk_size=chunk_size, ranks=ranks
+    # the polarities whose pairs are classified among each other
+    together = [slice(None)] if neg_scope == "batch" else [slice(a, a + 1) for a in range(len(images))]
+    contrasts = [
+        softmax_contrast(
+            images[a], captions[a], scale, same_polarity=same_polarity, chunk_size=chunk_size, ranks=ranks
         )
-        return ranks.mean(by_image + by_caption) / 2
-    terms = []
-    for polarity, (image, caption) in enumerate(zip(images, captions)):
-        by_image, by_caption = softmax_contrast(
-            image[None], caption[None], scale, chunk_size=chunk_size, ranks=ranks
-        )
-        over_captions = by_image[0]
-        if neg_scope == "own" and len(captions) > 1:
-            own = scale * similarity_gain(image, all_but(polarity, captions), caption)
-            over_captions = torch.logaddexp(over_captions, own.logsumexp(0))
-        terms.append(over_captions + by_caption[0])
-    return ranks.mean(torch.stack(terms)) / 2
+        for a in together
+    ]
+    by_image, by_caption = (torch.cat(losses) for losses in zip(*contrasts))
+    if neg_scope == "own" and len(captions) > 1:
+        own = [scale * similarity_gain(images[a], all_but(a, captions), captions[a]) for a in range(len(images))]
+        by_image = torch.logaddexp(by_image, torch.stack(own).logsumexp(1))
+    return ranks.mean(by_image + by_caption) / 2
 
 
 def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: Scale, **options: Any) -> Tensor:
