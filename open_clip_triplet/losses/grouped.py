@@ -58,12 +58,12 @@ class GroupedLoss(ClipLoss):
         ValueError: ``local_loss`` without ``gather_with_grad``, or Horovod.
     """
 
-    #: the negatives that a sample gives to this loss; of captions any number, or one
+    #: the hard negatives of a sample that this loss reads, and whether of captions any number
     reads_neg_images = False
     reads_neg_captions = False
     several_neg_captions = True
     supports_sigmoid = True
-    #: options that mean something to this loss; beside each, those that need it
+    #: options that mean something to this loss; those that need one of them do too
     flags: tuple[str, ...] = ("neg_scope", *HARD_NEGATIVE_TERMS, *ADDED_TERMS)
     #: whether ranks compare their numbers of rows, for which the host waits for the device in every step
     check_rows = True

@@ -101,7 +101,7 @@ class LossOptions:
 
 #: the options that are flags, by name; ``--neg-captions`` is the data's as much as the loss's
 FLAGS = {field.name: field for field in dataclasses.fields(LossOptions) if field.metadata}
-#: those of the terms added to a loss that look at hard negatives, and of those that look at every sample
+#: those of the terms added to a loss: what matters where hard negatives are read, and what matters to every loss
 HARD_NEGATIVE_TERMS = ("margin", "hard_negative_weight", "plain_every")
 ADDED_TERMS = ("paraphrase_weight", "units", "teacher", "distill_weight")
 
