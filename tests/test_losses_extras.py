@@ -13,8 +13,13 @@ import loss_reference as reference
 from open_clip_triplet.errors import UsageError
 from open_clip_triplet.losses import METHODS, TripletClipLoss, create_loss, find_method
 from open_clip_triplet.losses.grouped import GroupedLoss
-from open_clip_triplet.losses.hard_negatives import comparisons, margin_loss, own_classification_loss
-from open_clip_triplet.losses.retention import distillation_loss, paraphrase_loss
+from open_clip_triplet.losses.terms import (
+    comparisons,
+    distillation_loss,
+    margin_loss,
+    own_classification_loss,
+    paraphrase_loss,
+)
 
 
 def features(*shape, seed=0):

@@ -1,7 +1,6 @@
 """Losses of TripletCLIP and its baselines: functions of features, and OpenCLIP loss modules.
 
-The functions cost torch alone; the modules, which subclass OpenCLIP's ``ClipLoss``, load with it on
-first use.
+The functions cost torch alone. The modules subclass OpenCLIP's ``ClipLoss``; they and their table load on first use.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from open_clip_triplet.errors import NonFiniteLossError
-from open_clip_triplet.losses.cyclic import cyclic_consistency
 from open_clip_triplet.losses.functional import (
     clip_loss,
     cyclip_loss,
@@ -18,24 +16,25 @@ from open_clip_triplet.losses.functional import (
     negimage_loss,
     triplet_clip_loss,
 )
-from open_clip_triplet.losses.methods import METHODS, Method, create_loss, find_method
-from open_clip_triplet.losses.options import add_loss_arguments, check_supported
+from open_clip_triplet.losses.options import add_loss_arguments
 from open_clip_triplet.losses.ranks import Ranks
+from open_clip_triplet.losses.terms import cyclic_consistency
 
 if TYPE_CHECKING:
     from open_clip_triplet.losses.grouped import GroupedLoss
-    from open_clip_triplet.losses.modules import (
+    from open_clip_triplet.losses.methods import (
+        METHODS,
         ClipHnLoss,
         CyClipLoss,
         CyClipTripletLoss,
+        Method,
         NegClipLoss,
         NegImageLoss,
         TripletClipLoss,
+        check_supported,
+        create_loss,
+        find_method,
     )
-
-#: loaded with OpenCLIP, on first use -> the module that has them
-_MODULES = ("ClipHnLoss", "CyClipLoss", "CyClipTripletLoss", "NegClipLoss", "NegImageLoss", "TripletClipLoss")
-_LAZY = {"GroupedLoss": "grouped", **dict.fromkeys(_MODULES, "modules")}
 
 __all__ = [
     "ClipHnLoss", "CyClipLoss", "CyClipTripletLoss", "GroupedLoss", "NegClipLoss", "NegImageLoss", "TripletClipLoss",
@@ -46,6 +45,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    if name in __all__:
+        return getattr(importlib.import_module(f"{__name__}.methods"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

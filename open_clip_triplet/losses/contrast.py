@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
@@ -25,9 +26,9 @@ LOGITS_PER_BLOCK = {"cpu": 2**22, "cuda": 2**26}
 
 
 def softmax_contrast(
-    queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor, *, same_polarity: bool = True,
-    chunk_size: int | None = None, ranks: Ranks = SINGLE_PROCESS,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    queries: Tensor, keys: Tensor, scale: Tensor, *, same_polarity: bool = True, chunk_size: int | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each query over all B * N keys, and of each paired key over the queries.
 
     Args:
@@ -43,7 +44,7 @@ def softmax_contrast(
         them with the gradient that all ranks' losses have for this rank's rows.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        queries, keys = _scaled(queries, scale), ranks.gather(_wide(keys))
+        queries, keys = _scaled(queries, scale), ranks.gather(wide(keys))
         chunk_size = chunk_size or _rows_per_block(keys)
         by_query, by_key = _SoftmaxContrast.apply(queries, keys, same_polarity, chunk_size, ranks)
     return by_query, by_key
@@ -88,9 +89,9 @@ class _SoftmaxContrast(torch.autograd.Function):
 
 
 def sigmoid_contrast(
-    queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *,
-    chunk_size: int | None = None, ranks: Ranks = SINGLE_PROCESS,
-) -> torch.Tensor:
+    queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, *, chunk_size: int | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> Tensor:
     """SigLIP over the same matrix: every query meets every key, and its own key is the one match.
 
     Args: as ``softmax_contrast``; ``bias`` is a scalar added to the logits.
@@ -100,7 +101,7 @@ def sigmoid_contrast(
         -log sigmoid(z * (scale * similarity + bias)), z = 1 for its own key and -1 otherwise.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        queries, keys = _scaled(queries, scale), ranks.gather(_wide(keys))
+        queries, keys = _scaled(queries, scale), ranks.gather(wide(keys))
         options = True, chunk_size or _rows_per_block(keys), ranks
 
         def loss_of_block(block: int, queries, keys, bias):  # type: ignore[no-untyped-def]
@@ -109,22 +110,22 @@ def sigmoid_contrast(
             return F.softplus(logits + bias).sum(1) - (logits[:, own].diagonal() + bias)
 
         blocks = range(len(queries) * -(-queries.shape[1] // options[1]))
-        sums: list[torch.Tensor] = [
+        sums: list[Tensor] = [
             checkpoint(loss_of_block, block, queries, keys, bias, use_reentrant=False, preserve_rng_state=False)
             for block in blocks
         ]
     return torch.cat(sums).view(queries.shape[:2])
 
 
-def _blocks(queries: torch.Tensor, keys: torch.Tensor, same_polarity: bool, rows: int, ranks: Ranks) -> Iterator[Any]:
+def _blocks(queries: Tensor, keys: Tensor, same_polarity: bool, rows: int, ranks: Ranks) -> Iterator[Any]:
     """All of ``_block``, in order."""
     for block in range(len(queries) * -(-queries.shape[1] // rows)):
         yield _block(queries, keys, block, same_polarity, rows, ranks)
 
 
 def _block(
-    queries: torch.Tensor, keys: torch.Tensor, block: int, same_polarity: bool, rows: int, ranks: Ranks
-) -> tuple[tuple[int, slice], slice, slice, torch.Tensor]:
+    queries: Tensor, keys: Tensor, block: int, same_polarity: bool, rows: int, ranks: Ranks
+) -> tuple[tuple[int, slice], slice, slice, Tensor]:
     """A block of ``rows`` rows of queries [A, n, D] @ keys [B, N, D].
 
     Returns its index in [A, n]; the columns whose diagonal is at each query's own key; the columns of the keys
@@ -139,15 +140,15 @@ def _block(
     return index, own, columns, queries[index] @ keys.flatten(0, 1).T
 
 
-def _wide(rows: torch.Tensor) -> torch.Tensor:
+def wide(rows: Tensor) -> Tensor:
     """At least float32: half-precision logits near 100 come in steps of 0.06 to 0.5."""
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def _scaled(queries: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    queries = _wide(queries)
+def _scaled(queries: Tensor, scale: Tensor) -> Tensor:
+    queries = wide(queries)
     return queries * scale.to(queries.dtype)
 
 
-def _rows_per_block(keys: torch.Tensor) -> int:
+def _rows_per_block(keys: Tensor) -> int:
     return max(1, LOGITS_PER_BLOCK["cpu" if keys.device.type == "cpu" else "cuda"] // keys[..., 0].numel())

@@ -18,19 +18,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from open_clip_triplet.losses.contrast import sigmoid_contrast, softmax_contrast
-from open_clip_triplet.losses.cyclic import cyclic_consistency
 from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
+from open_clip_triplet.losses.terms import all_but, cyclic_consistency, similarity_gain
 
-Scale = torch.Tensor | float
+Scale = Tensor | float
 NEG_SCOPES = ("batch", "own", "none")
 
 
 def negclip_terms(
-    images: torch.Tensor, captions: torch.Tensor, logit_scale: Scale, *, neg_scope: str = "batch",
-    same_polarity: bool = True, chunk_size: int | None = None, ranks: Ranks = SINGLE_PROCESS,
-) -> torch.Tensor:
+    images: Tensor, captions: Tensor, logit_scale: Scale, *, neg_scope: str = "batch", same_polarity: bool = True,
+    chunk_size: int | None = None, ranks: Ranks = SINGLE_PROCESS,
+) -> Tensor:
     """NegCLIP of the positive and of the negative pairs, the terms that every loss here is made of.
 
     Each image is classified over the captions of *all* polarities, each caption over the images of its
@@ -42,7 +43,7 @@ def negclip_terms(
         neg_scope: "batch": images meet the captions of other polarities of every sample. "own": of
             their own sample only, beside the N captions of their own polarity (CS-CLIP's
             ``negclip_hard``, arXiv:2602.23906, github.com/kargibora/CS-CLIP). "none": of nobody, which
-            is CLIP of each polarity, for use with the terms of ``hard_negatives``.
+            is CLIP of each polarity, for use with the terms on a sample's own negatives.
         same_polarity: False is an ablation; captions are classified over the images of all polarities.
 
     Returns:
@@ -51,28 +52,22 @@ def negclip_terms(
     if neg_scope not in NEG_SCOPES:
         raise ValueError(f"neg_scope must be one of {', '.join(NEG_SCOPES)}, not {neg_scope!r}")
     scale = _scalar(logit_scale, images)
-    if neg_scope == "batch":
-        by_image, by_caption = softmax_contrast(
-            images, captions, scale, same_polarity=same_polarity, chunk_size=chunk_size, ranks=ranks
+    # the polarities whose pairs are classified among each other
+    together = [slice(None)] if neg_scope == "batch" else [slice(a, a + 1) for a in range(len(images))]
+    contrasts = [
+        softmax_contrast(
+            images[a], captions[a], scale, same_polarity=same_polarity, chunk_size=chunk_size, ranks=ranks
         )
-        return ranks.mean(by_image + by_caption) / 2
-    terms = []
-    for polarity, (image, caption) in enumerate(zip(images, captions)):
-        by_image, by_caption = softmax_contrast(
-            image[None], caption[None], scale, chunk_size=chunk_size, ranks=ranks
-        )
-        over_captions = by_image[0]
-        if neg_scope == "own" and len(captions) > 1:
-            others = [captions[other] for other in range(len(captions)) if other != polarity]
-            own = scale * torch.stack([similarity_gain(image, other, caption) for other in others])
-            over_captions = torch.logaddexp(over_captions, own.logsumexp(0))
-        terms.append(over_captions + by_caption[0])
-    return ranks.mean(torch.stack(terms)) / 2
+        for a in together
+    ]
+    by_image, by_caption = (torch.cat(losses) for losses in zip(*contrasts))
+    if neg_scope == "own" and len(captions) > 1:
+        own = [scale * similarity_gain(images[a], all_but(a, captions), captions[a]) for a in range(len(images))]
+        by_image = torch.logaddexp(by_image, torch.stack(own).logsumexp(1))
+    return ranks.mean(by_image + by_caption) / 2
 
 
-def clip_loss(
-    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: Scale, **options: Any
-) -> torch.Tensor:
+def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: Scale, **options: Any) -> Tensor:
     """CLIP: each image classified over the captions and each caption over the images, halved (Eq. 1).
 
     Equal features give ln N.
@@ -88,9 +83,8 @@ def clip_loss(
 
 
 def negclip_loss(
-    image_features: torch.Tensor, text_features: torch.Tensor, neg_text_features: torch.Tensor, logit_scale: Scale,
-    **options: Any,
-) -> torch.Tensor:
+    image_features: Tensor, text_features: Tensor, neg_text_features: Tensor, logit_scale: Scale, **options: Any
+) -> Tensor:
     """NegCLIP: CLIP whose images are also classified over every hard negative caption (Eq. 3, halved).
 
     Equal features give (ln (1 + K)N + ln N) / 2.
@@ -108,9 +102,8 @@ def negclip_loss(
 
 
 def negimage_loss(
-    image_features: torch.Tensor, text_features: torch.Tensor, neg_image_features: torch.Tensor, logit_scale: Scale,
-    **options: Any,
-) -> torch.Tensor:
+    image_features: Tensor, text_features: Tensor, neg_image_features: Tensor, logit_scale: Scale, **options: Any
+) -> Tensor:
     """NegImage: ``negclip_loss`` with the modalities exchanged, each caption classified over 2N images.
 
     Args:
@@ -120,10 +113,9 @@ def negimage_loss(
 
 
 def triplet_clip_loss(
-    image_features: torch.Tensor, text_features: torch.Tensor, neg_image_features: torch.Tensor,
-    neg_text_features: torch.Tensor, logit_scale: Scale, *, neg_weight: float = 1.0,
-    neg_images_in_text_denominator: bool = False, **options: Any,
-) -> torch.Tensor:
+    image_features: Tensor, text_features: Tensor, neg_image_features: Tensor, neg_text_features: Tensor,
+    logit_scale: Scale, *, neg_weight: float = 1.0, neg_images_in_text_denominator: bool = False, **options: Any,
+) -> Tensor:
     """TripletCLIP: NegCLIP on the positive pairs plus NegCLIP on the negative pairs (Eq. 4).
 
     Each of the 2N images is classified over all captions, each caption over the N images of its own
@@ -154,9 +146,9 @@ def triplet_clip_loss(
 
 
 def cyclip_loss(
-    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: Scale, *, in_modal_weight: float = 0.25,
+    image_features: Tensor, text_features: Tensor, logit_scale: Scale, *, in_modal_weight: float = 0.25,
     cross_modal_weight: float = 0.25, ranks: Ranks = SINGLE_PROCESS, **options: Any,
-) -> torch.Tensor:
+) -> Tensor:
     """CyCLIP: ``clip_loss`` plus its two consistency terms, see ``cyclic_consistency``."""
     contrast = clip_loss(image_features, text_features, logit_scale, ranks=ranks, **options)
     weights = in_modal_weight, cross_modal_weight
@@ -164,9 +156,9 @@ def cyclip_loss(
 
 
 def sigmoid_terms(
-    images: torch.Tensor, captions: torch.Tensor, logit_scale: Scale, logit_bias: torch.Tensor, *,
-    chunk_size: int | None = None, ranks: Ranks = SINGLE_PROCESS,
-) -> torch.Tensor:
+    images: Tensor, captions: Tensor, logit_scale: Scale, logit_bias: Tensor, *, chunk_size: int | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> Tensor:
     """``negclip_terms`` with SigLIP's loss: every image meets all captions, one of which is its own.
 
     Reference: Zhai et al., ICCV 2023, arXiv:2303.15343.
@@ -175,21 +167,11 @@ def sigmoid_terms(
     return ranks.mean(sigmoid_contrast(images, captions, scale, logit_bias, chunk_size=chunk_size, ranks=ranks))
 
 
-def similarity_gain(anchor: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """How much more similar each anchor is to ``left`` than to ``right``; [..., n, D] -> [..., n].
-
-    The difference is taken before the product, so that near rows do not cancel.
-    """
-    sums = torch.promote_types(anchor.dtype, torch.float32)
-    with torch.autocast(anchor.device.type, enabled=False):
-        return (anchor.to(sums) * (left.to(sums) - right.to(sums))).sum(-1)
-
-
-def _scalar(logit_scale: Scale, like: torch.Tensor) -> torch.Tensor:
+def _scalar(logit_scale: Scale, like: Tensor) -> Tensor:
     return torch.as_tensor(logit_scale, device=like.device).reshape(())
 
 
-def _polarities(negatives: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+def _polarities(negatives: Tensor, positives: Tensor) -> Tensor:
     """[N * K, D] -> [K, N, D]."""
     n, width = positives.shape
     if negatives.ndim != 2 or negatives.shape[1] != width or not len(negatives) or len(negatives) % n:
@@ -200,7 +182,7 @@ def _polarities(negatives: torch.Tensor, positives: torch.Tensor) -> torch.Tenso
     return negatives.view(n, -1, width).transpose(0, 1)
 
 
-def _require_same_shape(**features: torch.Tensor) -> None:
+def _require_same_shape(**features: Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in features.items()}
     if len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) != 2:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())

@@ -1,4 +1,4 @@
-"""The base of the losses as OpenCLIP loss modules over grouped rows; ``modules`` has the methods.
+"""The base of the losses as OpenCLIP loss modules over grouped rows; ``methods`` has the paper's.
 
 A sample's rows are neighbours: images ``[x0, x0', x1, x1', ...]``, captions ``[y0, y0', y1, ...]`` (or
 ``y0, y0'a, y0'b, ...`` with several negative captions), one row where a method reads no negative of
@@ -16,23 +16,30 @@ from typing import Any
 
 import torch
 from open_clip.loss import ClipLoss
+from torch import Tensor
 
-from open_clip_triplet.losses.functional import negclip_terms, sigmoid_terms, similarity_gain
+from open_clip_triplet.losses.functional import negclip_terms, sigmoid_terms
 from open_clip_triplet.losses.guard import FiniteGuard
-from open_clip_triplet.losses.hard_negatives import comparisons, margin_loss, own_classification_loss
-from open_clip_triplet.losses.options import LossOptions
+from open_clip_triplet.losses.options import ADDED_TERMS, HARD_NEGATIVE_TERMS, LossOptions
 from open_clip_triplet.losses.ranks import Ranks
-from open_clip_triplet.losses.retention import distillation_loss, paraphrase_loss
+from open_clip_triplet.losses.terms import (
+    comparisons,
+    distillation_loss,
+    margin_loss,
+    own_classification_loss,
+    paraphrase_loss,
+    similarity,
+)
 
 
-class LossDict(dict[str, torch.Tensor]):
+class LossDict(dict[str, Tensor]):
     """Addends of a loss, named ``*_loss``, and numbers that the log shows beside them.
 
     OpenCLIP sums the addends and logs every item. 4.x sums those named ``*_loss``; 3.x sums ``values()``,
     which therefore leaves the others out.
     """
 
-    def values(self) -> ValuesView[torch.Tensor]:  # type: ignore[override]
+    def values(self) -> ValuesView[Tensor]:  # type: ignore[override]
         return {name: value for name, value in self.items() if name.endswith("_loss")}.values()
 
 
@@ -51,15 +58,20 @@ class GroupedLoss(ClipLoss):
         ValueError: ``local_loss`` without ``gather_with_grad``, or Horovod.
     """
 
+    #: the hard negatives of a sample that this loss reads, and whether of captions any number
     reads_neg_images = False
     reads_neg_captions = False
+    several_neg_captions = True
+    supports_sigmoid = True
+    #: options that mean something to this loss; those that need one of them do too
+    flags: tuple[str, ...] = ("neg_scope", *HARD_NEGATIVE_TERMS, *ADDED_TERMS)
     #: whether ranks compare their numbers of rows, for which the host waits for the device in every step
     check_rows = True
 
     def __init__(
         self, local_loss: bool = False, gather_with_grad: bool = False, cache_labels: bool = False,
-        rank: int | None = None, world_size: int | None = None, use_horovod: bool = False, *,
-        accum_freq: int = 1, chunk_size: int | None = None, sigmoid: bool = False, **options: Any,
+        rank: int | None = None, world_size: int | None = None, use_horovod: bool = False, *, accum_freq: int = 1,
+        chunk_size: int | None = None, sigmoid: bool = False, **options: Any,
     ):
         super().__init__(local_loss, gather_with_grad, cache_labels, rank or 0, world_size or 1)
         if use_horovod:
@@ -92,11 +104,11 @@ class GroupedLoss(ClipLoss):
     # The engine is made of large products that a compiler cannot improve; it runs as it is.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
-        self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor | float,
-        logit_bias: torch.Tensor | None = None, output_dict: bool = False,
-        dist_image_features: torch.Tensor | None = None, dist_text_features: torch.Tensor | None = None,
-        dist_logit_scale: torch.Tensor | None = None, dist_logit_bias: torch.Tensor | None = None,
-    ) -> torch.Tensor | LossDict:
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float,
+        logit_bias: Tensor | None = None, output_dict: bool = False, dist_image_features: Tensor | None = None,
+        dist_text_features: Tensor | None = None, dist_logit_scale: Tensor | None = None,
+        dist_logit_bias: Tensor | None = None,
+    ) -> Tensor | LossDict:
         """The loss of all ranks' samples, the same scalar on every rank.
 
         Args:
@@ -121,19 +133,18 @@ class GroupedLoss(ClipLoss):
             )
         if self.check_rows:
             self.ranks.require_equal_rows(image_features)
-        # FSDP keeps scalars as [1].
-        scale = divide_gradient(torch.as_tensor(logit_scale), self.accum_freq).reshape(())
-        if logit_bias is not None:
-            logit_bias = divide_gradient(logit_bias, self.accum_freq).reshape(())
-        losses = self.all_losses(images, captions, scale, logit_bias)
+        scale = scalar(logit_scale, self.accum_freq)
+        bias = None if logit_bias is None else scalar(logit_bias, self.accum_freq)
+        step = self.calls // self.accum_freq
+        losses = self.all_losses(images, captions, scale, bias, step)
         if dist_image_features is not None and dist_text_features is not None:
-            teacher = split_groups(dist_image_features, self.image_group, "teacher's image")
-            distance = distillation_loss(images, teacher, ranks=self.ranks)
-            teacher = split_groups(dist_text_features, self.text_group, "teacher's text")
-            distance = distance + distillation_loss(captions, teacher, ranks=self.ranks)
+            teacher_images = split_groups(dist_image_features, self.image_group, "teacher's image")
+            teacher_captions = split_groups(dist_text_features, self.text_group, "teacher's text")
+            ours, theirs = torch.cat([images, captions]), torch.cat([teacher_images, teacher_captions])
+            distance = distillation_loss(ours, theirs, ranks=self.ranks)
             losses["distill_loss"] = self.options.distill_weight * distance
         total = torch.stack(list(losses.values())).sum()
-        self.guard.watch(self.calls // self.accum_freq, total, scale, image_features, text_features)
+        self.guard.watch(step, total, scale, image_features, text_features)
         self.calls += 1
         return losses if output_dict else total
 
@@ -141,51 +152,43 @@ class GroupedLoss(ClipLoss):
         """Raise ``NonFiniteLossError`` if any loss so far was not finite. Waits for the device."""
         self.guard.check()
 
-    def all_losses(
-        self, images: torch.Tensor, captions: torch.Tensor, logit_scale: torch.Tensor,
-        logit_bias: torch.Tensor | None,
-    ) -> LossDict:
+    def all_losses(self, images: Tensor, captions: Tensor, scale: Tensor, bias: Tensor | None, step: int) -> LossDict:
         """``losses``, or a plain step's, with the terms that the options add, and ``metrics``."""
         options, ranks = self.options, self.ranks
-        members, paraphrases, units = torch.split(captions, self.text_rows)
+        shared: dict[str, Any] = {"chunk_size": self.chunk_size, "ranks": ranks}
+        members, paraphrases, units = captions.split(self.text_rows)
         gains = comparisons(images, members)
-        step = self.calls // self.accum_freq
-        losses = LossDict()
-        if options.plain_every and step % options.plain_every == options.plain_every - 1:
-            losses["plain_loss"] = self.terms(images[:1], captions[:1], logit_scale, logit_bias)[0]
+        if options.plain_every and (step + 1) % options.plain_every == 0:
+            losses = LossDict(plain_loss=self.terms(images[:1], captions[:1], scale, bias)[0])
         else:
-            losses.update(self.losses(images, members, logit_scale, logit_bias))
+            losses = LossDict(self.losses(images, members, scale, bias))
             if options.margin != "none":
-                hinge = margin_loss(gains, logit_scale, options.margin, ranks=ranks)
+                hinge = margin_loss(gains, scale, options.margin, ranks=ranks)
                 losses["margin_loss"] = options.margin_weight * hinge
             if options.hard_negative_weight:
                 focal = options.focal_gamma, options.label_smoothing
-                own = own_classification_loss(gains, logit_scale, *focal, ranks=ranks)
+                own = own_classification_loss(gains, scale, *focal, ranks=ranks)
                 losses["hard_negative_loss"] = options.hard_negative_weight * own
             if options.units:
-                pairs = [units[first : first + 2] for first in range(0, len(units), 2)]
-                shared: dict[str, Any] = {"chunk_size": self.chunk_size, "ranks": ranks}
-                terms = [negclip_terms(images[:1], p, logit_scale, neg_scope="own", **shared) for p in pairs]
-                losses["unit_loss"] = options.unit_weight * torch.stack(terms).mean()
+                pairs = units.unflatten(0, (options.units, 2))
+                by_unit = [negclip_terms(images[:1], pair, scale, neg_scope="own", **shared) for pair in pairs]
+                losses["unit_loss"] = options.unit_weight * torch.stack(by_unit).mean()
         for paraphrase in paraphrases:
-            term = paraphrase_loss(
-                captions[0], paraphrase, logit_scale, chunk_size=self.chunk_size, ranks=ranks
-            )
-            losses["paraphrase_loss"] = options.paraphrase_weight * term
+            rewrite = paraphrase_loss(captions[0], paraphrase, scale, **shared)
+            losses["paraphrase_loss"] = options.paraphrase_weight * rewrite
         losses.update(metrics(images, members, gains))
         return losses
 
     def losses(
-        self, images: torch.Tensor, captions: torch.Tensor, logit_scale: torch.Tensor,
-        logit_bias: torch.Tensor | None,
-    ) -> dict[str, torch.Tensor]:
+        self, images: Tensor, captions: Tensor, logit_scale: Tensor, logit_bias: Tensor | None
+    ) -> dict[str, Tensor]:
         """Addends of the loss, from images [image_group, n, D] and captions [text_group, n, D]."""
         return {"contrastive_loss": self.terms(images, captions, logit_scale, logit_bias)[0]}
 
     def terms(
-        self, images: torch.Tensor, captions: torch.Tensor, logit_scale: torch.Tensor,
-        logit_bias: torch.Tensor | None, same_polarity: bool = True,
-    ) -> torch.Tensor:
+        self, images: Tensor, captions: Tensor, logit_scale: Tensor, logit_bias: Tensor | None,
+        same_polarity: bool = True,
+    ) -> Tensor:
         """The softmax or the sigmoid loss [A] of pairs of A polarities, see ``negclip_terms``."""
         shared: dict[str, Any] = {"chunk_size": self.chunk_size, "ranks": self.ranks}
         if self.sigmoid:
@@ -199,9 +202,7 @@ class GroupedLoss(ClipLoss):
 
 
 @torch.no_grad()
-def metrics(
-    images: torch.Tensor, captions: torch.Tensor, gains: list[torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def metrics(images: Tensor, captions: Tensor, gains: list[Tensor]) -> dict[str, Tensor]:
     """What the log shows of this rank's samples, beside the loss.
 
     ``positive_similarity``, ``neg_caption_similarity`` and ``neg_image_similarity`` are mean cosines of
@@ -209,30 +210,26 @@ def metrics(
     the mean over samples of the smallest of ``comparisons``, and ``group_score`` the share of samples in
     which all of them are right, ties being wrong.
     """
-
-    def mean_similarity(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return similarity_gain(left, right, torch.zeros_like(right)).mean()
-
-    shown = {"positive_similarity": mean_similarity(images[0], captions[0])}
+    shown = {"positive_similarity": similarity(images[0], captions[0])}
     if len(captions) > 1:
-        shown["neg_caption_similarity"] = mean_similarity(images[0].expand_as(captions[1:]), captions[1:])
+        shown["neg_caption_similarity"] = similarity(images[0], captions[1:])
     if len(images) > 1:
-        shown["neg_image_similarity"] = mean_similarity(captions[0], images[1])
+        shown["neg_image_similarity"] = similarity(captions[0], images[1])
     if gains:
-        smallest = torch.cat(gains).amin(0)
-        shown["margin"], shown["group_score"] = smallest.mean(), (smallest > 0).float().mean()
-    return shown
+        shown["margin"] = torch.cat(gains).amin(0)
+        shown["group_score"] = (shown["margin"] > 0).float()
+    return {name: values.mean() for name, values in shown.items()}
 
 
-def divide_gradient(tensor: torch.Tensor, divisor: int) -> torch.Tensor:
-    """``tensor`` itself, with its gradient divided."""
-    tensor = tensor.clone()
+def scalar(value: Tensor | float, divisor: int) -> Tensor:
+    """[], or [1] as FSDP keeps it, -> [], with its gradient divided."""
+    tensor = torch.as_tensor(value).clone()
     if divisor > 1 and tensor.requires_grad:
         tensor.register_hook(lambda gradient: gradient / divisor)
-    return tensor
+    return tensor.reshape(())
 
 
-def split_groups(rows: torch.Tensor, group: int, name: str) -> torch.Tensor:
+def split_groups(rows: Tensor, group: int, name: str) -> Tensor:
     """Grouped rows [n * group, D] -> polarities [group, n, D]."""
     if rows.ndim != 2 or not len(rows) or len(rows) % group:
         raise ValueError(

@@ -7,6 +7,7 @@ from collections import deque
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from open_clip_triplet.errors import NonFiniteLossError
 
@@ -19,16 +20,15 @@ class FiniteGuard:
     """
 
     def __init__(self) -> None:
-        self._pending: deque[tuple[int, torch.Tensor, Any]] = deque()
+        self._pending: deque[tuple[int, Tensor, Any]] = deque()
 
     @torch.no_grad()
     def watch(
-        self, step: int, loss: torch.Tensor, logit_scale: torch.Tensor, image_features: torch.Tensor,
-        text_features: torch.Tensor,
+        self, step: int, loss: Tensor, logit_scale: Tensor, image_features: Tensor, text_features: Tensor
     ) -> None:
         """Judge what has arrived, and take note of this step's loss (scalars; features [rows, D])."""
         norms = [features.float().norm(dim=1).amax() for features in (image_features, text_features)]
-        facts = torch.stack([loss.float(), torch.as_tensor(logit_scale).to(loss).float().squeeze(), *norms])
+        facts = torch.stack([number.to(loss.device).float() for number in (loss, logit_scale, *norms)])
         arrived = None
         if facts.is_cuda:
             facts = torch.empty_like(facts, device="cpu", pin_memory=True).copy_(facts, non_blocking=True)

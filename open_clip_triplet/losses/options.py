@@ -7,38 +7,29 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from open_clip_triplet.errors import UsageError
 from open_clip_triplet.losses.functional import NEG_SCOPES
-from open_clip_triplet.losses.hard_negatives import MARGINS
-from open_clip_triplet.losses.methods import METHODS, Method, find_method
+from open_clip_triplet.losses.terms import MARGINS
+
+
+def _number(kind: type, allowed: str, holds: Callable[[float], bool]) -> Any:
+    """An argparse type: a number in a range, which ``allowed`` names."""
+
+    def parse(text: str) -> Any:
+        if not holds(value := kind(text)):
+            raise argparse.ArgumentTypeError(f"must be {allowed}, not {text}")
+        return value
+
+    parse.__name__ = f"{kind.__name__} {allowed}"
+    return parse
 
 
 def above_zero(kind: type) -> Any:
     """An argparse type: a number above 0."""
-
-    def parse(text: str) -> Any:
-        if not (value := kind(text)) > 0:
-            raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-        return value
-
-    parse.__name__ = f"{kind.__name__} above 0"
-    return parse
+    return _number(kind, "above 0", lambda value: value > 0)
 
 
-def not_negative(text: str) -> float:
-    """An argparse type: 0 or above."""
-    if not (value := float(text)) >= 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or above, not {text}")
-    return value
-
-
-def fraction(text: str) -> float:
-    """An argparse type: from 0 to 1."""
-    if not 0 <= (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
-    return value
-
-
+not_negative = _number(float, "0 or above", lambda value: value >= 0)
+fraction = _number(float, "from 0 to 1", lambda value: 0 <= value <= 1)
 _NUMBER, _WEIGHT = above_zero(int), above_zero(float)
 
 
@@ -47,8 +38,6 @@ def _flag(default: Any, text: str, parse: Any = None, *, needs: str = "", **opti
     if parse:
         options |= {"type": parse, "metavar": {_NUMBER: "N", _WEIGHT: "W"}.get(parse, "X")}
     return dataclasses.field(default=default, metadata={"help": text, "needs": needs, "argparse": options})
-
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,85 +101,25 @@ class LossOptions:
 
 #: the options that are flags, by name; ``--neg-captions`` is the data's as much as the loss's
 FLAGS = {field.name: field for field in dataclasses.fields(LossOptions) if field.metadata}
-#: OpenCLIP's precisions whose weights are in half precision
-HALF_WEIGHTS = ("bf16", "fp16", "pure_bf16", "pure_fp16")
-#: the flag of this name; the rows of the similarity matrix that exist at a time
-CHUNK = "loss_chunk_size"
+#: those of the terms added to a loss: what matters where hard negatives are read, and what matters to every loss
+HARD_NEGATIVE_TERMS = ("margin", "hard_negative_weight", "plain_every")
+ADDED_TERMS = ("paraphrase_weight", "units", "teacher", "distill_weight")
+
+
+def dashed(name: str) -> str:
+    """The flag of an option."""
+    return f"--{name.replace('_', '-')}"
 
 
 def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this package's losses (``--loss`` and ``--neg-captions`` are the trainer's)."""
     group = parser.add_argument_group("loss")
     group.add_argument(
-        "--loss-chunk-size", type=above_zero(int), metavar="N",
+        "--loss-chunk-size", type=_NUMBER, metavar="N",
         help="rows of the similarity matrix formed at a time; bounds memory (default: automatic)",
     )
     for name, field in FLAGS.items():
         if name == "margin":
             group = parser.add_argument_group("terms added to a loss, off by default")
         text = f"{field.metadata['help']} (default: {field.default})"
-        group.add_argument(_dashed(name), default=field.default, help=text, **field.metadata["argparse"])
-
-
-def check_supported(args: Any) -> None:
-    """Refuse flags that the loss of ``args.loss`` does not support, or would ignore in silence.
-
-    Raises:
-        UsageError: says which losses do.
-    """
-    method, neg_captions = find_method(getattr(args, "loss", "clip")), getattr(args, "neg_captions", 1)
-    for name, field in FLAGS.items():
-        if _given(args, name) and name not in method.options:
-            raise UsageError(
-                f"{_dashed(name)} means nothing to --loss {method.name}, only to {_names(lambda m: name in m.options)}"  # noqa: B023
-            )
-        if _given(args, name) and (needs := field.metadata["needs"]) and not _given(args, needs):
-            raise UsageError(f"{_dashed(name)} means nothing without {_dashed(needs)}")
-    if neg_captions > 1 and not method.several_neg_captions:
-        count = "one negative caption" if method.reads_neg_captions else "no negative captions"
-        names = _names(lambda other: other.several_neg_captions)
-        raise UsageError(f"--loss {method.name} reads {count}; --neg-captions {neg_captions} is for {names}")
-    if method.name != "clip":
-        _check_combinations(args, method)
-    elif getattr(args, CHUNK, None):
-        raise UsageError(f"{_dashed(CHUNK)} is for the other losses: --loss clip is OpenCLIP's own, unchanged")
-
-
-def _check_combinations(args: Any, method: Method) -> None:
-    scope, sigmoid = getattr(args, "neg_scope", "batch"), getattr(args, "siglip", False)
-    all_images = _given(args, "neg_images_in_text_denominator")
-    if sigmoid and not method.supports_sigmoid:
-        names = _names(lambda other: other.supports_sigmoid)
-        raise UsageError(f"--siglip with --loss {method.name} is not defined; it works with {names}")
-    if sigmoid and all_images:
-        raise UsageError("--siglip has no denominators: drop --neg-images-in-text-denominator")
-    if sigmoid and scope != "batch":
-        raise UsageError(f"--siglip has no denominators: drop --neg-scope {scope}")
-    if all_images and scope != "batch":
-        raise UsageError("--neg-images-in-text-denominator is for --neg-scope batch")
-    if _given(args, "teacher"):
-        if getattr(args, "distill_model", None):
-            raise UsageError("--teacher and --distill-model are two teachers; leave out one of them")
-        if getattr(args, "accum_freq", 1) > 1:
-            raise UsageError("OpenCLIP distils without accumulation alone: --teacher needs --accum-freq 1")
-        if getattr(args, "fsdp", False):
-            raise UsageError("--teacher keeps the whole model on every rank; leave out --fsdp")
-        if args.teacher == "ema" and getattr(args, "precision", "") in HALF_WEIGHTS:
-            raise UsageError(f"--teacher ema does not move in weights of --precision {args.precision}; use amp_bf16")
-    elif _given(args, "distill_weight") and not getattr(args, "distill_model", None):
-        raise UsageError("--distill-weight means nothing without --teacher or --distill-model")
-    if "coca" in str(getattr(args, "model", "")).lower():
-        raise UsageError(f"--loss {method.name} trains CLIP models alone; CoCa has a loss of its own: --loss clip")
-
-
-def _given(args: Any, name: str) -> bool:
-    default = FLAGS[name].default
-    return bool(getattr(args, name, default) != default)
-
-
-def _dashed(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _names(keep: Callable[[Method], bool]) -> str:
-    return ", ".join(name for name, method in METHODS.items() if keep(method))
+        group.add_argument(dashed(name), default=field.default, help=text, **field.metadata["argparse"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
 
@@ -27,7 +28,7 @@ class Ranks:
             return cls(dist.get_rank(), dist.get_world_size())
         return SINGLE_PROCESS
 
-    def require_equal_rows(self, rows: torch.Tensor) -> None:
+    def require_equal_rows(self, rows: Tensor) -> None:
         """Every rank must bring as many rows [n, D]. Waits for the device.
 
         Raises:
@@ -42,12 +43,12 @@ class Ranks:
                 f"{len(rows)}. Every rank needs the same batch size; drop the last, shorter batch (drop_last)."
             )
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+    def gather(self, rows: Tensor) -> Tensor:
         """``all_gather``, differentiable: all ranks' gradients of a row are summed up for its owner."""
-        gathered: torch.Tensor = _Gather.apply(rows, self) if self.world_size > 1 else rows
+        gathered: Tensor = _Gather.apply(rows, self) if self.world_size > 1 else rows
         return gathered
 
-    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """[B, n, ...] of every rank -> [B, world_size * n, ...] in rank order, on every rank."""
         if self.world_size == 1:
             return rows
@@ -56,33 +57,33 @@ class Ranks:
             dist.all_gather_into_tensor(everybodys, own)
         return gathered
 
-    def own(self, values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    def own(self, values: Tensor, like: Tensor) -> Tensor:
         """[B * N] of all ranks' rows -> [B, n] of this rank's."""
         n = like.shape[1]
         return values.view(len(like), -1)[:, self.rank * n : (self.rank + 1) * n]
 
-    def all_reduce_max(self, values: torch.Tensor) -> torch.Tensor:
+    def all_reduce_max(self, values: Tensor) -> Tensor:
         """Maximum over the ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
-    def all_reduce_sum(self, share: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, share: Tensor) -> Tensor:
         """Sum over the ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(share)
         return share
 
-    def sum(self, share: torch.Tensor) -> torch.Tensor:
+    def sum(self, share: Tensor) -> Tensor:
         """Sum over the ranks, differentiable, the same on every rank.
 
         The gradient of this rank's share comes multiplied by ``world_size``, so that the average over
         ranks that DDP and FSDP take of parameter gradients is the gradient of the whole batch.
         """
-        total: torch.Tensor = _Sum.apply(share, self)
+        total: Tensor = _Sum.apply(share, self)
         return total
 
-    def mean(self, per_sample: torch.Tensor) -> torch.Tensor:
+    def mean(self, per_sample: Tensor) -> Tensor:
         """[..., n] of every rank -> the mean [...] over all ranks' samples; gradients as in ``sum``."""
         return self.sum(per_sample.mean(-1)) / self.world_size
 
@@ -92,12 +93,12 @@ SINGLE_PROCESS = Ranks()
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    def forward(ctx: Any, rows: Tensor, ranks: Ranks) -> Tensor:
         ctx.n = rows.shape[1]
         return ranks.all_gather(rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         own = gradient.new_empty(len(gradient), ctx.n, *gradient.shape[2:])
         for mine, everybodys in zip(own, gradient.contiguous()):
             dist.reduce_scatter_tensor(mine, everybodys)
@@ -106,10 +107,10 @@ class _Gather(torch.autograd.Function):
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, share: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    def forward(ctx: Any, share: Tensor, ranks: Ranks) -> Tensor:
         ctx.world_size = ranks.world_size
         return ranks.all_reduce_sum(share.clone())
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.world_size, None
