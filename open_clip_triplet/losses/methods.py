@@ -81,8 +81,8 @@ class CyClipTripletLoss(CyClipLoss, TripletClipLoss):
     flags = (*TripletClipLoss.flags, *CyClipLoss.flags)
 
 
-def _said(attribute: str, default: Any) -> property:
-    """What the class of a method's loss says of itself."""
+def _of_class(attribute: str, default: Any) -> property:
+    """An attribute of the class of a method's loss."""
     return property(lambda method: getattr(method.loss, attribute, default))
 
 
@@ -94,10 +94,10 @@ class Method:
     loss: type
     summary: str = "a loss of the user's own"
 
-    reads_neg_images = _said("reads_neg_images", False)
-    reads_neg_captions = _said("reads_neg_captions", False)
-    supports_sigmoid = _said("supports_sigmoid", True)
-    flags = _said("flags", ())
+    reads_neg_images = _of_class("reads_neg_images", False)
+    reads_neg_captions = _of_class("reads_neg_captions", False)
+    supports_sigmoid = _of_class("supports_sigmoid", True)
+    flags = _of_class("flags", ())
 
     @property
     def several_neg_captions(self) -> bool:
