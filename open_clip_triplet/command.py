@@ -8,6 +8,7 @@ line wins::
     model: ViT-B-32
     batch-size: 1024
     gather-with-grad: true        # a flag without a value; false and null leave it out
+    data-stage: [clean:lower, clean:short]   # a flag that may be repeated
     aug-cfg: {scale: "(0.4, 1.0)", color_jitter_prob: 0.8}   # key=value pairs; a list is several values
 """
 
@@ -25,6 +26,9 @@ import yaml
 from open_clip_triplet import __version__
 from open_clip_triplet.errors import UsageError
 from open_clip_triplet.files import write_text_durably
+
+#: flags that may be given more than once, each time with one value
+REPEATED = ("data-stage", "model-config")
 
 
 def version_text(program: str) -> str:
@@ -72,11 +76,9 @@ def expand_config(argv: Sequence[str], *, subcommand: bool = False) -> list[str]
         content.update(_read(file))
     command = content.pop("command", None) if subcommand else None
     flags = [part for name, value in content.items() if not _given(name, rest) for part in _flag(name, value)]
-    if not subcommand:
-        return flags + rest
-    if rest and not rest[0].startswith("-"):
-        return rest[:1] + flags + rest[1:]
-    return [*([str(command)] if command else []), *flags, *rest]
+    if command and (not rest or rest[0].startswith("-")):
+        rest = [str(command), *rest]
+    return rest + flags  # in this order: a flag with a list of values would take a positional argument for one
 
 
 def _without_config(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -102,7 +104,10 @@ def _read(file: str) -> dict:
         raise UsageError(f"--config {file}: cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UsageError(f"--config {file}: expected a mapping of flags, such as `loss: triplet`")
-    return {name.removeprefix("--").replace("_", "-"): value for name, value in content.items()}
+    flags = {name.removeprefix("--").replace("_", "-"): value for name, value in content.items()}
+    if "config" in flags:
+        raise UsageError(f"--config {file}: a config inside a config is not read; give --config several times")
+    return flags
 
 
 def _given(name: str, argv: list[str]) -> bool:
@@ -119,6 +124,8 @@ def _flag(name: str, value) -> list[str]:
     if isinstance(value, list):
         if any(isinstance(item, (dict, list)) for item in value):
             raise UsageError(f"--config: {name}: a list inside a list is no flag")
+        if name in REPEATED:
+            return [part for item in value for part in (f"--{name}", str(item))]
         return [f"--{name}", *map(str, value)]
     text = str(value)
     # so that a value such as -1 or --x is not taken for a flag
@@ -132,7 +139,8 @@ def flags_as_yaml(argv: Sequence[str]) -> str:
     for argument in argv:
         if argument.startswith("--"):
             name, equals, value = argument.removeprefix("--").partition("=")
-            content[name] = [value] if equals else []
+            kept = content.get(name, []) if name in REPEATED else []
+            content[name] = [*kept, value] if equals else kept
         elif name is not None:
             content[name].append(argument)
     flat = {name: True if not v else v[0] if len(v) == 1 else v for name, v in content.items()}

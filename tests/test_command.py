@@ -46,7 +46,7 @@ def test_flags_of_each_kind(tmp_path):
 def test_the_command_line_wins(tmp_path):
     file = write(tmp_path, "loss: triplet\nlr: 0.1\nmodel-config: [a.json]\n")
     assert expand_config(["--lr", "1", f"--config={file}", "--model-config=b.json"]) == [
-        "--loss", "triplet", "--lr", "1", "--model-config=b.json",
+        "--lr", "1", "--model-config=b.json", "--loss", "triplet",
     ]
 
 
@@ -56,7 +56,15 @@ def test_subcommands(tmp_path):
     assert expand_config(["list", "--config", file], subcommand=True) == ["list", "--model", "RN50"]
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "a: [", "1: 2\n", "x: [[1]]\n", "\x00"])
+def test_a_positional_argument_is_not_taken_for_a_value_of_the_files_last_flag(tmp_path):
+    file = write(tmp_path, "reference: true\n")
+    argv = ["report", "results", "--config", file]
+    assert expand_config(argv, subcommand=True) == ["report", "results", "--reference"]
+
+
+@pytest.mark.parametrize(
+    "text", ["- a\n- b\n", "just words", "a: [", "1: 2\n", "x: [[1]]\n", "\x00", "config: b.yaml\n"]
+)
 def test_what_is_no_mapping_of_flags_is_one_error(tmp_path, text):
     with pytest.raises(UsageError, match="--config"):
         expand_config(["--config", write(tmp_path, text)])
@@ -66,6 +74,7 @@ def test_what_is_no_mapping_of_flags_is_one_error(tmp_path, text):
 
 def test_a_command_line_and_its_yaml_give_the_same_flags(tmp_path):
     argv = ["--loss", "triplet", "--local-loss", "--betas", "0.9", "0.98", "--seed=-1", "--aug-cfg", "a=1", "b=(1, 2)"]
+    argv += ["--data-stage", "a:f", "--data-stage", "b:g"]
     text = flags_as_yaml(argv)
     assert yaml.safe_load(text)["betas"] == ["0.9", "0.98"]
     assert expand_config(["--config", write(tmp_path, text)]) == argv

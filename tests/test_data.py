@@ -373,10 +373,37 @@ def test_a_stage_that_is_not_there_is_named(tmp_path):
         dataset(arguments(write_shards(tmp_path, [8]), data_stage=["nowhere:f"]))
 
 
-def test_a_stage_that_leaves_out_everything_is_an_error(tmp_path):
-    args = arguments(write_shards(tmp_path, [8]), data_stage=["test_data:nothing"])
-    with pytest.raises(ShardError, match="has left out every sample"):
+    with pytest.raises(UsageError, match="--data-stage test_data: give module:function"):
+        dataset(arguments(write_shards(tmp_path, [8]), data_stage=["test_data"]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stage_that_leaves_out_everything_is_an_error(tmp_path, workers):
+    args = arguments(write_shards(tmp_path, [8]), data_stage=["test_data:nothing"], workers=workers)
+    with pytest.raises(ShardError, match="^the data stage test_data:nothing has left out every sample of .* passes$"):
         epoch_of(dataset(args))
+
+
+def no_stage(samples):
+    """It forgets to return."""
+    list(range(3))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stage_that_gives_no_samples_is_an_error_of_one_line(tmp_path, workers):
+    args = arguments(write_shards(tmp_path, [8]), data_stage=["test_data:no_stage"], workers=workers)
+    with pytest.raises(UsageError, match="^the data stage test_data:no_stage gave NoneType, not an iterator.*s$"):
+        epoch_of(dataset(args))
+
+
+def as_text(samples):
+    for sample in samples:
+        yield {**sample, "text": "9" + sample["text"].decode()}
+
+
+def test_a_stage_may_give_text_instead_of_bytes(tmp_path):
+    args = arguments(write_shards(tmp_path, [8]), data_stage=["test_data:as_text"])
+    assert set(seen(epoch_of(dataset(args)))) == {int(f"9{n}") for n in range(8)}
 
 
 def test_a_stage_that_looks_ahead_keeps_counts_and_positions(tmp_path, caplog):

@@ -194,6 +194,12 @@ def test_flags_that_are_nearly_ours_are_suggested(flag, near, capsys):
     assert f"{flag}: did you mean {near}?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("loss", ["clip", "negclip"])
+def test_same_crop_without_negative_images_is_refused(loss):
+    with pytest.raises(options.UsageError, match=f"--loss {loss} does not"):
+        parse("--loss", loss, "--same-crop", "--train-data", "a.tar")
+
+
 def test_validation_data_that_is_not_there_is_told_before_training(tmp_path, caplog):
     with pytest.raises(options.UsageError, match="--val-data .*0.tar: there is no .*0.tar"):
         parse("--train-data", "a.tar", "--val-data", str(tmp_path / "0.tar"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from argparse import Namespace
 
 import pytest
@@ -164,6 +165,28 @@ def test_a_loss_of_the_users_own(tmp_path, monkeypatch):
     addends = loss(x, y.flatten(0, 1), torch.tensor(5.0), output_dict=True)
     torch.testing.assert_close(addends["cosine_loss"], (x * (y[:, 1] - y[:, 0])).sum(1).mean())
     assert "hard_negative_loss" in addends
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("{'cosine': push.mean()}", r"cosine \[\]"), ("{}", "dict"), ("push.mean()", "Tensor"),
+        ("{'a_loss': push}", r"a_loss \[4\]"),
+    ],
+)
+def test_a_loss_of_the_users_own_that_gives_no_addends_is_named(given, shown, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", module := types.ModuleType("mine"))
+    exec(OWN_LOSS.replace('{"cosine_loss": self.ranks.mean(push - pull)}', given), module.__dict__)
+    x, y = features(4, 3, seed=1), features(8, 3, seed=2)
+    with pytest.raises(UsageError, match=rf"Cosine.losses\(\) must give .* named \*_loss; it gave {shown}"):
+        create_loss(Namespace(loss="mine:Cosine"))(x, y, torch.tensor(5.0))
+
+
+def test_a_class_without_openclips_arguments_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", module := types.ModuleType("mine"))
+    exec("class Plain:\n    def __init__(self): pass", module.__dict__)
+    with pytest.raises(UsageError, match="--loss mine:Plain takes the arguments of open_clip.ClipLoss: .*argument"):
+        create_loss(Namespace(loss="mine:Plain", local_loss=False))
 
 
 def test_a_package_offers_a_loss(tmp_path, monkeypatch):

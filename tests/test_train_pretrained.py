@@ -62,6 +62,13 @@ def test_another_models_name_is_refused(tmp_path, paired_shards, tiny_config):
         train(argv)
 
 
+@pytest.mark.parametrize("flags", [{"pretrained": "none.pt"}, {"distill-model": "RN50", "distill-pretrained": "opnai"}])
+def test_weights_that_are_not_there_are_one_line(flags, tmp_path, paired_shards, tiny_config):
+    argv = train_argv(tiny_config, tmp_path / "logs", "run", loss="triplet", **{"train-data": paired_shards, **flags})
+    with pytest.raises(UsageError, match="pretrained (none.pt|opnai): no such file, nor a tag of .*(none|openai)"):
+        train(argv)
+
+
 @pytest.mark.parametrize("error", [ConnectionError("no network"), httpx.ConnectError("no name")])
 def test_what_is_no_checkpoint_is_one_line(error, tmp_path, monkeypatch):
     def fail(*_, **__):

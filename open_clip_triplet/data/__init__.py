@@ -78,6 +78,8 @@ def load_stage(name: str) -> Callable:
         UsageError: there is no such module or function.
     """
     module, _, function = name.partition(":")
+    if not function:
+        raise UsageError(f"--data-stage {name}: give module:function")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

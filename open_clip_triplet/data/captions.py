@@ -121,9 +121,9 @@ def _units(value) -> list[tuple[str, str]]:
     return found
 
 
-def _text(data: bytes) -> str:
+def _text(data: bytes | str) -> str:
     try:
-        return data.decode("utf-8")
+        return data if isinstance(data, str) else data.decode("utf-8")  # a data stage may give either
     except UnicodeDecodeError:
         raise Dropped("unreadable caption") from None
 

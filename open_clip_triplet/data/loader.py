@@ -18,7 +18,7 @@ from open_clip_triplet.data.group import HostGroup
 from open_clip_triplet.data.pipeline import Piece, SampleTransform, StreamPieces
 from open_clip_triplet.data.state import StreamState
 from open_clip_triplet.data.stream import Position
-from open_clip_triplet.errors import ShardError
+from open_clip_triplet.errors import ShardError, TripletError
 
 #: seconds without a batch after which the shards being read are named in the log, and again each time
 STALL_SECONDS = 60.0
@@ -215,6 +215,8 @@ def joined(
 def _checked(pieces: Iterator[Piece], data: StreamPieces) -> Iterator[Piece]:
     try:
         yield from pieces
+    except TripletError as error:  # a worker's arrives with its traceback as the message
+        raise type(error)(str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]) from None
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

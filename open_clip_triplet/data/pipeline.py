@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from open_clip_triplet.data.captions import CaptionChoice
 from open_clip_triplet.data.counts import Dropped
 from open_clip_triplet.data.reading import ShardWatch, read_shard, read_slice
 from open_clip_triplet.data.stream import Dealing, Position, ShuffleOrder, StreamPlan
-from open_clip_triplet.errors import ShardError
+from open_clip_triplet.errors import ShardError, UsageError
 from open_clip_triplet.shards import FIELDS
 
 #: passes in a row without one usable sample after which a stream stops the run
@@ -223,9 +223,16 @@ class UserStage:
 
     stage: Callable[[Iterator[dict]], Iterator[dict]]
 
+    @property
+    def name(self) -> str:
+        return f"{self.stage.__module__}:{getattr(self.stage, '__qualname__', self.stage)}"
+
     def __call__(self, items: Iterator) -> Iterator:
         aside: deque[Unusable] = deque()
-        for sample in self.stage(self._samples(items, aside)):
+        samples = self.stage(self._samples(items, aside))
+        if not isinstance(samples, Iterable):
+            raise UsageError(f"the data stage {self.name} gave {type(samples).__name__}, not an iterator of samples")
+        for sample in samples:
             while aside and aside[0].place[:2] < sample["__place__"][:2]:  # the stage may hold samples that come later
                 yield aside.popleft()
             yield sample
@@ -238,7 +245,7 @@ class UserStage:
                 continue
             passes = passes + item.ends_pass if aside else 0
             if passes > BARREN_PASSES:
-                raise ShardError(f"the data stage {self.stage} has left out every sample of {passes} passes")
+                raise ShardError(f"the data stage {self.name} has left out every sample of {passes} passes")
             aside.append(item)
 
 

@@ -18,6 +18,7 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
+from open_clip_triplet.errors import UsageError
 from open_clip_triplet.losses.functional import negclip_terms, sigmoid_terms
 from open_clip_triplet.losses.guard import FiniteGuard
 from open_clip_triplet.losses.options import ADDED_TERMS, HARD_NEGATIVE_TERMS, LossOptions
@@ -161,7 +162,7 @@ class GroupedLoss(ClipLoss):
         if options.plain_every and (step + 1) % options.plain_every == 0:
             losses = LossDict(plain_loss=self.terms(images[:1], captions[:1], scale, bias)[0])
         else:
-            losses = LossDict(self.losses(images, members, scale, bias))
+            losses = self._addends(self.losses(images, members, scale, bias))
             if options.margin != "none":
                 hinge = margin_loss(gains, scale, options.margin, ranks=ranks)
                 losses["margin_loss"] = options.margin_weight * hinge
@@ -179,10 +180,20 @@ class GroupedLoss(ClipLoss):
         losses.update(metrics(images, members, gains))
         return losses
 
+    def _addends(self, found: Any) -> LossDict:
+        """What ``losses`` gave, which may be the user's own."""
+        losses = LossDict(found) if isinstance(found, dict) else LossDict()
+        if not losses.values() or any(addend.ndim for addend in losses.values()):
+            gave = ", ".join(f"{name} {list(value.shape)}" for name, value in losses.items()) or type(found).__name__
+            raise UsageError(
+                f"{type(self).__name__}.losses() must give a dict of scalars named *_loss; it gave {gave}"
+            )
+        return losses
+
     def losses(
         self, images: Tensor, captions: Tensor, logit_scale: Tensor, logit_bias: Tensor | None
     ) -> dict[str, Tensor]:
-        """Addends of the loss, from images [image_group, n, D] and captions [text_group, n, D]."""
+        """Addends of the loss, named ``*_loss``, from images [image_group, n, D] and captions [text_group, n, D]."""
         return {"contrastive_loss": self.terms(images, captions, logit_scale, logit_bias)[0]}
 
     def terms(

@@ -173,7 +173,11 @@ def create_loss(args: Any) -> Any:
         names += ["neg_captions", "accum_freq", *FLAGS]
         options["chunk_size"] = getattr(args, "loss_chunk_size", None)
         options["sigmoid"] = getattr(args, "siglip", False)
-    loss: Any = method.loss(**options, **{name: getattr(args, name) for name in names if hasattr(args, name)})
+    options |= {name: getattr(args, name) for name in names if hasattr(args, name)}
+    try:
+        loss: Any = method.loss(**options)
+    except TypeError as error:
+        raise UsageError(f"--loss {method.name} takes the arguments of open_clip.ClipLoss: {error}") from error
     loss.check_rows = False  # our loader gives every rank as many
     return loss
 

@@ -31,12 +31,13 @@ def above_zero(kind: type) -> Any:
 not_negative = _number(float, "0 or above", lambda value: value >= 0)
 fraction = _number(float, "from 0 to 1", lambda value: 0 <= value <= 1)
 _NUMBER, _WEIGHT = above_zero(int), above_zero(float)
+_INTERVAL = _number(int, "above 1", lambda value: value > 1)
 
 
 def _flag(default: Any, text: str, parse: Any = None, *, needs: str = "", **options: Any) -> Any:
     """A field of ``LossOptions``. parse: argparse type. needs: the option without which it means nothing."""
     if parse:
-        options |= {"type": parse, "metavar": {_NUMBER: "N", _WEIGHT: "W"}.get(parse, "X")}
+        options |= {"type": parse, "metavar": {_NUMBER: "N", _INTERVAL: "N", _WEIGHT: "W"}.get(parse, "X")}
     return dataclasses.field(default=default, metadata={"help": text, "needs": needs, "argparse": options})
 
 
@@ -82,7 +83,7 @@ class LossOptions:
         "terms (CS-CLIP)", _NUMBER,
     )
     unit_weight: float = _flag(0.5, "weight of --units", _WEIGHT, needs="units")
-    plain_every: int = _flag(0, "make every N-th step a CLIP step on the positive pairs; 0: none (CLIC: 2)", _NUMBER)
+    plain_every: int = _flag(0, "make every N-th step a CLIP step on the positive pairs; 0: none (CLIC: 2)", _INTERVAL)
     teacher: str = _flag(
         "none", "pull embeddings to those of a moving average of the model (DeGLA), or of the model it started "
         "from", choices=("none", "ema", "frozen"),

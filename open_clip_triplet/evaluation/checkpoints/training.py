@@ -82,6 +82,21 @@ def check_same_model(folder: Path, model: str) -> None:
             )
 
 
+def check_known(model: str | None, pretrained: str | None, flag: str) -> None:
+    """Refuse weights that OpenCLIP will not find, before it builds the model.
+
+    Raises:
+        UsageError: neither a file nor a tag of the model.
+    """
+    import open_clip
+
+    if not model or not pretrained or model.startswith(("local-dir:", "hf-hub:")) or os.path.exists(pretrained):
+        return
+    if not open_clip.get_pretrained_cfg(model, pretrained):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "it has none"
+        raise UsageError(f"{flag} {pretrained}: no such file, nor a tag of {model} ({tags})")
+
+
 #: what OpenCLIP's parser gives without --model
 UNSET_MODEL = "RN50"
 
@@ -94,6 +109,8 @@ def start_from(args) -> None:
     """
     folder = open_clip_folder(args.pretrained)
     if folder is None:
+        check_known(args.model, args.pretrained, "--pretrained")
+        check_known(args.distill_model, args.distill_pretrained, "--distill-pretrained")
         return
     if args.model != UNSET_MODEL and not args.model.startswith(("local-dir:", "hf-hub:")):
         check_same_model(folder, args.model)
