@@ -232,7 +232,7 @@ def test_paired_tests_by_hand(results):
     overall = {r["column"]: r for r in rows if r["row"] == "sugarcrepe overall"}
     assert float(overall["95% low"]["value"]) < float(overall["difference"]["value"])
     other = [{**results[1], "subsets": {**results[1]["subsets"]}}]
-    other[0]["subsets"]["swap_obj"] = {**other[0]["subsets"]["swap_obj"], "items_hash": "others"}
+    other[0]["subsets"]["swap_obj"] = {**other[0]["subsets"]["swap_obj"], "items_hash": "content:others"}
     again = [r for r in rows_of([results[0], *other]) if r["table"] == "triplet vs clip"]
     names = {r["row"] for r in again}  # different items are never paired, nor averages over them
     assert "sugarcrepe swap_obj accuracy" not in names and "sugarcrepe overall" not in names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from open_clip_triplet.evaluation.benchmarks import get
+from open_clip_triplet.evaluation.metrics import FEWEST_ITEMS
 from open_clip_triplet.evaluation.report.sources import Results
 from open_clip_triplet.evaluation.report.tables import Block, Cell, Row
 
@@ -37,7 +38,11 @@ def _interval_block(results: Results, benchmark: str, complete: bool) -> Block:
     heading = (
         f"{title}: 95% intervals" if complete else f"{title}: PARTIAL RUN, not comparable with the paper"
     )
-    return Block(f"{benchmark}{'' if complete else '-partial'}", heading, COLUMNS, rows)
+    name = f"{benchmark}{'' if complete else '-partial'}"
+    notes = results.item_notes([benchmark], complete)
+    if any(row.cells[1].value is None for row in rows):
+        notes.append(f"No interval for a mean in which a subset or class has fewer than {FEWEST_ITEMS} items.")
+    return Block(name, heading, COLUMNS, rows, notes)
 
 
 def _interval_rows(name: str, subset: str, content: dict) -> list[Row]:
