@@ -241,6 +241,12 @@ def test_paired_tests_by_hand(results):
     assert unpaired["column"] == "p" and unpaired["text"] == "no test: the items differ"
 
 
+def test_a_forced_image_size_stands_among_the_runs(results):
+    forced = {**results[0], "checkpoint": {**results[0]["checkpoint"], "force_image_size": 64}}
+    assert "fp32, images of 64 pixels; " in render([forced], "md")
+    assert "pixels" not in render([results[0]], "md")
+
+
 def test_baseline_and_names_are_checked(results):
     with pytest.raises(ValueError, match="no results of the baseline 'x'; there are: clip, triplet"):
         render(results, "md", baseline="x")

@@ -73,11 +73,13 @@ def provenance(results: Results) -> list[str]:
             checkpoint = result["checkpoint"]
             weights = str(checkpoint.get("weights", "unknown"))
             odd = ", ".join(f"{n} {kind}" for kind, n in result["images"].items() if kind != "unique")
+            forced = checkpoint.get("force_image_size")
+            pixels = f", images of {forced} pixels" if forced else ""
             versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
             lines.append(
                 f"{name}, {result['title']}: {result['items']} of {result['expected'] or '?'} items, "
                 f"{result['images']['unique']} images{f' ({odd})' if odd else ''}, {result['ties']} ties; "
                 f"weights {weights if weights.startswith('tag:') else weights[:12]}, "
-                f"{checkpoint.get('precision', '')}; {result['date']}; {versions}"
+                f"{checkpoint.get('precision', '')}{pixels}; {result['date']}; {versions}"
             )
     return lines
