@@ -107,6 +107,8 @@ def report(args: argparse.Namespace) -> int:
     from open_clip_triplet.evaluation.result_files import read_results
     from open_clip_triplet.files import write_text_durably
 
+    if args.output and Path(args.output).is_dir():
+        raise UsageError(f"--output {args.output} is a folder; name a file")
     text = render(
         read_results(args.results),
         args.format,

@@ -35,7 +35,9 @@ def _remarks(result: dict) -> Iterator[str]:
     if result["limit"]:
         yield f"LIMITED to {result['limit']} items a subset"
     elif not result["complete"]:
-        yield f"PARTIAL: {result['items']} of {result['expected'] or '?'} items"
+        notes = dict.fromkeys(subset["note"] for subset in result["subsets"].values() if subset["note"])
+        why = f" ({'; '.join(notes)})" if notes else ""
+        yield f"PARTIAL: {result['items']} of {result['expected'] or '?'} items{why}"
 
 
 def _subset(result: dict, name: str) -> str:
