@@ -87,6 +87,8 @@ def test_a_mean_weighs_subsets_as_the_benchmark_does():
          "not evaluated on the same benchmarks"),
         ([result("clip-0", "cola", cola={"group": "1"}), result("clip-1", "cola", "y", cola={"group": "1"})],
          "the items differ"),
+        ([result("clip-0", "cola", cola={"group": "1"}), result("a-0", "cola", "y", cola={"group": "1"})],
+         "the items differ"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_averaged_is_refused(results, words):
