@@ -14,12 +14,17 @@ def size(benchmark: str, subset: str) -> int:
     return items if benchmark == "sugarcrepe" else min(items, 500)
 
 
-def made(benchmark: str, name: str, right: dict[str, dict[str, int]], histograms: bool = False) -> dict:
-    """A complete result. ``right``: subset -> metric -> how many of its items are right, the first ones."""
+def made(
+    benchmark: str, name: str, right: dict[str, dict[str, int]], histograms: bool = False, sizes: dict | None = None
+) -> dict:
+    """A complete result. ``right``: subset -> metric -> how many of its items are right, the first ones.
+
+    ``sizes``: items of the subsets that have others than ``size`` says.
+    """
     described = get(benchmark)
     tasks, outcomes = {}, {}
     for subset, counts in right.items():
-        items = size(benchmark, subset)
+        items = (sizes or {}).get(subset, size(benchmark, subset))
         task = tasks[subset] = Task([_Item(str(i)) for i in range(items)], expected=items)
         correct = {metric: np.arange(items) < count for metric, count in counts.items()}
         outcome = Outcome(items, right=correct)

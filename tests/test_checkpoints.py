@@ -146,6 +146,32 @@ def test_another_model_or_image_size_is_caught(tmp_path):
         load(spec(tmp_path, path))
 
 
+def test_a_forced_image_size_is_the_trained_one(tmp_path):
+    """A ResNet that averages over places has no positions, so its weights fit images of any size."""
+    import open_clip
+
+    vision = {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
+    config = write_config(tmp_path, "tiny-resnet", vision_cfg=vision)
+    open_clip.add_model_config(config)
+    path = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(open_clip.create_model("tiny-resnet").state_dict(), path)
+    pixels = {None: 32, 64: 64}
+    for size, expected in pixels.items():  # without a run, the flag says how it was trained
+        loaded = load(spec(tmp_path, path, model_config=config, force_image_size=size))
+        assert loaded.preprocess(picture(0)).shape[-1] == expected
+    for given, trained, other in (("None", 32, 64), ("[64, 64]", 64, 32)):
+        (tmp_path / "run" / "params.txt").write_text(f"model: tiny-resnet\nforce_image_size: {given}\n")
+        with pytest.raises(CheckpointError, match=f"images of {trained} pixels, not {other}: leave out"):
+            load(spec(tmp_path, path, model_config=config, force_image_size=other))
+        load(spec(tmp_path, path, model_config=config, force_image_size=trained))
+    with pytest.raises(CheckpointError, match="images of 224 pixels, not 64"):
+        load(CheckpointSpec("ViT-B-32-quickgelu", "openai", force_image_size=64))
+    folder, _ = export(spec(tmp_path, save(tmp_path / "epoch_1.pt")), tmp_path / "hub")
+    with pytest.raises(CheckpointError, match="images of 32 pixels, not 64"):
+        load(CheckpointSpec("", str(folder), force_image_size=64))
+
+
 def test_images_are_prepared_as_the_run_did(tmp_path):
     path = save(tmp_path / "run" / "checkpoints" / "epoch_1.pt")
     plain, before = load(spec(tmp_path, path)), identify(spec(tmp_path, path), file_digest)
@@ -186,6 +212,22 @@ def test_the_runs_model_is_the_default(tmp_path):
     (tmp_path / "run" / "params.txt").write_text("model: RN50\n")
     assert CheckpointSpec.parse(str(path)).model == "RN50"
     assert CheckpointSpec.parse(str(path), model="ViT-L-14").model == "ViT-L-14"
+
+
+@pytest.mark.parametrize("name", ["it's tiny", "tiny-own"])
+def test_the_runs_model_config_is_the_default(tmp_path, name):
+    path = save(tmp_path / "run" / "checkpoints" / "epoch_1.pt")
+    config, other = write_config(tmp_path, name), write_config(tmp_path, "tiny-other")
+    params = f"model: {name}\nmodel_config: {[str(other), str(config)]}\n"
+    (tmp_path / "run" / "params.txt").write_text(params)
+    parsed = CheckpointSpec.parse(str(path))
+    assert (parsed.model, parsed.model_config) == (name, str(config))
+    assert features(load(parsed)).shape[0] == 3
+    assert CheckpointSpec.parse(str(path), model="ViT-B-32").model_config is None
+    config.unlink()
+    assert CheckpointSpec.parse(str(path)).model_config is None
+    with pytest.raises(CheckpointError, match=f"unknown model .*{name}.*; open_clip.list_models.* --model-config"):
+        load(CheckpointSpec.parse(str(path)))
 
 
 class Payload:

@@ -141,6 +141,7 @@ def test_second_run_imports_no_torch(workplace):
             "unknown model 'ViT-B-31'",
         ),
         (["report", "nowhere"], "no results in nowhere"),
+        (["report", "nowhere", "--output", "."], "--output . is a folder; name a file"),
         (["data", "--download", "winoground"], "nothing to download freely"),
     ],
 )

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from open_clip_triplet.evaluation.benchmarks import get, names
+from open_clip_triplet.evaluation.checkpoints.checks import check_tag
+from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec
 from open_clip_triplet.evaluation.report.paper import tables
 
 ROOT = Path(__file__).parents[1]
@@ -62,3 +64,21 @@ def test_commands_and_flags_exist(capsys):
     help_text = capsys.readouterr().out
     for flag in ("--suite", "--reference", "--coverage", "--baseline", "--allow-partial", "--download"):
         assert flag in page and flag in help_text
+
+
+def test_tags_in_examples_have_their_models_activation():
+    """OpenAI's weights on a model without QuickGELU are refused; no example may ask for that."""
+    import open_clip
+
+    files = [f for part in ("docs", "examples", "open_clip_triplet", "tools") for f in (ROOT / part).rglob("*.*")]
+    texts = [f.read_text(encoding="utf-8") for f in [ROOT / "README.md", *files] if f.suffix in (".md", ".py", ".sh")]
+    asked = {
+        pair
+        for text in texts
+        for pattern in (r"--model ([\w-]+) --pretrained (\w+)", r"openclip:([\w-]+):(\w+)")
+        for pair in re.findall(pattern, text)
+    }
+    tags = [(model, tag) for model, tag in asked if tag in open_clip.list_pretrained_tags_by_model(model)]
+    assert ("ViT-B-32-quickgelu", "openai") in tags and ("ViT-B-32", "laion2b_s34b_b79k") in tags
+    for model, tag in tags:
+        check_tag(CheckpointSpec(model, tag))

@@ -232,13 +232,19 @@ def test_paired_tests_by_hand(results):
     overall = {r["column"]: r for r in rows if r["row"] == "sugarcrepe overall"}
     assert float(overall["95% low"]["value"]) < float(overall["difference"]["value"])
     other = [{**results[1], "subsets": {**results[1]["subsets"]}}]
-    other[0]["subsets"]["swap_obj"] = {**other[0]["subsets"]["swap_obj"], "items_hash": "others"}
+    other[0]["subsets"]["swap_obj"] = {**other[0]["subsets"]["swap_obj"], "items_hash": "content:others"}
     again = [r for r in rows_of([results[0], *other]) if r["table"] == "triplet vs clip"]
     names = {r["row"] for r in again}  # different items are never paired, nor averages over them
     assert "sugarcrepe swap_obj accuracy" not in names and "sugarcrepe overall" not in names
     assert "sugarcrepe add_obj accuracy" in names
     (unpaired,) = [r for r in again if r["row"] == "sugarcrepe swap_obj"]  # and the report says so
     assert unpaired["column"] == "p" and unpaired["text"] == "no test: the items differ"
+
+
+def test_a_forced_image_size_stands_among_the_runs(results):
+    forced = {**results[0], "checkpoint": {**results[0]["checkpoint"], "force_image_size": 64}}
+    assert "fp32, images of 64 pixels; " in render([forced], "md")
+    assert "pixels" not in render([results[0]], "md")
 
 
 def test_baseline_and_names_are_checked(results):

@@ -30,6 +30,7 @@ from open_clip_triplet.evaluation import evaluate, require_data
 from open_clip_triplet.evaluation import hashes as hashes_module
 from open_clip_triplet.evaluation.benchmarks import PAPER_SUITE, get
 from open_clip_triplet.evaluation.benchmarks.tripletdata import composition_scores
+from open_clip_triplet.evaluation.console import result_line
 from open_clip_triplet.evaluation.encode import Encoder
 from open_clip_triplet.evaluation.hashes import ContentHashes
 from open_clip_triplet.evaluation.images import ImageRef, read_tar_index
@@ -324,6 +325,18 @@ def test_tripletdata_is_complete_only_by_its_sizes(tmp_path):
         run(tmp_path, ["tripletdata"], allow_partial=False)
     write_json(tmp_path / "tripletdata" / "sizes.json", {"0.tar": 3})
     assert "tripletdata/text" in run(tmp_path, ["tripletdata"], allow_partial=False)
+
+
+def test_sizes_that_are_too_small_are_named(tmp_path):
+    write_paired_shard(tmp_path / "tripletdata" / "00000.tar", range(7), s3={"neg.txt": ""})
+    write_json(tmp_path / "tripletdata" / "sizes.json", {"00000.tar": 5})
+    says = "sizes.json says 5, the shards hold more"
+    with pytest.raises(PartialData, match=says):
+        run(tmp_path, ["tripletdata"], allow_partial=False)
+    line = result_line(run(tmp_path, ["tripletdata"]).results["tripletdata"])
+    assert f"PARTIAL: 6 of ? items ({says})" in line
+    write_json(tmp_path / "tripletdata" / "sizes.json", {"00000.tar": 7})
+    assert "PARTIAL: 6 of 7 items" in result_line(run(tmp_path, ["tripletdata"]).results["tripletdata"])
 
 
 def test_exif_rotation_is_left_as_stored(tmp_path):

@@ -129,6 +129,12 @@ def test_against_nothing_is_refused(marred, tmp_path, capsys):
         assert "--against" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("bits", "status"), [("-1", 2), ("65", 2), ("0", 0), ("64", 0)])
+def test_a_distance_is_of_64_bits(bits, status, marred, capsys):
+    assert cli.main(["stats", str(marred), "--near", bits]) == status
+    assert (f"--near {bits}: a distance" in capsys.readouterr().err) == bool(status)
+
+
 def test_a_report_says_the_same_in_every_format():
     rows = [["<b>", 1234, 0.5], ["none", None, None], ["small", 0, 1.973e-06]]
     report = Report("x", "A | title", [Table("t|1", ["n", "share"], rows, "A note.")])

@@ -169,7 +169,9 @@ def test_wilson_known_values():
     assert wilson_interval(0, 0) == pytest.approx((math.nan, math.nan), nan_ok=True)
     assert wilson_interval(50, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)  # (.5 ± ...)/(1 + z²/n)
     low, high = wilson_interval(10, 10)
-    assert low == pytest.approx(0.72247, abs=1e-5) and high == pytest.approx(1.0)
+    assert low == pytest.approx(0.72247, abs=1e-5) and high == 1
+    for n in range(1, 60):  # exact, not 1e-17
+        assert wilson_interval(0, n)[0] == 0 and wilson_interval(n, n)[1] == 1
 
 
 def test_bootstrap_matches_the_normal_interval_and_is_repeatable():
@@ -177,7 +179,9 @@ def test_bootstrap_matches_the_normal_interval_and_is_repeatable():
     half = 1.96 * math.sqrt(0.8 * 0.2 / 1000)
     assert low == pytest.approx(0.8 - half, abs=0.003) and high == pytest.approx(0.8 + half, abs=0.003)
     assert (low, high) == bootstrap_interval([(800, 1000)], lambda drawn: drawn[0])
-    assert math.isnan(bootstrap_interval([(1, 2), (0, 0)], lambda drawn: drawn.mean(axis=0))[0])
+    for few in ((0, 0), (1, 9)):
+        assert math.isnan(bootstrap_interval([(10, 20), few], lambda drawn: drawn.mean(axis=0))[0])
+    assert bootstrap_interval([(10, 20), (1, 10)], lambda drawn: drawn.mean(axis=0))[0] > 0
 
 
 def test_mcnemar_by_hand():
@@ -197,6 +201,8 @@ def test_paired_bootstrap_sees_pairs():
     assert found["p"] <= 0.001
     none = paired_bootstrap([np.zeros(50)], lambda drawn: drawn[0])
     assert none["difference"] == 0 and none["p"] == 1.0
+    few = paired_bootstrap([np.zeros(50), -np.ones(1)], lambda drawn: drawn.mean(axis=0))
+    assert few["difference"] == -0.5 and math.isnan(few["p"]) and math.isnan(few["low"])
 
 
 def test_histogram_puts_what_lies_outside_into_the_end_bins():

@@ -86,7 +86,9 @@ def test_a_mean_weighs_subsets_as_the_benchmark_does():
         ([sugarcrepe("clip-0", "1", "1"), result("clip-0", "cola", cola={"group": "1"}), sugarcrepe("a-0", "1", "1")],
          "not evaluated on the same benchmarks"),
         ([result("clip-0", "cola", cola={"group": "1"}), result("clip-1", "cola", "y", cola={"group": "1"})],
-         "different items"),
+         "the items differ"),
+        ([result("clip-0", "cola", cola={"group": "1"}), result("a-0", "cola", "y", cola={"group": "1"})],
+         "the items differ"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_averaged_is_refused(results, words):

@@ -20,6 +20,7 @@ import numpy as np
 from open_clip_triplet.evaluation.benchmarks import get
 from open_clip_triplet.evaluation.benchmarks.base import tree_leaves, tree_mean
 from open_clip_triplet.evaluation.result_files import read_results
+from open_clip_triplet.evaluation.results import why_not_paired
 from open_clip_triplet.files import write_text_durably
 
 DRAWS = 1000
@@ -106,17 +107,23 @@ def row_scores(results: list[dict], names: list[str]) -> Scores:
     found: Scores = {}
     for benchmark in dict.fromkeys(result["benchmark"] for result in results):
         of_seed = {r["checkpoint"]["name"]: r for r in results if r["benchmark"] == benchmark}
+        _require_same_items(benchmark, list(of_seed.values()))
         runs = [of_seed[name] for name in names if name in of_seed]
         if len(runs) == len(names):
             found |= _benchmark_scores(benchmark, runs)
     return found
 
 
+def _require_same_items(benchmark: str, runs: list[dict]) -> None:
+    first = runs[0]["subsets"]
+    for subsets in (run["subsets"] for run in runs):
+        for name in first.keys() & subsets.keys():
+            if why := why_not_paired(first[name], subsets[name]):
+                raise SystemExit(f"{benchmark} {name}, the checkpoints cannot be compared: {why}")
+
+
 def _benchmark_scores(benchmark: str, runs: list[dict]) -> Scores:
     described, subsets = get(benchmark), runs[0]["subsets"]
-    for run in runs:
-        if any(run["subsets"][name]["items_hash"] != subset["items_hash"] for name, subset in subsets.items()):
-            raise SystemExit(f"{benchmark}: the checkpoints were scored on different items")
     scored = [name for name, subset in subsets.items() if subset["items"]]
     found: Scores = {}
     leaves = tree_leaves(described.groups or ())

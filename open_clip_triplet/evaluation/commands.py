@@ -12,7 +12,7 @@ from typing import Any
 
 from open_clip_triplet.errors import DataError, UsageError
 from open_clip_triplet.evaluation.benchmarks import Benchmark, get, names, suite
-from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec, default_model
+from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec
 
 
 def _specs(args: argparse.Namespace) -> list[CheckpointSpec]:
@@ -82,8 +82,7 @@ def _watch(args: argparse.Namespace) -> int:
     require_data([b.name for b in benchmarks], session.data_root, allow_partial=partial)
 
     def evaluate(found: Found) -> list[dict]:
-        model = options["model"] or default_model(str(found.path))
-        spec = CheckpointSpec(pretrained=str(found.path), name=found.label, **{**options, "model": model})
+        spec = CheckpointSpec.of_run(str(found.path), name=found.label, **options)
         console.show_start(session.label(spec), spec.model, spec.precision)
         evaluation = run_checkpoint(session, spec, benchmarks, show=console.show_result)
         console.show_end(session.label(spec), evaluation, session.output)
@@ -108,6 +107,8 @@ def report(args: argparse.Namespace) -> int:
     from open_clip_triplet.evaluation.result_files import read_results
     from open_clip_triplet.files import write_text_durably
 
+    if args.output and Path(args.output).is_dir():
+        raise UsageError(f"--output {args.output} is a folder; name a file")
     text = render(
         read_results(args.results),
         args.format,

@@ -17,7 +17,9 @@ def result_line(result: dict) -> str:
     """One line on one benchmark: its number, what it rests on, what is unusual about it."""
     overall = result["summary"].get("overall")
     if overall:
-        text = f"{100 * overall['value']:.2f} [{100 * overall['low']:.2f}, {100 * overall['high']:.2f}]"
+        text = f"{100 * overall['value']:.2f}"
+        if overall["low"] is not None:
+            text += f" [{100 * overall['low']:.2f}, {100 * overall['high']:.2f}]"
     elif result["summary"]:
         text = " ".join(f"{name} {100 * x['value']:.2f}" for name, x in result["summary"].items())
     else:
@@ -33,7 +35,9 @@ def _remarks(result: dict) -> Iterator[str]:
     if result["limit"]:
         yield f"LIMITED to {result['limit']} items a subset"
     elif not result["complete"]:
-        yield f"PARTIAL: {result['items']} of {result['expected'] or '?'} items"
+        notes = dict.fromkeys(subset["note"] for subset in result["subsets"].values() if subset["note"])
+        why = f" ({'; '.join(notes)})" if notes else ""
+        yield f"PARTIAL: {result['items']} of {result['expected'] or '?'} items{why}"
 
 
 def _subset(result: dict, name: str) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from open_clip_triplet import __version__
 from open_clip_triplet.evaluation.benchmarks.base import Benchmark, tree_leaves, tree_mean
+from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.metrics import EQUAL_RULE, TIE_RULE, bootstrap_interval
-from open_clip_triplet.evaluation.tasks import Outcome, Task, proportion
+from open_clip_triplet.evaluation.tasks import CONTENT, Outcome, Task, proportion
 
 SCHEMA = 1
 
@@ -24,6 +25,7 @@ def build_result(
     checkpoint: dict,
     remarks: dict[str, int],
     captions: dict[str, int] | None = None,
+    identities: Mapping[ImageRef, str] | None = None,
 ) -> dict:
     """The result as a plain dict.
 
@@ -35,8 +37,9 @@ def build_result(
 
     Args:
         remarks: counts of unusual images. captions: ``unique`` and ``cut`` ones.
+        identities: image -> hash of its content.
     """
-    subsets = {name: _subset(tasks[name], outcome) for name, outcome in outcomes.items()}
+    subsets = {name: _subset(tasks[name], outcome, identities or {}) for name, outcome in outcomes.items()}
     expected = sum(benchmark.expected.values()) or _known_sum(task.expected for task in tasks.values())
     counted = [name for name in subsets if name in benchmark.expected] or list(subsets)
     summary = _summary(benchmark, outcomes)
@@ -69,7 +72,7 @@ def _known_sum(values: Iterable[int | None]) -> int | None:
     return None if None in known else sum(value for value in known if value is not None)
 
 
-def _subset(task: Task, outcome: Outcome) -> dict:
+def _subset(task: Task, outcome: Outcome, identities: Mapping[ImageRef, str]) -> dict:
     subset = {
         "metrics": _clean_all(outcome.metrics),
         "groups": {g: {**x, "metrics": _clean_all(x["metrics"])} for g, x in outcome.groups.items()},
@@ -81,7 +84,7 @@ def _subset(task: Task, outcome: Outcome) -> dict:
         "dropped": dict(task.dropped),
         "named": task.named,
         "note": task.note,
-        "items_hash": outcome.items_hash,
+        "items_hash": task.items_hash(identities),
         "outcomes": {name: "".join("01"[bool(x)] for x in right) for name, right in outcome.right.items()},
     }
     if outcome.histograms:
@@ -127,7 +130,7 @@ def _mean(outcomes: dict[str, Outcome], metric: str, groups: tuple) -> dict:
         lambda drawn: tree_mean(groups, dict(zip(names, drawn))),
     )
     value = tree_mean(groups, {name: right.mean() for name, right in zip(names, rights)})
-    return {"value": float(np.asarray(value)), "low": low, "high": high}
+    return _clean({"value": float(np.asarray(value)), "low": low, "high": high})
 
 
 def _pooled(outcomes: dict[str, Outcome], metric: str, names: list[str]) -> dict:
@@ -147,6 +150,20 @@ def _headlines(benchmark: Benchmark, summary: dict, subsets: dict) -> Iterable[d
             place, items = part.get("metrics", {}), part.get("items", 0)
         if headline.metric in place and place[headline.metric]["value"] is not None:
             yield {"label": headline.label, **place[headline.metric], "items": items}
+
+
+def compares_names_alone(subset: dict) -> bool:
+    """Whether a subset's items are known by their names alone, as in results of older versions."""
+    return not subset.get("items_hash", "").startswith(CONTENT)
+
+
+def why_not_paired(a: dict, b: dict) -> str:
+    """Why two results of a subset cannot be compared item by item; empty where they can."""
+    if compares_names_alone(a) != compares_names_alone(b):
+        return "not known whether the items are the same: one result is of an older version, run it again"
+    shared = a["outcomes"].keys() & b["outcomes"].keys()
+    lengths = all(len(a["outcomes"][name]) == len(b["outcomes"][name]) for name in shared)
+    return "" if lengths and a.get("items_hash") == b.get("items_hash") else "the items differ"
 
 
 def flat_metrics(result: dict) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import sys
 import time
@@ -151,7 +152,8 @@ def _draw(axes, rows: Sequence[dict]) -> None:
         of_run = [row for row in rows if row["run"] == run]
         x = [row["epoch"] for row in of_run]
         (line,) = axes.plot(x, [100 * row["value"] for row in of_run], marker="o", markersize=3, label=run)
-        low, high = ([100 * row[end] for row in of_run] for end in ("low", "high"))
+        ends = ([row[end] for row in of_run] for end in ("low", "high"))
+        low, high = ([math.nan if value is None else 100 * value for value in values] for values in ends)
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("epoch", fontsize=8)
     axes.set_ylabel("%", fontsize=8)

@@ -59,12 +59,13 @@ def make_encoder(text: str, device: str, model_config: str | None = None) -> Pai
 
 
 def openclip_encoder(
-    pretrained: str, device: str, *, model: str, config: str | None = None, precision: str = "fp32"
+    pretrained: str, device: str, *, model: str | None, config: str | None = None, precision: str = "fp32"
 ) -> PairEncoder:
     """A checkpoint of OpenCLIP's, loaded and checked as ``triplet-evaluate`` does.
 
     Args:
-        pretrained: ``[NAME=]PATH_OR_TAG``. model: OpenCLIP's name. config: a file of a model it does not know.
+        pretrained: ``[NAME=]PATH_OR_TAG``. model: OpenCLIP's name, None for the run's. config: a file of a model
+            it does not know.
     """
     from open_clip_triplet.evaluation.checkpoints.load import CheckpointSpec, load
     from open_clip_triplet.evaluation.encode import Encoder

@@ -1,18 +1,21 @@
 """What a checkpoint gets wrong: samples by edit category, with both similarities; or where two differ.
 
 A sample is right where both images prefer their own caption and both captions their own image (group
-score), or, without negative images, where the image prefers its caption. Ties are wrong. The gallery
-(--html) has the samples that are wrong, the widest misses first.
+score); in a set without negative images, where the image prefers its caption (text score). Ties are wrong.
+Samples that `triplet-evaluate run --benchmarks tripletdata` leaves out are left out, and counted by reason.
+The gallery (--html) has the samples that are wrong, the widest misses first.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from open_clip_triplet.errors import ShardError, UsageError
+from open_clip_triplet.evaluation.benchmarks.tripletdata import whole_sample
 from open_clip_triplet.evaluation.metrics import mcnemar, wilson_interval
 from open_clip_triplet.inspect.encoders import choose_device, openclip_encoder
 from open_clip_triplet.inspect.gallery import write_gallery
@@ -33,6 +36,7 @@ EXAMPLES = """examples:
       --against triplet=logs/triplet/checkpoints/epoch_9.pt
 """
 OUTCOMES = ("right", "wrong caption", "wrong image", "both wrong")
+CAPTIONS_ONLY = "without neg_image"
 
 
 class Judged:
@@ -59,6 +63,32 @@ class Judged:
         return OUTCOMES[(not text) + 2 * (not image)]
 
 
+def why_left_out(sample: dict) -> str:
+    """Why the benchmark leaves a sample out, by its members alone; empty where it does not."""
+    try:
+        whole_sample(sample)
+    except ShardError as error:
+        return str(error)
+    return ""
+
+
+def leave_out(samples: Sequence[ViewSample], values: np.ndarray) -> Counter:
+    """Make the rows of ``values`` NaN that are not scored, and count them by reason.
+
+    One sample that is whole makes the set one of pairs; else a caption and a negative caption are enough.
+    """
+    paired = any(not sample.left_out for sample in samples)
+    reasons: Counter[str] = Counter()
+    for sample, row in zip(samples, values):
+        reason = "" if not paired and sample.left_out == CAPTIONS_ONLY else sample.left_out
+        if not reason and np.isnan(row[: 4 if paired else 2]).any():
+            reason = "image damaged"
+        if reason:
+            reasons[reason] += 1
+            row[:] = np.nan
+    return reasons
+
+
 def make_report(judged: Sequence[Judged], categories: Sequence[str], title: str) -> Report:
     """Scores by category; with two checkpoints, where they differ.
 
@@ -75,7 +105,8 @@ def make_report(judged: Sequence[Judged], categories: Sequence[str], title: str)
     for one in judged:
         rows = [[name, *_scores(one, chosen)] for name, chosen in groups.items()]
         report.tables.append(Table(one.label, columns, rows))
-    report.tables[-1].note = "Right is the group score, with its 95% Wilson interval; ties are wrong."
+    score = "group score" if judged[0].has_images.any() else "text score, as there are no negative images"
+    report.tables[-1].note = f"Right is the {score}, with its 95% Wilson interval; ties are wrong."
     if len(judged) == 2:
         report.tables.append(_differences(judged[0], judged[1], groups))
     report.plots["categories"] = _draw(judged, groups)
@@ -156,7 +187,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("checkpoint", metavar="[NAME=]CHECKPOINT", help="a checkpoint, folder or tag of OpenCLIP's")
     add_shard_arguments(parser)
     parser.add_argument("--against", metavar="[NAME=]CHECKPOINT", help="a second checkpoint of the same model")
-    parser.add_argument("--model", default="ViT-B-32", help="OpenCLIP's model name (default ViT-B-32)")
+    parser.add_argument("--model", help="OpenCLIP's model name (default: what the checkpoint's run was given, else "
+                        "ViT-B-32)")
     parser.add_argument("--model-config", metavar="FILE", help="config of a model that OpenCLIP lacks")
     parser.add_argument("--precision", default="fp32", help="as OpenCLIP's (default fp32)")
     parser.add_argument("--batch-size", type=int, default=64, help="samples per batch (default 64)")
@@ -172,21 +204,26 @@ def run(args) -> int:
     if args.batch_size < 1 or args.most < 1:
         raise UsageError("--batch-size and --most must be at least 1")
     shards, device = find_shards(args.shards), choose_device(args.device)
-    how = {"sample": args.sample, "seed": args.seed}
+    how: dict[str, Any] = {"sample": args.sample, "seed": args.seed, "check": why_left_out}
     judged: list[Judged] = []
-    samples: list = []
+    samples: list[ViewSample] = []
+    left_out: Counter[str] = Counter()
     for pretrained in filter(None, (args.checkpoint, args.against)):
         encoder = openclip_encoder(
             pretrained, device, model=args.model, config=args.model_config, precision=args.precision
         )
         samples, values = similarities(read_view_samples(shards, **how), encoder, args.batch_size, quiet=False)
+        left_out = leave_out(samples, values)
         judged.append(Judged(encoder.label, values))
     if judged[0].label == judged[-1].label and len(judged) == 2:
         raise UsageError("both checkpoints have one label; name them: a=CHECKPOINT ... --against b=CHECKPOINT")
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
     if not judged[0].known.any():
-        raise ShardError(f"{args.shards[0]}: no sample has an image, a caption and a negative caption")
+        raise ShardError(f"{args.shards[0]}: no sample has an image, a caption and a negative caption ({reasons})")
     title = f"{' and '.join(one.label for one in judged)} on {set_name(args.shards)}"
     report = make_report(judged, [sample.category for sample in samples], title)
+    if reasons:
+        report.intro = f"left out: {reasons}"
     if args.html:
         found = gallery_samples(shards, judged, args.most, **how)
         write_gallery(found, args.html, title=title, single_file=args.single_file)

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from open_clip_triplet.errors import ImageError
+from open_clip_triplet.evaluation.images import open_image
 from open_clip_triplet.inspect.encoders import PairEncoder
 from open_clip_triplet.inspect.samples import ViewSample
-from open_clip_triplet.tripletdata.run.pictures import decode
 
 #: columns of :func:`similarities`: sij is image i with caption j (0 positive, 1 negative); then positive and
 #: negative of one modality; then a positive and that of another sample
@@ -53,8 +53,8 @@ def _prepared(
         if data is None or encoder.prepare is None:
             return None
         try:
-            return encoder.prepare(decode(data).rgb)
-        except ImageError:
+            return encoder.prepare(open_image(data)[0])  # the pixels that the benchmarks see
+        except (ImageError, MemoryError):
             return None
 
     iterator = iter(samples)

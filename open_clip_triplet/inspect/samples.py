@@ -6,7 +6,7 @@ import bisect
 import itertools
 import random
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -27,6 +27,7 @@ class ViewSample:
     ``captions`` and ``neg_captions`` start with the one in ``txt`` and ``neg.txt``. ``facets`` are
     few-valued facts to filter by, ``scores`` numbers to sort by, ``notes`` lines to read, ``details`` the rest.
     ``similarities``: by checkpoint, rows of the image and the negative image, columns of their captions.
+    ``left_out``: why it is not scored.
     """
 
     key: str
@@ -41,6 +42,7 @@ class ViewSample:
     notes: list[str] = field(default_factory=list)
     similarities: dict[str, list[list[float]]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    left_out: str = ""
 
     @property
     def category(self) -> str:
@@ -70,7 +72,13 @@ def _in_folder(url: str) -> list[str]:
 
 
 def read_view_samples(
-    shards: Sequence[str], *, sample: int | None = None, first: int | None = None, seed: int = 0, images: bool = True
+    shards: Sequence[str],
+    *,
+    sample: int | None = None,
+    first: int | None = None,
+    seed: int = 0,
+    images: bool = True,
+    check: Callable[[dict], str] | None = None,
 ) -> Iterator[ViewSample]:
     """Samples of shards in their order.
 
@@ -78,6 +86,7 @@ def read_view_samples(
         sample: so many, drawn at random with ``seed`` from all the shards hold.
         first: stop after so many.
         images: False leaves the images' bytes out.
+        check: a sample's members by suffix -> why it is not scored, or an empty text.
 
     Raises:
         ShardError: a shard cannot be opened, or no shard holds a sample. A damaged shard gives the samples
@@ -99,7 +108,9 @@ def read_view_samples(
         for number, one in enumerate(read_some(url, wanted, images=images)):
             if wanted is not None and number not in wanted:
                 continue
-            yield view_sample(one)
+            viewed = view_sample(one)
+            viewed.left_out = check(one) if check else ""
+            yield viewed
             found += 1
             if found == first:
                 return

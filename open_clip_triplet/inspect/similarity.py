@@ -31,8 +31,9 @@ EXAMPLES = """encoders, [LABEL=]KIND:MODEL[:WEIGHTS]:
   sentence:thenlper/gte-large             any text model or folder of sentence-transformers
 
 examples:
-  triplet-inspect similarity triplets/ --sample 5000 --output similarity --encoder clip=openclip:ViT-B-32:openai \\
-      dino=timm:vit_small_patch14_dinov2.lvd142m gte=sentence:thenlper/gte-large
+  triplet-inspect similarity triplets/ --sample 5000 --output similarity --encoder \\
+      clip=openclip:ViT-B-32-quickgelu:openai dino=timm:vit_small_patch14_dinov2.lvd142m \\
+      gte=sentence:thenlper/gte-large
 """
 EDGES = np.linspace(-1, 1, 101)
 MODALITIES = ("image", "text")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from open_clip_triplet.errors import PipelineError
+from open_clip_triplet.errors import PipelineError, UsageError
 from open_clip_triplet.files import join, write_text_durably
 from open_clip_triplet.inspect.duplicates import (
     NEAR,
@@ -196,6 +196,8 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     check_sample(args)
+    if not 0 <= args.near <= 64:
+        raise UsageError(f"--near {args.near}: a distance of hashes of 64 bits, 0 to 64")
     shards = find_shards(args.shards)
     sets = [read_evaluation_set(text) for text in args.against]
     samples = read_view_samples(shards, sample=args.sample, seed=args.seed, images=not args.text_only)

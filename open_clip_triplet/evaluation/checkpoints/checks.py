@@ -29,7 +29,9 @@ def check_tag(spec: CheckpointSpec) -> None:
     wanted = bool(
         open_clip.pretrained.get_pretrained_cfg(spec.model, spec.pretrained).get("quick_gelu", False)
     )
-    has = spec.force_quick_gelu or bool((model_config(spec) or {}).get("quick_gelu", False))
+    config = model_config(spec) or {}
+    check_forced_size(spec, trained_size(config))
+    has = spec.force_quick_gelu or bool(config.get("quick_gelu", False))
     if wanted and not has:
         raise CheckpointError(_quick_gelu_message(spec, f"the tag {spec.pretrained!r}"))
     if has and not wanted:
@@ -45,6 +47,25 @@ def _quick_gelu_message(spec: CheckpointSpec, what: str) -> str:
         f"{what} was trained with QuickGELU but {spec.model} uses GELU, which costs several points: "
         f"use --model {base}-quickgelu, or --force-quick-gelu"
     )
+
+
+def trained_size(config: dict, given: int | None = None) -> int | None:
+    """Pixels of a model that was ``given`` a size in training, or none; None where it is not square."""
+    size = given or config.get("vision_cfg", {}).get("image_size", 224)
+    return size if isinstance(size, int) else None
+
+
+def check_forced_size(spec: CheckpointSpec, trained: int | None) -> None:
+    """Check ``--force-image-size`` against the size a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: it is another.
+    """
+    if spec.force_image_size and trained and spec.force_image_size != trained:
+        raise CheckpointError(
+            f"{spec.pretrained}: trained on images of {trained} pixels, not {spec.force_image_size}: "
+            "leave out --force-image-size"
+        )
 
 
 @dataclass(frozen=True)
@@ -74,8 +95,11 @@ def check_file(spec: CheckpointSpec, path: Path) -> FileFacts:
         )
     shapes, from_openai = weight_shapes(path)
     _check_activation(spec, path, config, trained, from_openai)
-    size = spec.force_image_size or _trained_size(path, trained)
-    _check_image_size(spec, path, config, shapes, size)
+    given = _given_size(path, trained)
+    size = spec.force_image_size or given
+    # a tower without positions tells no size; then the run's params.txt does, where there is one
+    if not _check_positions(spec, path, config, shapes, size) and trained:
+        check_forced_size(spec, trained_size(config, given))
     text = config.get("text_cfg", {})
     positions = shapes.get("positional_embedding") or shapes.get("text.positional_embedding")
     length = positions[0] - bool(text.get("embed_cls")) if positions else None
@@ -90,7 +114,7 @@ def _check_activation(spec: CheckpointSpec, path: Path, config: dict, trained: d
         raise CheckpointError(f"{path}: trained with GELU (its run's params.txt): no --force-quick-gelu")
 
 
-def _trained_size(path: Path, trained: dict[str, str]) -> int | None:
+def _given_size(path: Path, trained: dict[str, str]) -> int | None:
     given = trained.get("force_image_size", "None").strip("[]()").split(",")[0]
     if given in ("None", ""):
         return None
@@ -99,12 +123,13 @@ def _trained_size(path: Path, trained: dict[str, str]) -> int | None:
     return int(given)
 
 
-def _check_image_size(spec: CheckpointSpec, path: Path, config: dict, shapes: dict, size: int | None) -> None:
+def _check_positions(spec: CheckpointSpec, path: Path, config: dict, shapes: dict, size: int | None) -> bool:
+    """Check the image size against a ViT's positions; False where there are none to tell it."""
     vision = config.get("vision_cfg", {})
     positions = shapes.get("visual.positional_embedding") or shapes.get("visual.trunk.pos_embed")
     patch = vision.get("patch_size")
     if not (positions and isinstance(patch, int) and isinstance(vision.get("layers"), int)):
-        return
+        return False
     side = round((positions[-2] - 1) ** 0.5)
     size = size or vision.get("image_size", 224)
     if side * side + 1 == positions[-2] and side != size // patch:
@@ -112,6 +137,7 @@ def _check_image_size(spec: CheckpointSpec, path: Path, config: dict, shapes: di
             f"{path}: trained on images of {side * patch} pixels, {spec.model} takes {size}: "
             f"use --force-image-size {side * patch}, or the model it was trained as"
         )
+    return True
 
 
 #: captions that any working tokenizer tells apart

@@ -12,7 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from open_clip_triplet.errors import CheckpointError
-from open_clip_triplet.evaluation.checkpoints.checks import FileFacts, check_file, check_tag, check_tokenizer
+from open_clip_triplet.evaluation.checkpoints.checks import (
+    FileFacts,
+    check_file,
+    check_forced_size,
+    check_tag,
+    check_tokenizer,
+    trained_size,
+)
 from open_clip_triplet.evaluation.checkpoints.loaded import (
     LoadedCheckpoint,
     autocast_and_dtype,
@@ -59,6 +66,7 @@ def load_open_clip(spec: CheckpointSpec, path: Path | None, device: str = "cpu")
         check_tag(spec)
     elif path.is_dir():
         name = f"local-dir:{path}"
+        check_forced_size(spec, trained_size(read_json(path / "open_clip_config.json").get("model_cfg", {})))
     else:
         facts = check_file(spec, path)
     config = _final_config(spec, path, facts)

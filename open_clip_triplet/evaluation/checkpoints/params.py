@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from pathlib import Path
@@ -23,6 +24,16 @@ def training_options(path: Path) -> dict[str, str]:
         return {}
     lines = params.read_text(encoding="utf-8", errors="replace").splitlines()
     return {name: value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
+
+
+def training_model_config(path: Path, model: str) -> str | None:
+    """The ``--model-config`` file that defined ``model`` in the checkpoint's run, where it is still there."""
+    try:
+        given = ast.literal_eval(training_options(path).get("model_config", "[]"))  # OpenCLIP writes a Python list
+    except (ValueError, SyntaxError):
+        return None
+    files = [Path(file) for file in given if isinstance(file, str)] if isinstance(given, list) else []
+    return next((str(file) for file in files if file.stem == model and file.is_file()), None)
 
 
 def training_preprocessing(path: Path) -> dict:

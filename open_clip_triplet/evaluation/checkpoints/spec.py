@@ -22,7 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from open_clip_triplet.errors import CheckpointError
-from open_clip_triplet.evaluation.checkpoints.params import training_options, training_preprocessing
+from open_clip_triplet.evaluation.checkpoints.params import (
+    training_model_config,
+    training_options,
+    training_preprocessing,
+)
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 #: files any of which decides how captions become tokens
@@ -63,13 +67,20 @@ class CheckpointSpec:
         >>> CheckpointSpec.parse("hf-hub:TripletCLIP/CC12M_TripletCLIP_ViTB12", model="ViT-B-32").label
         'CC12M_TripletCLIP_ViTB12'
 
-        Without a ``model`` it is the one that the checkpoint's run names in its ``params.txt``, or ViT-B-32.
+        Without a ``model`` it is the one that the checkpoint's run names in its ``params.txt``, or ViT-B-32; so is
+        its ``model_config``.
         """
         name, equals, pretrained = text.partition("=")
         if not equals or "/" in name:
             name, pretrained = "", text
-        options["model"] = options.get("model") or default_model(pretrained)
-        return cls(pretrained=pretrained, name=name, **options)
+        return cls.of_run(pretrained, name=name, **options)
+
+    @classmethod
+    def of_run(cls, pretrained: str, *, model: str | None = None, model_config: str | None = None, **options):
+        """A checkpoint whose model, where none is given, is what its run was given."""
+        model = model or default_model(pretrained)
+        model_config = model_config or training_model_config(Path(pretrained), model)
+        return cls(model=model, pretrained=pretrained, model_config=model_config, **options)
 
     @property
     def label(self) -> str:
@@ -259,10 +270,10 @@ def model_config(spec: CheckpointSpec) -> dict | None:
     file = package / "model_configs" / f"{spec.model}.json"
     if not file.is_file():
         known = [f.stem for f in (package / "model_configs").glob("*.json")]
-        near = ", ".join(difflib.get_close_matches(spec.model, known, 3)) or "see open_clip.list_models()"
+        near = ", ".join(difflib.get_close_matches(spec.model, known, 3))
+        listed = f"near it: {near}" if near else "open_clip.list_models() lists those of OpenCLIP's"
         raise CheckpointError(
-            f"unknown model {spec.model!r}; near it: {near}. "
-            "A config of your own goes in with --model-config FILE.json"
+            f"unknown model {spec.model!r}; {listed}. A config of your own goes in with --model-config FILE.json"
         )
     return read_json(file)
 

@@ -5,6 +5,7 @@ from open_clip_triplet.evaluation.metrics.arrays import (
 )
 from open_clip_triplet.evaluation.metrics.averages import (
     DRAWS,
+    FEWEST_ITEMS,
     bootstrap_interval,
     mcnemar,
     mean_per_class,
@@ -32,6 +33,7 @@ EQUAL_RULE = "captions, or class names, that are equal to a right answer count a
 __all__ = [
     "DRAWS",
     "EQUAL_RULE",
+    "FEWEST_ITEMS",
     "Ranking",
     "TIE_RULE",
     "bootstrap_interval",

@@ -13,6 +13,8 @@ from open_clip_triplet.evaluation.metrics.arrays import Floats, Ints
 
 #: draws of a bootstrap
 DRAWS = 2000
+#: a part of fewer items has no bootstrap: drawing one item again gives that item, an interval of width 0
+FEWEST_ITEMS = 10
 
 
 def per_class_counts(correct: ArrayLike, labels: ArrayLike, classes: int) -> tuple[Ints, Ints]:
@@ -36,7 +38,8 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
     p = correct / total
     centre = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # the bounds are exactly 0 for none and 1 for all; rounding misses them
+    return (max(0.0, centre - half) if correct else 0.0), (min(1.0, centre + half) if correct < total else 1.0)
 
 
 def bootstrap_interval(
@@ -48,8 +51,11 @@ def bootstrap_interval(
 
     Args:
         counts: (right, items) of each part. average: [parts, draws] accuracies -> [draws] averages.
+
+    Returns:
+        (low, high); NaN where a part has fewer than ``FEWEST_ITEMS``.
     """
-    if any(items == 0 for _, items in counts):
+    if any(items < FEWEST_ITEMS for _, items in counts):
         return math.nan, math.nan
     rng = np.random.default_rng(seed)
     drawn = np.stack([rng.binomial(items, right / items, draws) / items for right, items in counts])
@@ -79,15 +85,18 @@ def paired_bootstrap(
         average: [parts, draws] -> [draws].
 
     Returns:
-        ``difference``, 95% ``low`` and ``high``, two-sided ``p`` (never below 1/draws).
+        ``difference``, 95% ``low`` and ``high``, two-sided ``p`` (never below 1/draws); all but the first
+        NaN where a part has fewer than ``FEWEST_ITEMS``.
     """
+    observed = average(np.array([[float(np.mean(np.asarray(part, dtype=float)))] for part in differences]))[0]
+    if any(np.size(part) < FEWEST_ITEMS for part in differences):
+        return {"difference": float(observed), "low": math.nan, "high": math.nan, "p": math.nan}
     rng = np.random.default_rng(seed)
     drawn = []
     for part in differences:
         values, counts = np.unique(np.asarray(part, dtype=float), return_counts=True)
         drawn.append(rng.multinomial(counts.sum(), counts / counts.sum(), draws) @ values / counts.sum())
     samples = average(np.stack(drawn))
-    observed = average(np.array([[float(np.mean(np.asarray(part, dtype=float)))] for part in differences]))[0]
     low, high = np.percentile(samples, [2.5, 97.5])
     tail = min((samples <= 0).mean(), (samples >= 0).mean())
     return {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 
 from open_clip_triplet.evaluation.benchmarks import get
 from open_clip_triplet.evaluation.benchmarks.base import tree_leaves, tree_mean
-from open_clip_triplet.evaluation.metrics import mcnemar, paired_bootstrap
+from open_clip_triplet.evaluation.metrics import FEWEST_ITEMS, mcnemar, paired_bootstrap
 from open_clip_triplet.evaluation.report.sources import Results
 from open_clip_triplet.evaluation.report.tables import Block, Cell, Row
+from open_clip_triplet.evaluation.results import compares_names_alone, why_not_paired
 
 
 def comparison_blocks(results: Results) -> list[Block]:
@@ -19,11 +21,14 @@ def comparison_blocks(results: Results) -> list[Block]:
     for name in results.names:
         if name == results.baseline:
             continue
-        rows = []
+        rows: list[Row] = []
+        old: list[str] = []
         for benchmark, result in results.by_name[name].items():
             base = results.by_name[results.baseline].get(benchmark)
             if base is not None:
                 rows += _comparison_rows(benchmark, result, base)
+                parts = [*result["subsets"].values(), *base["subsets"].values()]
+                old += [result["title"]] * all(map(compares_names_alone, parts))
         if rows:
             columns = (
                 ("only right:", name),
@@ -35,8 +40,14 @@ def comparison_blocks(results: Results) -> list[Block]:
             )
             notes = [
                 "Accuracies: exact McNemar test on the discordant items. Averages: paired bootstrap over "
-                "items (p is at least 0.0005). Not corrected for the number of tests."
+                "items (p is at least 0.0005). Not corrected for the number of tests. No test where a subset has "
+                f"fewer than {FEWEST_ITEMS} items."
             ]
+            if old:
+                notes.append(
+                    f"{', '.join(old)}: items paired by their names alone, as the results are of an older version; "
+                    "whether captions and images are the same is known after another run."
+                )
             blocks.append(
                 Block(
                     f"{name} vs {results.baseline}",
@@ -56,8 +67,8 @@ def _comparison_rows(benchmark: str, ours: dict, base: dict) -> list[Row]:
         b = base["subsets"].get(subset)
         if b is None or not a["items"]:
             continue
-        if a["items_hash"] != b["items_hash"]:
-            rows.append(_unpaired_row(f"{benchmark} {subset}{mark}"))
+        if why := why_not_paired(a, b):
+            rows.append(_unpaired_row(f"{benchmark} {subset}{mark}", why))
             continue
         for metric in a["outcomes"].keys() & b["outcomes"].keys():
             x, y = (np.frombuffer(s["outcomes"][metric].encode(), np.uint8) == ord("1") for s in (a, b))
@@ -66,11 +77,9 @@ def _comparison_rows(benchmark: str, ours: dict, base: dict) -> list[Row]:
             difference = differences[subset, metric]
             won, lost = int((difference > 0).sum()), int((difference < 0).sum())
             bounds = paired_bootstrap([difference], lambda drawn: drawn[0])
-            rows.append(
-                _comparison_row(
-                    f"{benchmark} {subset} {metric}{mark}", bounds, mcnemar(won, lost), (str(won), str(lost))
-                )
-            )
+            label = f"{benchmark} {subset} {metric}{mark}"
+            test = _test(mcnemar(won, lost), [subset] * (len(difference) < FEWEST_ITEMS))
+            rows.append(_comparison_row(label, bounds, test, (str(won), str(lost))))
     return rows + _average_rows(benchmark, ours, differences, mark)
 
 
@@ -86,7 +95,10 @@ def _average_rows(benchmark: str, ours: dict, differences: dict, mark: str) -> l
         if all((leaf, metric) in differences for leaf in leaves):
             parts = [differences[leaf, metric] for leaf in leaves]
             bounds = paired_bootstrap(parts, functools.partial(_mean_over, groups, leaves))
-            rows.append(_comparison_row(f"{benchmark} {average}{mark}", bounds, bounds["p"], ("", "")))
+            few = [leaf for leaf, part in zip(leaves, parts) if len(part) < FEWEST_ITEMS]
+            rows.append(
+                _comparison_row(f"{benchmark} {average}{mark}", bounds, _test(bounds["p"], few), ("", ""))
+            )
     return rows
 
 
@@ -95,14 +107,20 @@ def _mean_over(groups: tuple, leaves: list[str], drawn: np.ndarray) -> np.ndarra
     return tree_mean(groups, dict(zip(leaves, drawn)))
 
 
-def _comparison_row(label: str, bounds: dict, p: float, counts: tuple[str, str]) -> Row:
-    values = (Cell(100 * bounds[part], sign=True) for part in ("difference", "low", "high"))
-    return Row("measured", "", label, (*(Cell(text=c) for c in counts), *values, Cell(text=_p_text(p))))
+def _comparison_row(label: str, bounds: dict, test: str, counts: tuple[str, str]) -> Row:
+    values = (
+        Cell(None if math.isnan(bounds[part]) else 100 * bounds[part], sign=True)
+        for part in ("difference", "low", "high")
+    )
+    return Row("measured", "", label, (*(Cell(text=c) for c in counts), *values, Cell(text=test)))
 
 
-def _unpaired_row(label: str) -> Row:
-    return Row("measured", "", label, (*([Cell()] * 5), Cell(text="no test: the items differ")))
+def _unpaired_row(label: str, why: str) -> Row:
+    return Row("measured", "", label, (*([Cell()] * 5), Cell(text=f"no test: {why}")))
 
 
-def _p_text(p: float) -> str:
+def _test(p: float, few: list[str]) -> str:
+    """p as printed, or which subsets have too few items for it."""
+    if few:
+        return f"no test: fewer than {FEWEST_ITEMS} items in {', '.join(few)}"
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}"

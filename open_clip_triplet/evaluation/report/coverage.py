@@ -72,7 +72,8 @@ def coverage_block(results: Results, runs: list[Run]) -> Block:
         for run in sorted(runs, key=lambda run: (run.method, run.concepts))
     ]
     headings = (("", "concepts"), *((c.group, c.name) for c in columns))
-    return Block("Figure 3", "Figure 3. Scores by concept coverage", headings, rows)
+    notes = results.item_notes(source for column in columns for source in column.sources)
+    return Block("Figure 3", "Figure 3. Scores by concept coverage", headings, rows, notes)
 
 
 def coverage_series(results: Results, runs: list[Run]) -> list[tuple[str, dict[str, list]]]:

@@ -26,7 +26,7 @@ def _block(results: Results, benchmark: str, reference: bool) -> Block | None:
     labels = list(dict.fromkeys(label for cells in columns.values() for label in cells))
     if not labels:
         return None
-    notes = twofold_notes([benchmark])
+    notes = [*twofold_notes([benchmark]), *results.item_notes([benchmark])]
     if any(cell.text == PARTIAL for cells in columns.values() for cell in cells.values()):
         notes.append("partial: not all items were there; see the partial runs below.")
     for model in published(benchmark) if reference else ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from open_clip_triplet.evaluation.benchmarks import get
+from open_clip_triplet.evaluation.metrics import FEWEST_ITEMS
 from open_clip_triplet.evaluation.report.sources import Results
 from open_clip_triplet.evaluation.report.tables import Block, Cell, Row
 
@@ -37,7 +38,11 @@ def _interval_block(results: Results, benchmark: str, complete: bool) -> Block:
     heading = (
         f"{title}: 95% intervals" if complete else f"{title}: PARTIAL RUN, not comparable with the paper"
     )
-    return Block(f"{benchmark}{'' if complete else '-partial'}", heading, COLUMNS, rows)
+    name = f"{benchmark}{'' if complete else '-partial'}"
+    notes = results.item_notes([benchmark], complete)
+    if any(row.cells[1].value is None for row in rows):
+        notes.append(f"No interval for a mean in which a subset or class has fewer than {FEWEST_ITEMS} items.")
+    return Block(name, heading, COLUMNS, rows, notes)
 
 
 def _interval_rows(name: str, subset: str, content: dict) -> list[Row]:
@@ -68,11 +73,13 @@ def provenance(results: Results) -> list[str]:
             checkpoint = result["checkpoint"]
             weights = str(checkpoint.get("weights", "unknown"))
             odd = ", ".join(f"{n} {kind}" for kind, n in result["images"].items() if kind != "unique")
+            forced = checkpoint.get("force_image_size")
+            pixels = f", images of {forced} pixels" if forced else ""
             versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
             lines.append(
                 f"{name}, {result['title']}: {result['items']} of {result['expected'] or '?'} items, "
                 f"{result['images']['unique']} images{f' ({odd})' if odd else ''}, {result['ties']} ties; "
                 f"weights {weights if weights.startswith('tag:') else weights[:12]}, "
-                f"{checkpoint.get('precision', '')}; {result['date']}; {versions}"
+                f"{checkpoint.get('precision', '')}{pixels}; {result['date']}; {versions}"
             )
     return lines

@@ -126,7 +126,7 @@ def _paper_block(entry: PaperTable, results: Results) -> Block:
     ]
     base = next(row for row in measured if row.label == results.baseline)
     gains = [gain_row("gain", "", row, base) for row in measured if row is not base]
-    notes = list(entry.notes)
+    notes = [*entry.notes, *results.item_notes(s for c in entry.columns for s in c.sources)]
     if any(cell.text == "partial" for row in measured for cell in row.cells):
         notes.append("partial: not all items were there; see the partial runs below.")
     columns = tuple((column.group, column.name) for column in entry.columns)

@@ -98,7 +98,8 @@ def composition_block(results: Results, which: str | None = None) -> Block | Non
     kept = [i for i in range(len(columns)) if any(str(row.cells[i]) for row in rows)]
     if not kept:
         return None
-    notes += twofold_notes(source for i in kept for source in columns[i][2])
+    shown = [source for i in kept for source in columns[i][2]]
+    notes += [*twofold_notes(shown), *results.item_notes(shown)]
     rows = [replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows]
     headings = tuple(columns[i][:2] for i in kept)
     title = "Composition benchmarks" + (" and known models" if which is not None else "")

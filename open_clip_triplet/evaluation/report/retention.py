@@ -68,6 +68,7 @@ def retention_block(results: Results) -> Block | None:
     rows = [row for row in (*measured, *gains) if any(str(cell) for cell in row.cells)]
     columns = tuple((upper, name) for upper, name, _ in COLUMNS)
     notes = [SUGARCREPE_NOTE, "The paper's rows are from its Tables 4, 5, 7 and 16."]
+    notes += results.item_notes(source for *_, sources in COLUMNS for source in sources)
     return Block(
         "retention", "Composition beside retention", columns, mark_best([*rows, *_paper_rows()]), notes
     )
@@ -174,6 +175,11 @@ def leaderboard_block(results: Results) -> Block | None:
         f"{', '.join(board.retention)}. These are the metrics that all of them have.",
         "Pareto front: no other checkpoint is at least as good in both and better in one.",
     ]
+    notes += results.item_notes(
+        named[label]
+        for named, labels in ((COMPOSITION, board.composition), (RETENTION, board.retention))
+        for label in labels
+    )
     if board.left_out:
         notes.append(f"Left out, for want of complete metrics of both kinds: {', '.join(board.left_out)}.")
     columns = (("", "composition"), ("", "retention"), ("", "Pareto front"))

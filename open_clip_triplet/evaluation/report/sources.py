@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from open_clip_triplet.errors import UsageError
-from open_clip_triplet.evaluation.benchmarks import names
+from open_clip_triplet.evaluation.benchmarks import get, names
 from open_clip_triplet.evaluation.report.tables import Cell
+from open_clip_triplet.evaluation.results import why_not_paired
 
 PARTIAL = "partial"
 
@@ -75,6 +76,45 @@ class Results:
         if metric is None or metric["value"] is None:
             return None
         return metric if subset["complete"] else PARTIAL
+
+    def item_notes(self, sources: Iterable[str], complete: bool = True) -> list[str]:
+        """A footnote for each benchmark of which not all rows stand for the same items.
+
+        Args:
+            sources: what the table shows; ``benchmark`` alone stands for all its subsets.
+            complete: of the complete subsets; False: of the partial ones.
+        """
+        places: dict[str, list[str]] = {}
+        for source in sources:
+            benchmark, _, place = source.partition(":")
+            places.setdefault(benchmark, []).append(place.partition(":")[0] if ":" in place else "")
+        notes = []
+        for benchmark, subsets in places.items():
+            shown = {
+                name: {
+                    subset: content
+                    for subset, content in self.by_name[name].get(benchmark, {"subsets": {}})["subsets"].items()
+                    if content["items"] and content["complete"] == complete and {"", subset} & set(subsets)
+                }
+                for name in self.names
+            }
+            notes += _item_notes(benchmark, shown)
+        return notes
+
+
+def _item_notes(benchmark: str, shown: dict[str, dict[str, dict]]) -> list[str]:
+    """``shown``: checkpoint -> subset -> what was scored."""
+    firsts: dict[str, tuple[str, dict]] = {}
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name, subsets in shown.items():
+        for subset, content in subsets.items():
+            first, reference = firsts.setdefault(subset, (name, content))
+            if why := why_not_paired(content, reference):
+                found.setdefault((name, first, why), []).append(subset)
+    return [
+        f"{get(benchmark).title} of {name} is not to be compared with that of {first}: {why} ({', '.join(subsets)})."
+        for (name, first, why), subsets in found.items()
+    ]
 
 
 def value_cell(numbers: dict) -> Cell:

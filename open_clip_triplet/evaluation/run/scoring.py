@@ -143,6 +143,7 @@ def run_suite(
             checkpoint=checkpoint,
             remarks=_remarks(store, (identities[ref] for task in tasks.values() for ref in task.images())),
             captions={"cut": 0, **_remarks(store, captions)},
+            identities=identities,
         )
         results[benchmark.name] = result
         if on_result:

@@ -118,6 +118,7 @@ def _describe(session: Session, spec: CheckpointSpec, facts: dict[str, Any]) -> 
         "weights": facts["weights"],
         "precision": spec.precision,
         "preprocessing": facts["preprocessing"],
+        "force_image_size": spec.force_image_size,
     }
 
 

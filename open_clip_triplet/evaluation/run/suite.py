@@ -92,10 +92,10 @@ def require_whole(suite: Suite, allow_partial: bool) -> None:
         for name, task in tasks.items():
             if not task.whole and (name in benchmark.expected or not benchmark.expected):
                 why = ", ".join(f"{count} {reason}" for reason, count in task.dropped.items())
-                why = why or task.note or "fewer than published"
+                first = f"the first: {task.named[0]}" if task.named else ""
+                known = "; ".join(filter(None, (why, first, task.note))) or "fewer than published"
                 count = f"{len(task.items)} of {task.expected or '?'} items"
-                first = f"; the first: {task.named[0]}" if task.named else ""
-                lines.append(f"{benchmark.name}/{name}: {count} ({why}{first})")
+                lines.append(f"{benchmark.name}/{name}: {count} ({known})")
     if lines:
         listed = "\n  ".join(lines)
         raise PartialData(

@@ -4,7 +4,7 @@ A task is a list of items over images and captions. It names the images and capt
 which images turned out unusable, and scores itself from embeddings. It knows nothing of files or models.
 """
 
-from open_clip_triplet.evaluation.tasks.base import Outcome, Task, proportion
+from open_clip_triplet.evaluation.tasks.base import CONTENT, Outcome, Task, proportion
 from open_clip_triplet.evaluation.tasks.choice import Choice, ChoiceTask
 from open_clip_triplet.evaluation.tasks.classify import ClassifyTask, Labelled
 from open_clip_triplet.evaluation.tasks.image_choice import ImageChoice, ImageChoiceTask
@@ -12,6 +12,7 @@ from open_clip_triplet.evaluation.tasks.pair import Pair, PairTask, pair_outcome
 from open_clip_triplet.evaluation.tasks.retrieval import Captioned, RetrievalTask
 
 __all__ = [
+    "CONTENT",
     "Captioned",
     "Choice",
     "ChoiceTask",

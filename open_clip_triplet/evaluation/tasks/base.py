@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,8 @@ from open_clip_triplet.evaluation.metrics import bootstrap_interval, per_class_c
 Rows = Callable[[Sequence], np.ndarray]
 #: names of left-out things that a result keeps
 NAMED = 50
+#: what a hash of items begins with since it covers images and captions; an older one is of names alone
+CONTENT = "content:"
 
 
 @dataclass
@@ -25,7 +28,6 @@ class Outcome:
 
     metrics: name -> {value, low, high}, in 0..1.
     right: accuracy -> one boolean per item, for paired tests between checkpoints.
-    items_hash: identifies the items, so that two checkpoints are compared over the same ones alone.
     groups: group of items (relation, type, tag) -> {items, metrics}.
     equal: items of which some right answer is right only because it equals another (EQUAL_RULE).
     rows: makes one dict per item, with key, captions, scores and outcome: ``items.jsonl``.
@@ -35,7 +37,6 @@ class Outcome:
     ties: int = 0
     metrics: dict[str, dict] = field(default_factory=dict)
     right: dict[str, np.ndarray] = field(default_factory=dict)
-    items_hash: str = ""
     histograms: dict | None = None
     groups: dict[str, dict] = field(default_factory=dict)
     equal: int = 0
@@ -99,8 +100,7 @@ class Task:
         raise NotImplementedError
 
     def finish(self, outcome: Outcome) -> Outcome:
-        """Fill in what follows from ``right``: a metric per accuracy, groups, the hash of the items."""
-        outcome.items_hash = self._hash()
+        """Fill in what follows from ``right``: a metric per accuracy, groups."""
         for name, correct in outcome.right.items():
             outcome.metrics.setdefault(name, proportion(int(correct.sum()), len(correct)))
         members: dict[str, list[int]] = {}
@@ -115,11 +115,23 @@ class Task:
             outcome.groups[group] = {"items": len(indices), "metrics": metrics}
         return outcome
 
-    def _hash(self) -> str:
+    def items_hash(self, identities: Mapping[ImageRef, str]) -> str:
+        """Hash of what is asked, so that two checkpoints are compared over the same items alone.
+
+        Args:
+            identities: image -> hash of its content; an image without one is told apart by its place.
+        """
         digest = hashlib.blake2b(digest_size=8)
+        for caption in self.captions():
+            digest.update(json.dumps(caption).encode())
         for item in self.items:
-            digest.update(f"{item.name}\0".encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
+            images = [identities.get(ref, str(ref)) for ref in item.images]
+            digest.update(json.dumps([item.name, images, self.answer(item)]).encode())
+        return CONTENT + digest.hexdigest()
+
+    def answer(self, item) -> object:
+        """What of an item is right, beside its images and captions; part of its hash."""
+        return len(item.captions)
 
 
 def proportion(right: int, total: int) -> dict:

@@ -64,6 +64,9 @@ class ChoiceTask(Task):
             outcome.metrics["macro"] = self._macro(right["accuracy"])
         return self.finish(outcome)
 
+    def answer(self, item: Choice) -> object:
+        return len(item.positives), len(item.negatives)
+
     def _similarities(
         self, images: Rows, texts: Rows, side: str, reduce: np.ufunc
     ) -> tuple[np.ndarray, np.ndarray]:

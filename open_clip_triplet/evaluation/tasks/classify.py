@@ -45,6 +45,9 @@ class ClassifyTask(Task):
     def captions(self) -> list[str]:
         return [prompt for name in self.classes for prompt in self.prompts(name)]
 
+    def answer(self, item: Labelled) -> object:
+        return item.label
+
     def score(self, images: Rows, texts: Rows) -> Outcome:
         if not self.items:
             return self.finish(Outcome(0, right={"top1": np.zeros(0, bool)}))

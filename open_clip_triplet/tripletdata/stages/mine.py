@@ -44,7 +44,8 @@ HELP = "real hard negatives: the nearest different pair of every pair"
 EXAMPLES = """\
 examples:
   triplet-shards mine --input 'cc3m/{00000..00331}.tar' --output mined
-  triplet-shards mine --input cc12m/ --output mined --model ViT-B-32 --pretrained openai --index IVF4096,SQfp16
+  triplet-shards mine --input cc12m/ --output mined --model ViT-B-32-quickgelu --pretrained openai \\
+      --index IVF4096,SQfp16
 
 """
 NOT_EMBEDDABLE = "not embeddable (image cannot be decoded, or no known word)"
