@@ -206,7 +206,6 @@ def test_inputs_that_cannot_be_read(tmp_path, shards, capsys):
     (tmp_path / "bad.tar").write_bytes(b"not a tar" * 200)
     assert main([*argv, *shards, str(tmp_path / "bad.tar")]) == 3
     assert "bad.tar: damaged" in capsys.readouterr().err
-    assert main([*argv, *shards, "--pretrained", "openai"]) == 2
     (tmp_path / "t.csv").write_text("filepath,title\na.jpg,one\n")
     assert main([*argv, str(tmp_path / "t.csv")]) == 2 and "pack the table first" in capsys.readouterr().err
 
@@ -243,9 +242,30 @@ def test_an_openclip_model_mines_by_image_and_caption(shards, tmp_path, tiny_mod
     assert rows[0] @ rows[1] == pytest.approx(read_meta(sample)["similarity"], abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "ViT-B-32"], "ViT-B-32 without weights is a random network"),
+        (["--model", "ViT-B-32", "--pretrained", "openai"], "use the model ViT-B-32-quickgelu"),
+        (["--model", "ViT-B-32-quickgelu", "--pretrained", "laion2b_s34b_b79k"], "its tags: openai"),
+        (["--model", "local-dir:clip", "--pretrained", "openai"], "local-dir:clip brings its weights"),
+        (["--pretrained", "openai"], "--pretrained goes with --model"),
+    ],
+)
+def test_a_model_is_mined_with_its_own_weights_alone(options, message, shards, tmp_path, capsys):
+    assert main(["mine", "--input", *shards, "--output", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_an_image_that_cannot_be_decoded_is_counted_not_mined(tmp_path, tiny_model):
+    import open_clip
+
     url = write(tmp_path, [pair(0), pair(1), {"jpg": b"not a jpeg", "txt": CAPTIONS[2]}, pair(3)])
-    counts = run([url], tmp_path / "out", "--model", tiny_model, "--max-similarity", "1.1")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model(tiny_model).state_dict(), tmp_path / "tiny.pt")
+    options = ("--model", tiny_model, "--pretrained", str(tmp_path / "tiny.pt"))
+    counts = run([url], tmp_path / "out", *options, "--max-similarity", "1.1")
     assert counts["kept"] == 3
     assert counts["dropped"] == {"not embeddable (image cannot be decoded, or no known word)": 1}
     negatives = {read_meta(rename_members(s))["neg_source_key"] for s in mined(tmp_path / "out").values()}

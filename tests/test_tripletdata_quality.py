@@ -12,6 +12,8 @@ from conftest import TINY_MODEL, picture, write_shards
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
+from open_clip_triplet.tripletdata.backends.openclip import check_weights
+from open_clip_triplet.tripletdata.checks.clip_scores import Scores
 from open_clip_triplet.tripletdata.run.sample import Sample
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages import coverage
@@ -102,6 +104,42 @@ def test_filter_asks_for_one_rule_and_a_model_that_exists(clip, tmp_path, capsys
     assert cli.main(argv) == 2
     assert cli.main([*argv, "--top-k", "1", "--clip", "no-such-model"]) == 4
     assert "cannot load 'no-such-model'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["filter", "verify"])
+def test_scores_come_from_the_network_that_was_trained(command, tmp_path, capsys):
+    """OpenAI's CLIP was trained with QuickGELU; OpenCLIP builds ViT-L-14 without, and only warns."""
+    shards = write_shards(tmp_path / "in", [2])
+    argv = [command, "--input", shards, "--output", str(tmp_path / "out"), "--quiet"]
+    argv += ["--top-k", "1"] if command == "filter" else ["--checks", "four-way"]
+    assert cli.main([*argv, "--clip", "ViT-L-14"]) == 2
+    assert "use the model ViT-L-14-quickgelu" in capsys.readouterr().err
+    assert cli.main([*argv, "--clip-pretrained", ""]) == 2 and "random network" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # the same folder is there for the right model
+    check_weights(Scores.model, Scores.pretrained)
+
+
+def test_a_build_asks_for_the_weights_of_its_filter_first(tmp_path, capsys):
+    shards = write_shards(tmp_path / "in", [2])
+    argv = ["build", "--input", shards, "--output", str(tmp_path / "out"), "--backend", "rules", "--clip", "ViT-L-14"]
+    assert cli.main([*argv, "--top-k", "1"]) == 2 and not (tmp_path / "out").exists()
+    assert "use the model ViT-L-14-quickgelu" in capsys.readouterr().err
+
+
+def test_a_folder_is_recorded_with_the_weights_that_it_brings(clip, tmp_path):
+    """The default --clip-pretrained is no part of it."""
+    import open_clip
+    import torch
+
+    folder = tmp_path / "conv"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_MODEL, "preprocess_cfg": {}}))
+    torch.save(open_clip.create_model(clip[1]).state_dict(), folder / "open_clip_pytorch_model.bin")
+    argv = ["filter", "--input", write_shards(tmp_path / "in", [2]), "--output", str(tmp_path / "out"), "--quiet"]
+    assert cli.main([*argv, "--top-k", "2", "--clip", f"local-dir:{folder}"]) == 0
+    (sample, _) = read_samples(tmp_path / "out/00000.tar")
+    assert json.loads(sample["json"])["scores"]["model"] == "local-dir:conv"
+    assert json.loads((tmp_path / "out/.work/scores/stage.json").read_text())["pretrained"] == ""
 
 
 def test_a_drop_list_leaves_out_what_was_marked(tmp_path, capfd):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.files import join
+from open_clip_triplet.tripletdata.backends.openclip import check_weights
 from open_clip_triplet.tripletdata.checks.clip_scores import Scores
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.command import report, run_as_asked
@@ -52,10 +53,12 @@ def add_filter_arguments(parser):
     )
     group.add_argument("--threshold", type=float, help="keep samples whose mean score is at least this")
     group.add_argument(
-        "--clip", default="ViT-L-14", metavar="MODEL", help="OpenCLIP model (default ViT-L-14)"
+        "--clip", default=Scores.model, metavar="MODEL",
+        help="OpenCLIP model, or a folder of your own as local-dir:FOLDER (default %(default)s)",
     )
     group.add_argument(
-        "--clip-pretrained", default="openai", help="its weights: a tag or a file (default openai)"
+        "--clip-pretrained", default=Scores.pretrained,
+        help="its weights: a tag or a file (default %(default)s; local-dir: and hf-hub: models bring theirs)",
     )
     group.add_argument(
         "--clip-batch", type=options.positive, default=128, help="samples per batch (default 128)"
@@ -67,6 +70,8 @@ def check_arguments(args) -> None:
     rules = [args.top_k, args.threshold, getattr(args, "drop_list", None)]
     if sum(rule is not None for rule in rules) != 1:
         raise PipelineError("give one of --top-k, --threshold and --drop-list", 2)
+    if args.top_k is not None or args.threshold is not None:
+        check_weights(args.clip, args.clip_pretrained)  # in a build, before days of other stages
 
 
 def make_stage(args) -> Scores:
