@@ -147,7 +147,7 @@ class ShardTask:
         for ordinal, roles in enumerate(self._rows(stats, images)):
             reason = roles.pop("reason", None) or _unusable(roles)
             meta = roles["meta"] = read_meta(roles)
-            key = roles["__key__"]
+            key = roles["input_key"] = roles["__key__"]
             if keyed is None:  # a shard that this tool wrote for this task keeps its keys
                 keyed = "source_key" in meta and key.startswith(f"{self.name}_")
             if keyed and not (key > last and re.fullmatch(rf"{self.name}_\d+", key)):
@@ -188,7 +188,9 @@ class ShardTask:
 
 
 def _plain(roles: dict, images: bool) -> Sample:
-    sample = Sample(roles["__key__"], roles["text"], neg_text=_neg_text(roles), meta=roles["meta"])
+    sample = Sample(
+        roles["__key__"], roles["text"], neg_text=_neg_text(roles), meta=roles["meta"], input_key=roles["input_key"]
+    )
     if images:
         _fill(sample, roles)
     return sample

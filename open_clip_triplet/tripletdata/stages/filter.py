@@ -10,18 +10,21 @@ Reference: Patel et al., NeurIPS 2024, arXiv:2411.02545, section on data filteri
 
 from __future__ import annotations
 
+import sys
+
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.files import join
 from open_clip_triplet.tripletdata.backends.openclip import check_weights
 from open_clip_triplet.tripletdata.checks.clip_scores import Scores
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.command import report, run_as_asked
+from open_clip_triplet.tripletdata.run.command import DONE, FAILED_SHARDS, report, run_as_asked
 from open_clip_triplet.tripletdata.run.estimate import print_plan
 from open_clip_triplet.tripletdata.run.folder import refuse_foreign
 from open_clip_triplet.tripletdata.run.records import Run
+from open_clip_triplet.tripletdata.run.runner import totals
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.pack import Pack
-from open_clip_triplet.tripletdata.stages.selection import Selection, read_drop_list, select_top
+from open_clip_triplet.tripletdata.stages.selection import Selection, Unmarked, read_drop_list, select_top
 
 HELP = "keep the best samples by CLIP score, or by marks of your own"
 
@@ -39,7 +42,7 @@ def add_arguments(parser) -> None:
     options.add_common(parser)
     group = add_filter_arguments(parser)
     group.add_argument(
-        "--drop-list", metavar="CSV", help="leave out the samples marked in a csv of key,mark; no scoring"
+        "--drop-list", metavar="CSV", help="leave out the samples marked in a csv of key,mark[,shard]; no scoring"
     )
     group.add_argument(
         "--drop-mark", nargs="+", metavar="MARK", help="marks that drop (default all but keep and good)"
@@ -86,8 +89,9 @@ def run(args) -> int:
     refuse_foreign(args.output, tasks)
     skip = args.skip_unreadable
     if args.drop_list:
-        stage = Pack(0, selection=read_drop_list(args.drop_list, args.drop_mark), negatives=())
-        return report(run_as_asked(stage, tasks, args.output, args), skip_unreadable=skip)
+        chosen = read_drop_list(args.drop_list, args.drop_mark)
+        packed = run_as_asked(Pack(0, selection=chosen, negatives=()), tasks, args.output, args)
+        return report(packed, skip_unreadable=skip) or report_found(packed, chosen)
     work = join(args.output, ".work", "scores")
     scored = run_as_asked(make_stage(args), tasks, work, args)
     if (status := report(scored, skip_unreadable=skip)) or args.part:
@@ -95,6 +99,17 @@ def run(args) -> int:
     chain = [task.beside(join(work, task.shard)) for task in kept_tasks(scored)]
     stage = Pack(save_size=0, selection=selection(args, scored))
     return report(run_as_asked(stage, chain, args.output, args, replace_settings=True), skip_unreadable=skip)
+
+
+def report_found(packed: Run, chosen: Unmarked) -> int:
+    """Print how many samples a drop list found. That none was is a fault, once all parts of a run are done."""
+    packed.load()
+    found = totals(packed.records(task.index for task in packed.tasks))["left_out"].get(chosen.reason, 0)
+    print(f"  drop list: {len(chosen.listed):,} samples listed, {found:,} found", file=sys.stderr)
+    if found or any(packed.record(task) is None for task in packed.tasks if not task.mine):
+        return DONE
+    print("  None of them is in --input: were they listed from other shards?", file=sys.stderr)
+    return FAILED_SHARDS
 
 
 def kept_tasks(run: Run) -> list[ShardTask]:
