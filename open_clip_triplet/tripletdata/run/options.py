@@ -59,7 +59,8 @@ def add_common(parser, *, output: bool = True) -> None:
     if output:
         group.add_argument("--output", required=True, help="folder of the new shards; rerun to continue")
     group.add_argument(
-        "--text-only", action="store_true", help="leave the input's images out of the new shards"
+        "--text-only", action="store_true",
+        help="leave the input's images out of the new shards; a table needs none",
     )
     group.add_argument(
         "--image-key", default=Table.image_key, help="table column of images (default filepath, or image)"
@@ -168,4 +169,5 @@ def engine(args, *, cpu: bool = False):
 
 
 def table(args) -> Table:
-    return Table(args.image_key, args.caption_key, args.image_root and os.path.abspath(args.image_root))
+    root = args.image_root and os.path.abspath(args.image_root)
+    return Table(args.image_key, args.caption_key, root, args.text_only)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from open_clip_triplet import files
 from open_clip_triplet.errors import ShardError
 from open_clip_triplet.shards import read_meta
-from open_clip_triplet.tripletdata.run.members import member_rows, table_rows
+from open_clip_triplet.tripletdata.run.members import member_rows, one_line, table_rows
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.tables import Table
 
@@ -201,7 +201,7 @@ def _unusable(roles: dict) -> str | None:
     if "text" not in roles:
         return "no caption"
     try:
-        roles["text"] = roles["text"].decode("utf-8").replace("\0", "").strip()
+        roles["text"] = one_line(roles["text"].decode("utf-8"))
     except UnicodeDecodeError:
         return "caption is not UTF-8"
     return None if roles["text"] else "empty caption"
