@@ -11,6 +11,7 @@ from open_clip_triplet.tripletdata.run.cluster import Ray
 from open_clip_triplet.tripletdata.run.engines import Local
 from open_clip_triplet.tripletdata.run.estimate import rate
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
+from open_clip_triplet.tripletdata.run.records import check_reasons
 from open_clip_triplet.tripletdata.run.tables import Table
 from open_clip_triplet.tripletdata.run.task import Policy, ShardTask
 
@@ -28,6 +29,22 @@ def share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
+def cosine(text: str) -> float:
+    """argparse type of a cosine similarity, -1 to 1."""
+    value = float(text)
+    if not -1 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value:g} is no cosine: -1 to 1")
+    return value
+
+
+def quality(text: str) -> int:
+    """argparse type of JPEG's quality, 1 to 100."""
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{value} is not between 1 and 100")
     return value
 
 
@@ -104,8 +121,14 @@ def add_faults(parser) -> None:
 
 
 def policy(args) -> Policy:
+    """What the fault options ask for.
+
+    Raises:
+        PipelineError: nothing was dropped for a reason of ``--redo-dropped``.
+    """
     redo = args.redo_dropped
     reasons = None if redo is None else tuple(sorted(filter(None, map(str.strip, redo.split(",")))))
+    check_reasons(args.output, reasons or ())
     return Policy(args.max_drop, args.salvage, reasons)
 
 

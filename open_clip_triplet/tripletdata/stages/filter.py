@@ -54,7 +54,7 @@ def add_filter_arguments(parser):
     group.add_argument(
         "--top-k", type=options.positive, help="keep exactly this many samples of the whole set"
     )
-    group.add_argument("--threshold", type=float, help="keep samples whose mean score is at least this")
+    group.add_argument("--threshold", type=options.cosine, help="keep samples whose mean score is at least this")
     group.add_argument(
         "--clip", default=Scores.model, metavar="MODEL",
         help="OpenCLIP model, or a folder of your own as local-dir:FOLDER (default %(default)s)",

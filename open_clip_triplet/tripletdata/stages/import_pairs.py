@@ -165,7 +165,7 @@ def add_arguments(parser) -> None:
     group.add_argument(
         "--save-size", type=int, default=256, help="shorter side kept, pixels (default 256; 0: all)"
     )
-    group.add_argument("--quality", type=int, default=95, help="JPEG quality (default 95)")
+    group.add_argument("--quality", type=options.quality, default=95, help="JPEG quality (default 95)")
     options.add_faults(parser)
     options.add_engine(parser)
 

@@ -49,7 +49,7 @@ examples:
       --index IVF4096,SQfp16
 
 """
-NOT_EMBEDDABLE = "not embeddable (image cannot be decoded, or no known word)"
+NOT_EMBEDDABLE = "not embeddable (image cannot be decoded or no known word)"
 
 
 @dataclass
@@ -167,9 +167,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--pretrained", help="weights of a --model that brings none: a tag, or a checkpoint file")
     group.add_argument(
         "--max-similarity",
-        type=float,
+        type=options.cosine,
         default=0.95,
-        help="cosine from which a neighbour is a near-duplicate (default 0.95)",
+        help="cosine from which a neighbour is a near-duplicate (default 0.95; 1: none is)",
     )
     group.add_argument(
         "--index",
@@ -206,7 +206,11 @@ def run(args) -> int:
 
 
 def _check_model(args) -> None:
-    """Refuse an OpenCLIP model without weights, or with weights that it does not take."""
+    """Refuse an OpenCLIP model without weights, or with weights that it does not take; a sentence model that is
+    not there, which transformers would look for on the hub, again and again.
+    """
+    if not args.model and args.embedder != "captions" and not os.path.isdir(args.embedder):
+        raise PipelineError(f"--embedder {args.embedder}: no such folder (and not captions)", 2)
     if not args.model and args.pretrained:
         raise PipelineError("--pretrained goes with --model NAME", 2)
     if not args.model:

@@ -101,11 +101,11 @@ def add_verify_arguments(parser) -> None:
         help="four-way: least margin of both images, cosine (default %(default)s)",
     )
     group.add_argument(
-        "--max-entailment", type=float, default=default.max_entailment,
+        "--max-entailment", type=options.share, default=default.max_entailment,
         help="entailment: greatest probability, either way (default %(default)s)",
     )
     group.add_argument(
-        "--min-accuracy", type=float, help="questions: least share answered as expected (default: only stored)"
+        "--min-accuracy", type=options.share, help="questions: least share answered as expected (default: only stored)"
     )
     group.add_argument(
         "--clip", default=FourWay.model, metavar="MODEL",
