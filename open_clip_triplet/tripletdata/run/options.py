@@ -128,7 +128,8 @@ def policy(args) -> Policy:
     """
     redo = args.redo_dropped
     reasons = None if redo is None else tuple(sorted(filter(None, map(str.strip, redo.split(",")))))
-    check_reasons(args.output, reasons or ())
+    if reasons:
+        check_reasons(args.output, reasons)
     return Policy(args.max_drop, args.salvage, reasons)
 
 

@@ -20,7 +20,9 @@ URL_COLUMNS = ("url", "URL", "image_url")
 
 @dataclass(frozen=True)
 class Table:
-    """How to read rows: which columns, the folder that relative image paths start from, whether captions do."""
+    """How to read rows: which columns, the folder that relative image paths start from, and ``text_only`` where
+    captions are all that is needed.
+    """
 
     image_key: str = "filepath"
     caption_key: str = "title"
