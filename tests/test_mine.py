@@ -119,7 +119,9 @@ def test_what_is_too_similar_is_passed_over():
     rows = unit([[1, 0, 0], [0.999, 0.04, 0], [0.998, 0, 0.06], [0.6, 0.8, 0]])
     index, cosine = nearest(rows, 0.95)
     assert index.tolist() == [3, 3, 3, 1] and cosine[0] == pytest.approx(0.6, abs=1e-6)
-    assert nearest(rows, 1.1)[0].tolist() == [1, 0, 0, 1]
+    assert nearest(rows, 1)[0].tolist() == [1, 0, 0, 1]
+    twins = unit([[1, 0, 0], [1, 0, 0], [0, 1, 0]])
+    assert nearest(twins, 1)[0].tolist() == [1, 0, 0] and nearest(twins, 0.95)[0].tolist() == [2, 2, 0]
     assert nearest(rows[:3], 0.95)[0].tolist() == [-1, -1, -1]
 
 
@@ -174,6 +176,9 @@ def test_an_index_that_faiss_does_not_know_is_named(shards, tmp_path, capsys):
     pytest.importorskip("faiss")
     argv = ["mine", "--input", *shards, "--output", str(tmp_path / "out"), "--index", "Nonsense"]
     assert main(argv) == 2 and "--index Nonsense" in capsys.readouterr().err
+    argv = ["mine", "--input", *shards, "--output", str(tmp_path / "many"), "--index", "IVF9999,Flat"]
+    assert main(argv) == 2
+    assert "fewer pairs (12) than lists (9,999)" in capsys.readouterr().err
     run(shards, tmp_path / "out2", "--index", "IVF2,SQfp16", "--nprobe", "2")
     run(shards, tmp_path / "exact")
     found, exact = (
@@ -206,7 +211,6 @@ def test_inputs_that_cannot_be_read(tmp_path, shards, capsys):
     (tmp_path / "bad.tar").write_bytes(b"not a tar" * 200)
     assert main([*argv, *shards, str(tmp_path / "bad.tar")]) == 3
     assert "bad.tar: damaged" in capsys.readouterr().err
-    assert main([*argv, *shards, "--pretrained", "openai"]) == 2
     (tmp_path / "t.csv").write_text("filepath,title\na.jpg,one\n")
     assert main([*argv, str(tmp_path / "t.csv")]) == 2 and "pack the table first" in capsys.readouterr().err
 
@@ -229,7 +233,7 @@ def test_an_openclip_model_mines_by_image_and_caption(shards, tmp_path, tiny_mod
 
     model = open_clip.create_model(tiny_model)
     torch.save(model.state_dict(), weights)
-    options = ("--model", tiny_model, "--pretrained", str(weights), "--max-similarity", "1.1")
+    options = ("--model", tiny_model, "--pretrained", str(weights), "--max-similarity", "1")
     counts = run(shards, tmp_path / "out", *options)
     assert counts["kept"] == 12
     features = np.load(tmp_path / "out/.work/embed/00001.features.npy")
@@ -243,11 +247,32 @@ def test_an_openclip_model_mines_by_image_and_caption(shards, tmp_path, tiny_mod
     assert rows[0] @ rows[1] == pytest.approx(read_meta(sample)["similarity"], abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "ViT-B-32"], "ViT-B-32 without weights is a random network"),
+        (["--model", "ViT-B-32", "--pretrained", "openai"], "use the model ViT-B-32-quickgelu"),
+        (["--model", "ViT-B-32-quickgelu", "--pretrained", "laion2b_s34b_b79k"], "its tags: openai"),
+        (["--model", "local-dir:clip", "--pretrained", "openai"], "local-dir:clip brings its weights"),
+        (["--pretrained", "openai"], "--pretrained goes with --model"),
+    ],
+)
+def test_a_model_is_mined_with_its_own_weights_alone(options, message, shards, tmp_path, capsys):
+    assert main(["mine", "--input", *shards, "--output", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_an_image_that_cannot_be_decoded_is_counted_not_mined(tmp_path, tiny_model):
+    import open_clip
+
     url = write(tmp_path, [pair(0), pair(1), {"jpg": b"not a jpeg", "txt": CAPTIONS[2]}, pair(3)])
-    counts = run([url], tmp_path / "out", "--model", tiny_model, "--max-similarity", "1.1")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model(tiny_model).state_dict(), tmp_path / "tiny.pt")
+    options = ("--model", tiny_model, "--pretrained", str(tmp_path / "tiny.pt"))
+    counts = run([url], tmp_path / "out", *options, "--max-similarity", "1")
     assert counts["kept"] == 3
-    assert counts["dropped"] == {"not embeddable (image cannot be decoded, or no known word)": 1}
+    assert counts["dropped"] == {"not embeddable (image cannot be decoded or no known word)": 1}
     negatives = {read_meta(rename_members(s))["neg_source_key"] for s in mined(tmp_path / "out").values()}
     assert "00000002" not in negatives
 
@@ -262,10 +287,19 @@ def test_a_local_sentence_model_mines_by_caption(shards, tmp_path):
     config = transformers.BertConfig(vocab_size=len(words) + 5, hidden_size=16, num_hidden_layers=1,
                                      num_attention_heads=2, intermediate_size=16)
     transformers.BertModel(config).save_pretrained(folder)
-    counts = run(shards, tmp_path / "out", "--embedder", str(folder), "--max-similarity", "1.1")
+    counts = run(shards, tmp_path / "out", "--embedder", str(folder), "--max-similarity", "1")
     assert counts["kept"] == 12
     rows = embed.SentenceEmbedder(str(folder), "cpu")([[c] for c in CAPTIONS], [])
     assert rows.shape == (12, 16) and np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_is_no_folder_and_no_cosine_is_refused(shards, tmp_path, capsys):
+    argv = ["mine", "--input", *shards, "--output", str(tmp_path / "out")]
+    assert main([*argv, "--embedder", "nofolder"]) == 2
+    assert "--embedder nofolder: no such folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        main([*argv, "--max-similarity", "1.5"])
+    assert "--max-similarity: 1.5 is no cosine: -1 to 1" in capsys.readouterr().err
 
 
 def test_captions_with_nothing_in_common_are_an_error(tmp_path, capsys):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from open_clip_triplet import options
 from open_clip_triplet.losses import METHODS
+from open_clip_triplet.tripletdata import cli as shards_cli
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "recipes"
 #: not one training command each
@@ -43,6 +46,29 @@ def test_a_recipe_says_what_it_costs_and_what_the_paper_got(path):
     assert f"examples/recipes/{path.name}" in head and "Data" in head
     assert "Costs " in head and "Paper" in head
     assert os.access(path, os.X_OK)
+
+
+def comment_commands(path: Path) -> list[list[str]]:
+    """Words of the ``triplet-shards`` commands that a recipe's opening comment tells its reader to run."""
+    text = "\n".join(line.removeprefix("#") for line in path.read_text().splitlines() if line.startswith("#"))
+    return [shlex.split(line) for line in re.findall(r"^ +triplet-shards .*", text.replace("\\\n", " "), flags=re.M)]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_commands_that_make_a_recipes_data_are_read(path, monkeypatch, capsys):
+    def stop(self, argv=None, namespace=None):
+        parse_args(self, argv, namespace)
+        raise KeyError
+
+    parse_args = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    for words in comment_commands(path):
+        with pytest.raises(KeyError):
+            shards_cli.main(words[1:])
+
+
+def test_recipes_tell_how_their_data_is_made():
+    assert {words[1] for path in RECIPES for words in comment_commands(path)} >= {"build", "filter", "mine", "rewrite"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -161,6 +162,10 @@ def test_dry_run_prints_the_plan_and_writes_nothing(built, pipe, tmp_path, capsy
     plan = capsys.readouterr().out
     assert "3 shards" in plan and "GPU-hours" in plan and "free there" in plan
     assert "captions" not in plan and "images   8 at" in plan  # rules need no GPU
+    assert cli.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run", "--rates", "captions=2")) == 0
+    assert "captions 16 at 2/s per process (given): 0.0 CPU-hours, no GPU" in capsys.readouterr().out
+    assert cli.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run", "--no-images", "--calibrate")) == 0
+    assert re.search(r"captions 16 at .*/s per process \(measured here\)", capsys.readouterr().out)
     assert cli.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run", "--top-k", "3")) == 0
     assert "scores   8 at" in capsys.readouterr().out
     argv = ["--input", shards, "--output", str(tmp_path / "plan"), "--dry-run"]

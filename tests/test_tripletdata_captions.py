@@ -273,6 +273,24 @@ def test_rules_through_the_command_line(tmp_path, capfd):
     assert set(meta["neg_categories"]) == {"attribute", "relation", "object"}
 
 
+def test_a_builds_reasons_are_those_of_its_stages(rules, tmp_path, capfd):
+    shards = plain_shards(tmp_path / "in", [["A red car behind a small bus.", "{"]])
+    argv = ["build", "--no-images", "--backend", "rules", "--quiet", "--input", shards]
+    argv += ["--output", str(tmp_path / "out")]
+    assert cli.main(argv) == 0 and "dropped: no candidate 1" in capfd.readouterr().err
+    assert cli.main([*argv, "--redo-dropped", "no rule"]) == 2
+    assert "'no rule'. Reasons there: no candidate" in capfd.readouterr().err
+    assert cli.main([*argv, "--redo-dropped", "no candidate"]) == 0
+
+
+def test_rules_take_a_caption_of_several_lines_from_a_table(rules, tmp_path):
+    (tmp_path / "t.csv").write_text('caption\n"A red car on\na green hill"\n')
+    argv = ["captions", "--backend", "rules", "--text-only", "--quiet", "--input", str(tmp_path / "t.csv")]
+    assert cli.main([*argv, "--output", str(tmp_path / "out")]) == 0
+    (sample,) = read_samples(tmp_path / "out/00000.tar")
+    assert sample["txt"] == b"A red car on a green hill" and b"\n" not in sample["neg.txt"]
+
+
 @pytest.mark.parametrize("command", [("captions",), ("build", "--no-images")])
 def test_a_new_negative_caption_leaves_the_old_ones_image_behind(tmp_path, command):
     image = jpeg(0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from build_fixtures import Shout, contents, plain_shards
+from conftest import picture
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
@@ -167,6 +168,22 @@ class Moody(Shout):
             sample.neg_text = f"{sample.text}!"
             stats.values.setdefault("length", []).append(len(sample.text))
             yield sample
+
+
+def test_a_reason_that_nothing_was_dropped_for_is_named(tmp_path, capsys):
+    with ShardWriter(tmp_path / "in/0.tar") as writer:
+        for key, data in (("a", picture(0)), ("b", b"no image")):
+            writer.write({"__key__": key, "jpg": data, "txt": "a"})
+    argv = ["pack", "--need", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]
+    bogus = [*argv, "--redo-dropped", "bogus"]
+    assert cli.main(bogus) == 0  # nothing is finished yet
+    capsys.readouterr()
+    assert cli.main(bogus) == 2
+    said = capsys.readouterr().err
+    assert "is dropped for 'bogus'" in said and "Reasons there: image cannot be decoded" in said
+    assert cli.main([*argv, "--redo-dropped", "image cannot be decoded"]) == 0
+    assert cli.main(bogus) == 0  # which an earlier run may have settled
+    assert "is dropped for 'bogus'" in capsys.readouterr().err
 
 
 def moody(folder, output, redo=None):

@@ -82,7 +82,11 @@ def test_columns_of_any_table_and_the_ones_that_are_missing(tmp_path, capsys):
     assert run(tmp_path, rows, *columns, "--source", "mine", "--licence", "mit") == 0
     assert json.loads(samples(tmp_path)[0]["json"])["licence"] == "mit"
     assert run(tmp_path, {"x": [1], "y": [2]}, "--format", "ultraedit") == 2
-    assert "source_image" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "source_image" in said and "Name the columns with --columns" in said
+    rows["b"] = [{"raw": "one"}]
+    (tmp_path / "out2").mkdir()
+    assert run(tmp_path / "out2", rows, *columns) == 3 and "caption is no text 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [[], ["--format", "vismin", "--columns", "image=a"]])

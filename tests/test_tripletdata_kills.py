@@ -82,7 +82,7 @@ def commands(tmp_path_factory) -> dict[str, list[str]]:
         "redo": [*pack, "--redo-dropped"],
         "ray": [*pack, "--engine", "ray", "--workers", "2"],
         "shapes": ["shapes", "--samples", "60", "--val-samples", "20", "--shards", "3", "--workers", "2"],
-        "mine": ["mine", *source, "--max-similarity", "1.1"],
+        "mine": ["mine", *source, "--max-similarity", "1"],
         "drop list": ["filter", *pairs, "--drop-list", str(marks), "--workers", "2"],
         "top-k": ["filter", *pairs, "--top-k", "7", *score],
         "verify": ["verify", *pairs, "--checks", "four-way", "--action", "mark", *score],

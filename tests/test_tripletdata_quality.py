@@ -12,6 +12,8 @@ from conftest import TINY_MODEL, picture, write_shards
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata import cli
+from open_clip_triplet.tripletdata.backends.openclip import check_weights
+from open_clip_triplet.tripletdata.checks.clip_scores import Scores
 from open_clip_triplet.tripletdata.run.sample import Sample
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages import coverage
@@ -104,6 +106,42 @@ def test_filter_asks_for_one_rule_and_a_model_that_exists(clip, tmp_path, capsys
     assert "cannot load 'no-such-model'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["filter", "verify"])
+def test_scores_come_from_the_network_that_was_trained(command, tmp_path, capsys):
+    """OpenAI's CLIP was trained with QuickGELU; OpenCLIP builds ViT-L-14 without, and only warns."""
+    shards = write_shards(tmp_path / "in", [2])
+    argv = [command, "--input", shards, "--output", str(tmp_path / "out"), "--quiet"]
+    argv += ["--top-k", "1"] if command == "filter" else ["--checks", "four-way"]
+    assert cli.main([*argv, "--clip", "ViT-L-14"]) == 2
+    assert "use the model ViT-L-14-quickgelu" in capsys.readouterr().err
+    assert cli.main([*argv, "--clip-pretrained", ""]) == 2 and "random network" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # the same folder is there for the right model
+    check_weights(Scores.model, Scores.pretrained)
+
+
+def test_a_build_asks_for_the_weights_of_its_filter_first(tmp_path, capsys):
+    shards = write_shards(tmp_path / "in", [2])
+    argv = ["build", "--input", shards, "--output", str(tmp_path / "out"), "--backend", "rules", "--clip", "ViT-L-14"]
+    assert cli.main([*argv, "--top-k", "1"]) == 2 and not (tmp_path / "out").exists()
+    assert "use the model ViT-L-14-quickgelu" in capsys.readouterr().err
+
+
+def test_a_folder_is_recorded_with_the_weights_that_it_brings(clip, tmp_path):
+    """The default --clip-pretrained is no part of it."""
+    import open_clip
+    import torch
+
+    folder = tmp_path / "conv"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_MODEL, "preprocess_cfg": {}}))
+    torch.save(open_clip.create_model(clip[1]).state_dict(), folder / "open_clip_pytorch_model.bin")
+    argv = ["filter", "--input", write_shards(tmp_path / "in", [2]), "--output", str(tmp_path / "out"), "--quiet"]
+    assert cli.main([*argv, "--top-k", "2", "--clip", f"local-dir:{folder}"]) == 0
+    (sample, _) = read_samples(tmp_path / "out/00000.tar")
+    assert json.loads(sample["json"])["scores"]["model"] == "local-dir:conv"
+    assert json.loads((tmp_path / "out/.work/scores/stage.json").read_text())["pretrained"] == ""
+
+
 def test_a_drop_list_leaves_out_what_was_marked(tmp_path, capfd):
     shards = write_shards(tmp_path / "in", [3])
     keys = [s["__key__"] for s in read_samples(tmp_path / "in/00000.tar")]
@@ -117,6 +155,61 @@ def test_a_drop_list_leaves_out_what_was_marked(tmp_path, capfd):
     assert len(list(read_samples(tmp_path / "two/00000.tar"))) == 2
     marks.write_text("name\nx\n")
     assert cli.main([*argv, str(tmp_path / "three")]) == 2 and "key and mark" in capfd.readouterr().err
+
+
+def drop(tmp_path, shards, rows: str, *options: str, output: str = "out") -> int:
+    (tmp_path / "marks.csv").write_text(rows)
+    argv = ["filter", "--input", *shards, "--drop-list", str(tmp_path / "marks.csv"), "--quiet", *options]
+    return cli.main([*argv, "--output", str(tmp_path / output)])
+
+
+def kept(folder) -> list[str]:
+    return [json.loads(s["json"])["source_key"] for path in sorted(folder.glob("*.tar")) for s in read_samples(path)]
+
+
+@pytest.fixture
+def same_keys(tmp_path):
+    """Two shards that hold the keys 0, 1 and 2 each."""
+    shards = [str(tmp_path / "in" / f"{name}.tar") for name in "ab"]
+    for shard in shards:
+        with ShardWriter(shard) as writer:
+            for key in "012":
+                writer.write({"__key__": key, "jpg": picture(0), "txt": "a dog"})
+    return shards
+
+
+def test_a_drop_list_means_the_shard_that_it_names(same_keys, tmp_path, capfd):
+    assert drop(tmp_path, same_keys, "key,mark,shard\n0,bad,b.tar\n2,bad,\n") == 0
+    assert kept(tmp_path / "out") == ["0", "1", "1"]
+    assert "drop list: 2 samples listed, 3 found" in capfd.readouterr().err
+    # the keys of the new shards, which an earlier filter gave them
+    shards = [str(tmp_path / "out" / f"0000{n}.tar") for n in (0, 1)]
+    assert drop(tmp_path, shards[1:], "key,mark,shard\n00001_000001,bad,00001.tar\n", output="next") == 3
+    assert "pack kept nothing" in capfd.readouterr().err
+
+
+def test_a_drop_list_knows_a_sample_by_its_key_in_a_shard_of_another_number(same_keys, tmp_path):
+    assert drop(tmp_path, same_keys, "key,mark\n2,bad\n") == 0
+    (tmp_path / "out/00001.tar").rename(tmp_path / "best.tar")
+    assert drop(tmp_path, [str(tmp_path / "best.tar")], "key,mark\n00001_000000,bad\n", output="next") == 0
+    assert kept(tmp_path / "next") == ["1"]
+
+
+def test_a_drop_list_that_finds_nothing_is_told(same_keys, tmp_path, capfd):
+    rows = "key,mark,shard\n1,bad,b.tar\n"
+    assert drop(tmp_path, same_keys, rows, "--part", "1/2") == 0  # the other part may find it
+    assert "1 samples listed, 0 found" in capfd.readouterr().err
+    assert drop(tmp_path, same_keys, rows, "--part", "2/2") == 0
+    rows = "key,mark,shard\n1,bad,c.tar\n"
+    for _ in range(2):  # and when there is nothing left to do
+        assert drop(tmp_path, same_keys, rows, output="none") == 3
+        assert "None of them is in --input" in capfd.readouterr().err
+    assert drop(tmp_path, same_keys, rows, "--part", "1/2", output="parts") == 0
+    assert drop(tmp_path, same_keys, rows, "--part", "2/2", output="parts") == 3
+    assert drop(tmp_path, same_keys, "key,mark\n1,bad\n", "--drop-mark", "blurred", "bad") == 2
+    assert "--drop-mark blurred: " in (said := capfd.readouterr().err) and "has bad" in said
+    assert drop(tmp_path, same_keys, "key,mark\n1,good\n") == 2
+    assert "marks nothing to be dropped (good)" in capfd.readouterr().err
 
 
 def test_a_cut_off_waits_for_every_shard(clip, tmp_path, capfd):

@@ -61,7 +61,7 @@ def test_samples_get_unique_keys_and_every_loss_is_counted(shards, tmp_path):
     keys = [sample["__key__"] for sample in samples]
     assert keys == ["00000_000000", "00000_000002", "00001_000000", "00001_000001", "00003_000000"]
     assert [json.loads(s["json"])["source_key"] for s in samples[:2]] == ["000000000", "000000002"]
-    assert samples[2]["neg.txt"].decode() == 'A {RED} "HAT"\nAND\tA COAT!'
+    assert samples[2]["neg.txt"].decode() == 'A {RED} "HAT" AND A COAT!'  # a caption is one line
     counts = {"read": 8, "kept": 5, "dropped": {"asked to": 3}, "left_out": {}, "counts": {}}
     assert runner.totals(run.records()) == counts
     assert not (tmp_path / "out/00002.tar").exists()  # nothing kept: a record, no empty shard
@@ -400,6 +400,48 @@ def test_tables_give_what_the_same_shards_give(kind, tmp_path):
     assert samples[1].image == picture(1) and stats.dropped == {"image file missing": 1}
     with pytest.raises(PipelineError, match=r"no column 'caption' \(it has: filepath, title\).*--caption-key"):
         plan_tasks(str(table), Table(caption_key="caption"))
+
+
+def test_caption_cells_are_texts_or_lists_of_texts(tmp_path):
+    """A dict, a number or a list of those is no caption, and is counted; a list gives all its texts."""
+    import pyarrow
+    import pyarrow.parquet
+
+    from conftest import picture
+
+    def read(captions) -> tuple[list, dict]:
+        table = pyarrow.table({"image": [picture(0)] * len(captions), "caption": captions})
+        pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+        stats = Stats()
+        samples = [s for task in plan_tasks(str(tmp_path / "t.parquet")) for s in task.samples(stats)]
+        assert stats.read == len(captions)
+        return [s.meta["captions"] for s in samples if s.meta["captions"][0] == s.text], stats.dropped
+
+    captions, dropped = read([["a dog", "a brown\n dog"], ["", "a cat"], [], None, ["a", None]])
+    assert captions == [["a dog", "a brown dog"], ["a cat"]]
+    assert dropped == {"empty caption": 2, "caption is no text": 1}
+    assert read(["a dog\r\non grass", ""]) == ([["a dog on grass"]], {"empty caption": 1})
+    assert read([{"raw": "a dog"}]) == ([], {"caption is no text": 1})
+    assert read([0, 7]) == ([], {"caption is no text": 2})
+
+
+@pytest.mark.parametrize(("name", "found"), [("t.csv", ";"), ("t.csv", "\t"), ("t.tsv", ",")])
+def test_another_separator_is_named(name, found, tmp_path, capsys):
+    (tmp_path / name).write_text(f"filepath{found}title\n0.jpg{found}a dog, a cat\n")
+    argv = ["pack", "--need", "--input", str(tmp_path / name), "--output", str(tmp_path / "out")]
+    assert cli.main(argv) == 2 and f"its columns are separated by {found!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", ["caption", "filepath,caption", "url,caption"])
+def test_captions_alone_need_no_images(columns, tmp_path):
+    cells = "gone/5.jpg," if "," in columns else ""
+    (tmp_path / "t.csv").write_text(f'{columns}\n{cells}"a dog"\n{cells}""\n')
+    argv = ["pack", "--need", "--text-only", "--max-drop", "0.5", "--quiet"]
+    assert cli.main([*argv, "--input", str(tmp_path / "t.csv"), "--output", str(tmp_path / "out")]) == 0
+    (sample,) = read_samples(tmp_path / "out/00000.tar")
+    assert sample["txt"] == b"a dog" and "jpg" not in sample
+    assert json.loads(sample["json"])["source_key"] == ("5" if columns.startswith("file") else "0")
+    assert json.loads((tmp_path / "out/summary.json").read_text())["dropped"] == {"empty caption": 1}
 
 
 def test_table_images_of_any_format_come_out_readable(tmp_path):

@@ -5,7 +5,7 @@
 #
 # LaCLIP takes all PAIRS; TripletCLIP takes half as many positives, and their negatives make up the rest.
 # Data: one greedy order, each subset holding the smaller ones (see the output folder for the names):
-#   make_shards.py concepts --input data/cc12m-triplet --output data/cc12m-concepts \
+#   triplet-shards concepts --input data/cc12m-triplet --output data/cc12m-concepts \
 #       --subset 1500000 2000000 2500000 3000000 4000000 5000000 6000000
 #
 # Costs about 49 A100-hours a run: 200,000 steps (Table 10).

@@ -4,7 +4,7 @@
 #   bash examples/recipes/laclip.sh                # CC3M; DATA=cc12m for CC12M
 #
 # Data: LaCLIP's released rewrites joined to img2dataset's shards, or rewrites of your own:
-#   make_shards.py rewrite --input cc3m/ --output data/cc3m-laclip \
+#   triplet-shards rewrite --input cc3m/ --output data/cc3m-laclip \
 #       --laclip-original cc3m_original.csv --laclip-rewrites cc3m_chatgpt.txt cc3m_bard.txt
 # The paired shards of the other recipes do as well: stock OpenCLIP and --loss clip read their positives.
 #

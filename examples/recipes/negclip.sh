@@ -4,7 +4,7 @@
 #   bash examples/recipes/negclip.sh               # CC3M; DATA=cc12m for CC12M
 #
 # Data, on CPUs:
-#   make_shards.py build --input data/cc3m-laclip --output data/cc3m-rules \
+#   triplet-shards build --input data/cc3m-laclip --output data/cc3m-rules \
 #       --backend rules --negatives 4 --no-images
 #
 # Costs about 16 A100-hours on CC3M and 56 on CC12M (the paper's figure for any method).

@@ -4,7 +4,7 @@
 #   bash examples/recipes/negclip_plus.sh          # CC3M; DATA=cc12m for CC12M
 #
 # Data: TripletData's shards as they are (the negative images are passed over), or captions alone:
-#   make_shards.py build --input data/cc3m-laclip --output data/cc3m-triplet --no-images
+#   triplet-shards build --input data/cc3m-laclip --output data/cc3m-triplet --no-images
 # Table 14 compares writers; give the others with --llm microsoft/Phi-3-mini-4k-instruct or
 # --llm google/gemma-2b-it, which got SugarCrepe 61.22 and 56.00.
 #

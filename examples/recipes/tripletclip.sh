@@ -5,7 +5,7 @@
 #
 # Data: captions by Mistral-7B-Instruct-v0.2, images by SDXL-Turbo (the paper: 3 days on 8 A6000 and
 # 2 days on 30 V100 for 13M pairs; --dry-run prints what yours takes):
-#   make_shards.py build --input data/cc3m-laclip --output data/cc3m-triplet
+#   triplet-shards build --input data/cc3m-laclip --output data/cc3m-triplet
 # The released TripletData's shards are read as they are.
 #
 # Costs about 16 A100-hours on CC3M and 56 on CC12M.

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from open_clip_triplet import pretrained
 from open_clip_triplet.errors import CheckpointError
 from open_clip_triplet.evaluation.checkpoints.params import training_options
 from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec, model_config, shorten
+
+#: the option that turns QuickGELU on
+QUICK_GELU = "--force-quick-gelu"
 
 
 def check_tag(spec: CheckpointSpec) -> None:
@@ -18,35 +22,10 @@ def check_tag(spec: CheckpointSpec) -> None:
     Raises:
         CheckpointError: it does not.
     """
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(spec.model)
-    if spec.pretrained not in tags:
-        raise CheckpointError(
-            f"{spec.pretrained!r} is neither a file nor a tag of {spec.model}; "
-            f"its tags: {', '.join(tags) or 'none'}"
-        )
-    wanted = bool(
-        open_clip.pretrained.get_pretrained_cfg(spec.model, spec.pretrained).get("quick_gelu", False)
-    )
     config = model_config(spec) or {}
+    quick = spec.force_quick_gelu or bool(config.get("quick_gelu", False))
+    pretrained.check_tag(spec.model, spec.pretrained, quick, QUICK_GELU)
     check_forced_size(spec, trained_size(config))
-    has = spec.force_quick_gelu or bool(config.get("quick_gelu", False))
-    if wanted and not has:
-        raise CheckpointError(_quick_gelu_message(spec, f"the tag {spec.pretrained!r}"))
-    if has and not wanted:
-        raise CheckpointError(
-            f"the tag {spec.pretrained!r} of {spec.model} was trained with GELU, and QuickGELU "
-            "is asked for: use a model without -quickgelu, or leave out --force-quick-gelu"
-        )
-
-
-def _quick_gelu_message(spec: CheckpointSpec, what: str) -> str:
-    base = spec.model.removesuffix("-quickgelu")
-    return (
-        f"{what} was trained with QuickGELU but {spec.model} uses GELU, which costs several points: "
-        f"use --model {base}-quickgelu, or --force-quick-gelu"
-    )
 
 
 def trained_size(config: dict, given: int | None = None) -> int | None:
@@ -109,7 +88,7 @@ def check_file(spec: CheckpointSpec, path: Path) -> FileFacts:
 def _check_activation(spec: CheckpointSpec, path: Path, config: dict, trained: dict, from_openai: bool) -> None:
     quick = spec.force_quick_gelu or bool(config.get("quick_gelu", False))
     if (from_openai or trained.get("force_quick_gelu") == "True") and not quick:
-        raise CheckpointError(_quick_gelu_message(spec, str(path)))
+        raise CheckpointError(pretrained.gelu_message(spec.model, str(path), QUICK_GELU))
     if trained.get("force_quick_gelu") == "False" and spec.force_quick_gelu and not config.get("quick_gelu"):
         raise CheckpointError(f"{path}: trained with GELU (its run's params.txt): no --force-quick-gelu")
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from open_clip_triplet.errors import ImageError, PipelineError
+from open_clip_triplet.tripletdata.backends.openclip import load_openclip, provenance
 from open_clip_triplet.tripletdata.run.pictures import decode, refused
 
 BATCH = 256
@@ -94,20 +95,8 @@ class OpenClipEmbedder:
     reads_images = True
 
     def __init__(self, model: str, pretrained: str | None, device: str):
-        import open_clip
-        import torch
-
-        torch.manual_seed(0)  # without weights, the same ones in every process
-        self.name = f"{model}/{pretrained or 'random'}"
-        self._device = device
-        try:
-            self._model, _, self._preprocess = open_clip.create_model_and_transforms(
-                model, pretrained=pretrained, device=device
-            )
-            self._tokenizer = open_clip.get_tokenizer(model)
-        except (RuntimeError, FileNotFoundError) as error:
-            raise PipelineError(f"--model {model} --pretrained {pretrained}: {error}", 2) from error
-        self._model.eval()
+        self.name, self._device = provenance(model, pretrained), device
+        self._model, self._preprocess, self._tokenizer = load_openclip(model, pretrained, device)
 
     def fit(self, captions: Iterable[list[str]]) -> None:
         pass

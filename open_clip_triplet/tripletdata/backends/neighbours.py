@@ -71,7 +71,7 @@ def nearest_different(
 
     Args:
         search: (queries [b, D], k) to cosines [b, k] and indices [b, k], -1 where there are fewer.
-        max_similarity: cosine from which a neighbour counts as the same thing.
+        max_similarity: cosine from which a neighbour counts as the same thing; from 1 on none does.
 
     Returns:
         Neighbour [len(rows)] (-1 where there is none) and cosine (NaN there). Among equals the lower wins.
@@ -106,7 +106,7 @@ def _first_different(
     """Column [b] of the first candidate of each row that counts, -1 where none does; sorts both in place."""
     order = np.lexsort((indices, -values), axis=-1)
     values[:], indices[:] = np.take_along_axis(values, order, 1), np.take_along_axis(indices, order, 1)
-    allowed = (indices >= 0) & (values < max_similarity) & (indices != me[:, None])
+    allowed = (indices >= 0) & ((values < max_similarity) | (max_similarity >= 1)) & (indices != me[:, None])
     allowed &= collection.usable[np.maximum(indices, 0)]
     column = np.where(allowed.any(axis=1), allowed.argmax(axis=1), -1)
     rows = np.flatnonzero(column >= 0)
@@ -198,8 +198,11 @@ def _build_index(faiss, features: Sequence[np.ndarray], description: str, path: 
 def _trained(faiss, features: Sequence[np.ndarray], description: str):
     try:
         index = faiss.index_factory(features[0].shape[1], description, faiss.METRIC_INNER_PRODUCT)
-        rows = TRAIN_ROWS * max(getattr(index, "nlist", 1), 1000)
-        step = max(1, sum(map(len, features)) // rows)
+        pairs, lists = sum(map(len, features)), getattr(index, "nlist", 1)
+        if pairs < lists:
+            raise PipelineError(f"--index {description}: fewer pairs ({pairs:,}) than lists ({lists:,})", 2)
+        rows = TRAIN_ROWS * max(lists, 1000)
+        step = max(1, pairs // rows)
         chosen = [block[::step] for block in features]
         sample = np.empty((sum(map(len, chosen)), features[0].shape[1]), np.float32)
         np.concatenate(chosen, out=sample)

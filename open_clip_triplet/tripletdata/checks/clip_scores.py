@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar
 
-from open_clip_triplet.errors import ImageError, PipelineError
+from open_clip_triplet.errors import ImageError
+from open_clip_triplet.tripletdata.backends.openclip import WITH_WEIGHTS, load_openclip, provenance
 from open_clip_triplet.tripletdata.run.overlap import ahead, map_ahead
 from open_clip_triplet.tripletdata.run.pictures import decode, refused
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, model_name
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
 #: threads that decode images while the model scores others
@@ -26,34 +27,23 @@ class Scores(Stage):
 
     name: ClassVar[str] = "scores"
     reads_source: ClassVar[bool] = True  # two images a sample
-    model: str = "ViT-L-14"
+    model: str = "ViT-L-14-quickgelu"  # OpenAI trained with QuickGELU
     pretrained: str = "openai"
     batch_size: int = field(default=128, metadata=RUNTIME_ONLY)
 
+    def __post_init__(self):
+        if self.model.startswith(WITH_WEIGHTS):
+            self.pretrained = ""
+
     @property
     def provenance(self) -> str:
-        """The model and its weights, as a sample's json names them."""
-        return "/".join(map(model_name, filter(None, (self.model, self.pretrained))))
+        return provenance(self.model, self.pretrained)
 
     def open(self, device: str) -> None:
-        try:
-            import open_clip
-        except ImportError as error:
-            raise PipelineError("filter needs OpenCLIP: pip install open_clip_torch") from error
-        try:
-            self._model, _, self._preprocess = open_clip.create_model_and_transforms(
-                self.model,
-                pretrained=self.pretrained or None,
-                device=device,
-                precision="fp16" if device == "cuda" else "fp32",
-            )
-            self._tokenizer = open_clip.get_tokenizer(self.model)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise PipelineError(
-                f"cannot load {self.model!r} with {self.pretrained!r}: {error}. "
-                "See open_clip.list_pretrained(), or give a checkpoint's path to --clip-pretrained."
-            ) from error
-        self._model.eval()
+        precision = "fp16" if device == "cuda" else "fp32"
+        self._model, self._preprocess, self._tokenizer = load_openclip(
+            self.model, self.pretrained, device, precision
+        )
         self._device = device
 
     def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:

@@ -63,6 +63,13 @@ def print_plan(args, tasks: list[ShardTask], stages: list[Stage]) -> int:
             f"{stage.name:8} {work:,} at {speed:.4g}/s per GPU ({source}): {work / speed / 3600:,.1f} GPU-hours"
             f"{beside if stage.name in rates and stage.name != 'scores' else ''}"
         )
+    for stage in stages:
+        if stage not in modelled and stage.name in rates:
+            work, (speed, source) = samples * getattr(stage, "negatives", 1), rates[stage.name]
+            print(
+                f"{stage.name:8} {work:,} at {speed:.4g}/s per process ({source}): {work / speed / 3600:,.1f} "
+                "CPU-hours, no GPU"
+            )
     _print_disk(args, samples, size, stages, len(modelled))
     beside = f" (at the paper's rates {paper_hours:,.1f} and {paper_hours / 8:,.1f})" if rates else ""
     print(f"total    {hours:,.1f} GPU-hours; {hours / 8:,.1f} hours on 8 GPUs{beside}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from itertools import groupby
@@ -12,6 +13,7 @@ from open_clip_triplet.shards import IMAGE_SUFFIXES, group_samples, rename_membe
 from open_clip_triplet.tar import open_tar
 from open_clip_triplet.tripletdata.run.tables import Table, iter_rows
 
+NO_TEXT = "caption is no text"
 IMAGE_MEMBERS = {*IMAGE_SUFFIXES, *(f"neg.{s}" for s in IMAGE_SUFFIXES), "image", "neg_image"}
 
 
@@ -42,30 +44,34 @@ def member_rows(url: str, images: bool) -> Iterator[dict]:
 
 def table_rows(path: str, table: Table, rows: tuple[int, int], images: bool) -> Iterator[dict]:
     """Samples of the ``rows`` (from, up to) of a table, with the images that it names or holds; ``reason``
-    where a sample has none.
+    where a sample lacks what the table is read for.
 
     Raises:
         ShardError: the table is missing.
     """
     if not files.exists(path):
         raise ShardError(f"{path}: no such file")
-    for number, (image, caption) in enumerate(iter_rows(path, table, *rows), rows[0]):
-        data, name = table_cell(image)
+    for number, (caption, *image) in enumerate(iter_rows(path, table, *rows), rows[0]):
+        data, name = table_cell(image[0]) if image else (None, "")
         roles: dict = {"__key__": os.path.splitext(os.path.basename(name))[0] or str(number)}
-        caption = caption[0] if isinstance(caption, list) and caption else caption
-        roles["text"] = str(caption or "").encode("utf-8", "replace")
+        captions = table_captions(caption)
+        if captions is None:
+            roles["reason"] = NO_TEXT
+        else:
+            roles["text"] = (captions[0] if captions else "").encode("utf-8", "replace")
+            roles["meta"] = json.dumps({"captions": captions})
         # A member of another suffix would not be read back; decoders look at the bytes, not the name.
         suffix = os.path.splitext(name)[1].lower().lstrip(".")
         roles["suffix"] = suffix if suffix in IMAGE_SUFFIXES else "jpg"
-        if data is None:
+        if data is None and (not table.text_only or (images and name)):
             file = files.join(table.root or os.path.dirname(path), name)
             try:
                 data = files.read_bytes(file) if images else None
                 found = images or files.exists(file)
             except (OSError, ValueError):
                 found = False
-            if not found:
-                roles["reason"] = "image file missing"
+            if not found and not table.text_only:
+                roles.setdefault("reason", "image file missing")
         if data is not None:
             roles["image"] = data
         yield roles
@@ -76,6 +82,23 @@ def table_cell(image) -> tuple[bytes | None, str]:
     if isinstance(image, dict):
         return image.get("bytes"), str(image.get("path") or "")
     return (image, "") if isinstance(image, bytes) else (None, str(image or ""))
+
+
+def table_captions(cell) -> list[str] | None:
+    """Captions of a table's cell, a text or a list of texts, without empty ones; None where it is neither.
+
+    >>> table_captions("a dog"), table_captions(["a dog", "a  brown\\ndog"]), table_captions(None), table_captions(7)
+    (['a dog'], ['a dog', 'a brown dog'], [], None)
+    """
+    texts = cell if isinstance(cell, list) else [] if cell is None else [cell]
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    return [*filter(None, map(one_line, texts))]
+
+
+def one_line(text: str) -> str:
+    """A caption without line breaks and repeated spaces, which CLIP's tokenizers do not see either."""
+    return " ".join(text.replace("\0", "").split())
 
 
 def _folder_samples(folder: str, images: bool) -> Iterator[dict]:

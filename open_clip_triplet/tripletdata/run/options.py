@@ -11,6 +11,7 @@ from open_clip_triplet.tripletdata.run.cluster import Ray
 from open_clip_triplet.tripletdata.run.engines import Local
 from open_clip_triplet.tripletdata.run.estimate import rate
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
+from open_clip_triplet.tripletdata.run.records import check_reasons
 from open_clip_triplet.tripletdata.run.tables import Table
 from open_clip_triplet.tripletdata.run.task import Policy, ShardTask
 
@@ -28,6 +29,22 @@ def share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
+def cosine(text: str) -> float:
+    """argparse type of a cosine similarity, -1 to 1."""
+    value = float(text)
+    if not -1 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value:g} is no cosine: -1 to 1")
+    return value
+
+
+def quality(text: str) -> int:
+    """argparse type of JPEG's quality, 1 to 100."""
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{value} is not between 1 and 100")
     return value
 
 
@@ -59,7 +76,8 @@ def add_common(parser, *, output: bool = True) -> None:
     if output:
         group.add_argument("--output", required=True, help="folder of the new shards; rerun to continue")
     group.add_argument(
-        "--text-only", action="store_true", help="leave the input's images out of the new shards"
+        "--text-only", action="store_true",
+        help="leave the input's images out of the new shards; a table needs none",
     )
     group.add_argument(
         "--image-key", default=Table.image_key, help="table column of images (default filepath, or image)"
@@ -103,8 +121,15 @@ def add_faults(parser) -> None:
 
 
 def policy(args) -> Policy:
+    """What the fault options ask for.
+
+    Raises:
+        PipelineError: nothing was dropped for a reason of ``--redo-dropped``.
+    """
     redo = args.redo_dropped
     reasons = None if redo is None else tuple(sorted(filter(None, map(str.strip, redo.split(",")))))
+    if reasons:
+        check_reasons(args.output, reasons)
     return Policy(args.max_drop, args.salvage, reasons)
 
 
@@ -168,4 +193,5 @@ def engine(args, *, cpu: bool = False):
 
 
 def table(args) -> Table:
-    return Table(args.image_key, args.caption_key, args.image_root and os.path.abspath(args.image_root))
+    root = args.image_root and os.path.abspath(args.image_root)
+    return Table(args.image_key, args.caption_key, root, args.text_only)

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -171,6 +172,30 @@ class Run:
             return self.size_of(self.path(record["shard"])) == record["bytes"]
         except OSError:
             return False
+
+
+def check_reasons(output: str, reasons: Iterable[str]) -> None:
+    """Check that the shards of ``output``, or of its stages, dropped samples for each of the reasons.
+
+    Nothing is refused where nothing is finished. After an earlier ``--redo-dropped``, which may have left
+    nothing of a reason, that is only told.
+
+    Raises:
+        PipelineError: no sample was dropped for one of them; the reasons that there are are named.
+    """
+    with files.opened(output) as (fs, path):
+        names = [name for name in fs.find(path, maxdepth=3) if name.endswith(RECORD)]  # .work/STAGE/00000...
+    records = [record for name in names if (record := read_json(fs.unstrip_protocol(name)))]
+    there = {reason for record in records for reason in record["dropped"]}
+    if not records or not (unknown := sorted(set(reasons) - there)):
+        return
+    message = (
+        f"--redo-dropped: no sample in {output} is dropped for {', '.join(map(repr, unknown))}. "
+        f"Reasons there: {'; '.join(sorted(there)) or 'none'}"
+    )
+    if not any("redo_round" in record for record in records):
+        raise PipelineError(message, 2)
+    print(message, file=sys.stderr)
 
 
 def _asked_again(inputs: list[dict], task: ShardTask) -> bool:

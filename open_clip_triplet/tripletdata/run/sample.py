@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sample:
-    """One sample between two stages. ``meta`` is the ``json`` member."""
+    """One sample between two stages. ``meta`` is the ``json`` member, ``input_key`` its key in the input."""
 
     key: str
     text: str
@@ -21,6 +21,7 @@ class Sample:
     neg_image: bytes | None = None
     neg_suffix: str = "jpg"
     meta: dict = field(default_factory=dict)
+    input_key: str = ""
 
     def members(self) -> dict:
         """The sample as ShardWriter takes it; absent members left out."""

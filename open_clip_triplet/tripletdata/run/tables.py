@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from open_clip_triplet import files
 from open_clip_triplet.errors import PipelineError
@@ -19,38 +20,44 @@ URL_COLUMNS = ("url", "URL", "image_url")
 
 @dataclass(frozen=True)
 class Table:
-    """How to read rows: which columns, and the folder that relative image paths start from."""
+    """How to read rows: which columns, the folder that relative image paths start from, and ``text_only`` where
+    captions are all that is needed.
+    """
 
     image_key: str = "filepath"
     caption_key: str = "title"
     root: str = ""
+    text_only: bool = False
+    #: what to do about a column that is missing
+    advice: ClassVar[str] = "Name the columns with --image-key and --caption-key."
 
     def columns(self, path: str, found: list[str]) -> list[str]:
-        """The image column and the caption column among those ``found``.
+        """The caption column and the image column among those ``found``; no image column where none is needed.
 
         Raises:
             PipelineError: one is missing; the columns found are named. A table of urls is told what
                 downloads it.
         """
-        defaults = (Table.image_key, Table.caption_key)
-        chosen, missing = [], []
-        for name, default, others in zip(
-            (self.image_key, self.caption_key), defaults, (IMAGE_COLUMNS, CAPTION_COLUMNS)
-        ):
-            names = others if name == default else (name,)
-            column = next((n for n in names if n in found), None)
-            chosen.append(column or name)
-            missing += [] if column else [name]
+        image = _find(self.image_key, Table.image_key, IMAGE_COLUMNS, found)
+        caption = _find(self.caption_key, Table.caption_key, CAPTION_COLUMNS, found)
         url = next((name for name in URL_COLUMNS if name in found), None)
-        if missing and self.image_key in missing and url:
-            raise PipelineError(_download_first(path, url, chosen[1]), 2)
+        missing = [] if caption else [self.caption_key]
+        if not image and not self.text_only:
+            if url:
+                raise PipelineError(_download_first(path, url, caption or self.caption_key), 2)
+            missing.insert(0, self.image_key)
         if missing:
             raise PipelineError(
                 f"{path} has no column {' or '.join(map(repr, missing))} (it has: {', '.join(found)}). "
-                "Name the columns with --image-key and --caption-key.",
+                f"{self.advice}",
                 2,
             )
-        return chosen
+        return [name for name in (caption, image) if name]
+
+
+def _find(name: str, default: str, others: tuple[str, ...], found: list[str]) -> str | None:
+    """The column of that name among ``found``; the first of ``others`` where the name is the default."""
+    return next((n for n in (others if name == default else (name,)) if n in found), None)
 
 
 def _download_first(path: str, url: str, caption: str) -> str:
@@ -82,7 +89,8 @@ def count_rows(path: str, table: Table) -> int:
 
 
 def iter_rows(path: str, table: Table, start: int, stop: int) -> Iterator[tuple]:
-    """(image, caption) of the rows from ``start`` up to ``stop``: image is a path, bytes, or a dict of both.
+    """(caption, image) of the rows from ``start`` up to ``stop``: image is a path, bytes, or a dict of both.
+    Of a table without an image column that is read for its captions, (caption,).
 
     Raises:
         PipelineError: as :func:`count_rows`.
@@ -183,10 +191,17 @@ def _explained(path: str):
 
 
 def _read_text(path: str, table: Table, size: int) -> list[tuple]:
-    """(image, caption) rows of a csv or tsv."""
+    """(caption, image) rows of a csv or tsv, or (caption,)."""
     frame = _read_frame(path, size)
     columns = table.columns(path, list(map(str, frame.columns)))
     return list(frame[columns].itertuples(index=False, name=None))
+
+
+def _refuse_other_separator(path: str, header: str, separator: str) -> None:
+    other = next((mark for mark in (";", "\t", ",") if mark in header), separator)
+    if separator not in header and other != separator:
+        wanted = "tabs" if separator == "\t" else "commas, or a name that ends in .tsv and tabs"
+        raise PipelineError(f"{path}: its columns are separated by {other!r}. Use {wanted}.", 2)
 
 
 @functools.lru_cache(maxsize=2)
@@ -197,4 +212,6 @@ def _read_frame(path: str, size: int):
 
         separator = "\t" if path.endswith(".tsv") else ","
         with _opened(path) as stream:
+            _refuse_other_separator(path, stream.readline().decode("utf-8", "replace"), separator)
+            stream.seek(0)
             return pandas.read_csv(stream, sep=separator, dtype=str, keep_default_na=False).fillna("")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from open_clip_triplet import files
 from open_clip_triplet.errors import ShardError
 from open_clip_triplet.shards import read_meta
-from open_clip_triplet.tripletdata.run.members import member_rows, table_rows
+from open_clip_triplet.tripletdata.run.members import member_rows, one_line, table_rows
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.tables import Table
 
@@ -147,7 +147,7 @@ class ShardTask:
         for ordinal, roles in enumerate(self._rows(stats, images)):
             reason = roles.pop("reason", None) or _unusable(roles)
             meta = roles["meta"] = read_meta(roles)
-            key = roles["__key__"]
+            key = roles["input_key"] = roles["__key__"]
             if keyed is None:  # a shard that this tool wrote for this task keeps its keys
                 keyed = "source_key" in meta and key.startswith(f"{self.name}_")
             if keyed and not (key > last and re.fullmatch(rf"{self.name}_\d+", key)):
@@ -188,7 +188,9 @@ class ShardTask:
 
 
 def _plain(roles: dict, images: bool) -> Sample:
-    sample = Sample(roles["__key__"], roles["text"], neg_text=_neg_text(roles), meta=roles["meta"])
+    sample = Sample(
+        roles["__key__"], roles["text"], neg_text=_neg_text(roles), meta=roles["meta"], input_key=roles["input_key"]
+    )
     if images:
         _fill(sample, roles)
     return sample
@@ -199,7 +201,7 @@ def _unusable(roles: dict) -> str | None:
     if "text" not in roles:
         return "no caption"
     try:
-        roles["text"] = roles["text"].decode("utf-8").replace("\0", "").strip()
+        roles["text"] = one_line(roles["text"].decode("utf-8"))
     except UnicodeDecodeError:
         return "caption is not UTF-8"
     return None if roles["text"] else "empty caption"

@@ -196,7 +196,7 @@ def add_image_arguments(parser) -> None:
     group.add_argument(
         "--save-size", type=int, default=256, help="shorter side kept, pixels (default 256; 0: all)"
     )
-    group.add_argument("--quality", type=int, default=95, help="JPEG quality (default 95)")
+    group.add_argument("--quality", type=options.quality, default=95, help="JPEG quality (default 95)")
     group.add_argument("--image-batch", type=options.positive, default=16, help="images per batch (default 16)")
     group.add_argument(
         "--long-prompts",

@@ -22,7 +22,7 @@ from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.card import write_card
 from open_clip_triplet.tripletdata.run.command import report, run_as_asked
 from open_clip_triplet.tripletdata.run.folder import refuse_foreign
-from open_clip_triplet.tripletdata.run.members import table_cell
+from open_clip_triplet.tripletdata.run.members import NO_TEXT, table_captions, table_cell
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.runner import totals
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
@@ -42,6 +42,11 @@ examples:
   triplet-shards import --columns image=a caption=b neg_image=c neg_caption=d --input t.parquet --output out/
 
 """
+
+class PairTable(Table):
+    advice = "Name the columns with --columns."
+
+
 @dataclass
 class ImportPairs(Stage):
     """Stage: paired samples of the rows of a table."""
@@ -96,9 +101,12 @@ class ImportPairs(Stage):
                 "image": found[0], "caption": found[1], "neg_image": fields["image"],
                 "neg_caption": fields["caption"], "category": fields.get("category"),
             }
-        text, neg_text = (str(fields[name] or "").replace("\0", "").strip() for name in ("caption", "neg_caption"))
-        if not text or not neg_text:
+        captions, neg_captions = table_captions(fields["caption"]), table_captions(fields["neg_caption"])
+        if captions is None or neg_captions is None:
+            return NO_TEXT
+        if not captions or not neg_captions:
             return "no caption"
+        text, neg_text = captions[0], neg_captions[0]
         if text == neg_text:
             return "both captions are the same"
         try:
@@ -109,7 +117,7 @@ class ImportPairs(Stage):
         except ImageError:
             return "image cannot be decoded"
         meta = {
-            "captions": [text], "neg_captions": [neg_text], "source": self.source, "licence": self.licence,
+            "captions": captions, "neg_captions": neg_captions, "source": self.source, "licence": self.licence,
             "source_key": str(row.get(self.row_key) or number), "t2i": self.source,
             **{name: str(fields[name]) for name in OPTIONAL if fields.get(name)},
         }
@@ -157,7 +165,7 @@ def add_arguments(parser) -> None:
     group.add_argument(
         "--save-size", type=int, default=256, help="shorter side kept, pixels (default 256; 0: all)"
     )
-    group.add_argument("--quality", type=int, default=95, help="JPEG quality (default 95)")
+    group.add_argument("--quality", type=options.quality, default=95, help="JPEG quality (default 95)")
     options.add_faults(parser)
     options.add_engine(parser)
 
@@ -207,7 +215,7 @@ def run(args) -> int:
     chosen = make_format(args)
     columns = chosen.columns
     inputs, root = _inputs(args, chosen)
-    table = Table(columns["image"], columns["caption"], root and os.path.abspath(root))
+    table = PairTable(columns["image"], columns["caption"], root and os.path.abspath(root))
     planned = plan_tasks(
         inputs, table, args.samples_per_shard, output=args.output, policy=options.policy(args)
     )

@@ -29,6 +29,7 @@ from open_clip_triplet.tripletdata.backends.neighbours import (
     faiss_search,
     nearest_different,
 )
+from open_clip_triplet.tripletdata.backends.openclip import WITH_WEIGHTS, check_weights, provenance
 from open_clip_triplet.tripletdata.backends.pairs import Pair
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.command import report, run_as_asked
@@ -48,7 +49,7 @@ examples:
       --index IVF4096,SQfp16
 
 """
-NOT_EMBEDDABLE = "not embeddable (image cannot be decoded, or no known word)"
+NOT_EMBEDDABLE = "not embeddable (image cannot be decoded or no known word)"
 
 
 @dataclass
@@ -158,13 +159,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="captions|FOLDER",
         help="captions: TF-IDF of the captions, no weights needed (default). FOLDER: a transformers sentence model",
     )
-    group.add_argument("--model", help="an OpenCLIP model instead: mean of image and caption similarity")
-    group.add_argument("--pretrained", help="its weights: OpenCLIP's tag, or a checkpoint file")
+    group.add_argument(
+        "--model",
+        help="an OpenCLIP model instead, or a folder of your own as local-dir:FOLDER: mean of image and caption "
+        "similarity",
+    )
+    group.add_argument("--pretrained", help="weights of a --model that brings none: a tag, or a checkpoint file")
     group.add_argument(
         "--max-similarity",
-        type=float,
+        type=options.cosine,
         default=0.95,
-        help="cosine from which a neighbour is a near-duplicate (default 0.95)",
+        help="cosine from which a neighbour is a near-duplicate (default 0.95; 1: none is)",
     )
     group.add_argument(
         "--index",
@@ -179,8 +184,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args) -> int:
-    if args.pretrained and not args.model:
-        raise PipelineError("--pretrained goes with --model NAME", 2)
+    _check_model(args)
     if files.is_remote(args.output):
         raise PipelineError(f"--output {args.output}: mining maps its features into memory, from a local folder", 2)
     tasks = options.of_part(args, plan_tasks(args.input, output=args.output, policy=options.policy(args)))
@@ -201,8 +205,23 @@ def run(args) -> int:
     return _mine(args, kept_tasks(embedded), work, collection, embedder)
 
 
+def _check_model(args) -> None:
+    """Refuse an OpenCLIP model without weights, or with weights that it does not take; a sentence model that is
+    not there, which transformers would look for on the hub, again and again.
+    """
+    if not args.model and args.embedder != "captions" and not os.path.isdir(args.embedder):
+        raise PipelineError(f"--embedder {args.embedder}: no such folder (and not captions)", 2)
+    if not args.model and args.pretrained:
+        raise PipelineError("--pretrained goes with --model NAME", 2)
+    if not args.model:
+        return
+    if args.pretrained and args.model.startswith(WITH_WEIGHTS):
+        raise PipelineError(f"{args.model} brings its weights: leave out --pretrained", 2)
+    check_weights(args.model, args.pretrained)
+
+
 def _mine(args, tasks: list[ShardTask], work: str, collection: str, embedder: Embed) -> int:
-    name = f"{args.model}/{args.pretrained or 'random'}" if args.model else args.embedder
+    name = provenance(args.model, args.pretrained) if args.model else args.embedder
     stage = Mine(
         name, args.max_similarity, args.index, args.nprobe, collection, work,
         tuple(task.name for task in tasks), tuple(task.inputs[0] for task in tasks),

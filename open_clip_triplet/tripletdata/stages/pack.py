@@ -100,7 +100,7 @@ def add_arguments(parser) -> None:
     group.add_argument(
         "--save-size", type=int, default=256, help="shorter side, pixels (default 256; 0: all)"
     )
-    group.add_argument("--quality", type=int, default=95, help="JPEG quality (default 95)")
+    group.add_argument("--quality", type=options.quality, default=95, help="JPEG quality (default 95)")
     group.add_argument(
         "--need",
         nargs="*",

@@ -64,7 +64,8 @@ def as_table(annotations: str, captions: str, output: str) -> str:
     import pyarrow
     import pyarrow.parquet
 
-    known = dict(iter_rows(captions, Table("image", "caption"), 0, count_rows(captions, Table("image", "caption"))))
+    columns = Table("image", "caption")
+    known = {image: caption for caption, image in iter_rows(captions, columns, 0, count_rows(captions, columns))}
     names = (*NEEDED, "instruction")
     rows = list(_conversations(annotations, known))
     table = pyarrow.table({name: [row[n] for row in rows] for n, name in enumerate(names)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 from dataclasses import dataclass
 
 from open_clip_triplet.errors import PipelineError
@@ -71,27 +72,38 @@ def select_top(scores: dict, count: int) -> Selection:
 
 @dataclass
 class Unmarked:
-    """Leaves out the samples whose key, or source key, has a mark."""
+    """Leaves out the samples whose key, or source key, has a mark.
+
+    Args:
+        listed: (shard, key) pairs: the name of an input shard, "" for any.
+    """
 
     reason = "marked to be dropped"
-    keys: frozenset[str]
+    listed: frozenset[tuple[str, str]]
 
     def config(self) -> dict:
-        digest = hashlib.sha256("\0".join(sorted(self.keys)).encode("utf-8", "replace")).hexdigest()
-        return {"drop_list": digest[:16], "keys": len(self.keys)}
+        lines = sorted("/".join(filter(None, item)) for item in self.listed)
+        digest = hashlib.sha256("\0".join(lines).encode("utf-8", "replace")).hexdigest()
+        return {"drop_list": digest[:16], "keys": len(self.listed)}
 
     def keeper(self, task: ShardTask):
-        return lambda sample: not {sample.key, sample.meta.get("source_key")} & self.keys
+        shards = ("", os.path.basename(task.origin.rstrip("/")))
+
+        def keep(sample: Sample) -> bool:
+            keys = (sample.key, sample.input_key, str(sample.meta.get("source_key")))
+            return not any((shard, key) in self.listed for shard in shards for key in keys)
+
+        return keep
 
 
 def read_drop_list(path: str, marks: list[str] | None) -> Unmarked:
-    """The keys of a csv with the columns ``key`` and ``mark``.
+    """The samples of a csv with the columns ``key`` and ``mark``, and ``shard`` where keys are not unique.
 
     Args:
         marks: the marks that drop a sample; None means every mark that is not empty, ``keep`` or ``good``.
 
     Raises:
-        PipelineError: the file cannot be read, or lacks a column.
+        PipelineError: the file cannot be read, lacks a column or one of ``marks``, or marks nothing.
     """
     try:
         rows = list(csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")))
@@ -99,5 +111,12 @@ def read_drop_list(path: str, marks: list[str] | None) -> Unmarked:
         raise PipelineError(f"--drop-list {path}: cannot be read ({error})", 2) from error
     if not rows or not {"key", "mark"} <= set(rows[0]):
         raise PipelineError(f"--drop-list {path}: needs rows with the columns key and mark", 2)
-    chosen = set(marks) if marks else {row["mark"] for row in rows} - {"", None, "keep", "good"}
-    return Unmarked(frozenset(row["key"] for row in rows if row["mark"] in chosen))
+    there = {row["mark"] for row in rows} - {"", None}
+    if wrong := set(marks or ()) - there:
+        raise PipelineError(f"--drop-mark {' '.join(sorted(wrong))}: {path} has {', '.join(sorted(there))}", 2)
+    chosen = set(marks) if marks else there - {"keep", "good"}
+    if not chosen:
+        raise PipelineError(f"--drop-list {path}: marks nothing to be dropped ({', '.join(sorted(there))})", 2)
+    return Unmarked(
+        frozenset((os.path.basename(row.get("shard") or ""), row["key"]) for row in rows if row["mark"] in chosen)
+    )

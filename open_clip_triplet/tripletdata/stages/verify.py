@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from open_clip_triplet.files import join
 from open_clip_triplet.tripletdata.backends.factory import add_model_arguments, make_model
+from open_clip_triplet.tripletdata.backends.openclip import check_weights
 from open_clip_triplet.tripletdata.backends.vqa import VisualQuestions
 from open_clip_triplet.tripletdata.checks.entailment import Entailment
 from open_clip_triplet.tripletdata.checks.four_way import FourWay
@@ -100,14 +101,20 @@ def add_verify_arguments(parser) -> None:
         help="four-way: least margin of both images, cosine (default %(default)s)",
     )
     group.add_argument(
-        "--max-entailment", type=float, default=default.max_entailment,
+        "--max-entailment", type=options.share, default=default.max_entailment,
         help="entailment: greatest probability, either way (default %(default)s)",
     )
     group.add_argument(
-        "--min-accuracy", type=float, help="questions: least share answered as expected (default: only stored)"
+        "--min-accuracy", type=options.share, help="questions: least share answered as expected (default: only stored)"
     )
-    group.add_argument("--clip", default="ViT-L-14", metavar="MODEL", help="four-way: OpenCLIP model (ViT-L-14)")
-    group.add_argument("--clip-pretrained", default="openai", help="four-way: its weights (default openai)")
+    group.add_argument(
+        "--clip", default=FourWay.model, metavar="MODEL",
+        help="four-way: OpenCLIP model, or a folder of your own as local-dir:FOLDER (default %(default)s)",
+    )
+    group.add_argument(
+        "--clip-pretrained", default=FourWay.pretrained,
+        help="four-way: its weights (default %(default)s; local-dir: and hf-hub: models bring theirs)",
+    )
     group.add_argument("--clip-batch", type=options.positive, default=128, help="four-way: samples per batch")
     group.add_argument(
         "--nli", default=Entailment.model, metavar="MODEL", help="entailment: cross-encoder (default %(default)s)"
@@ -132,6 +139,8 @@ def make_checks(args) -> list[Stage]:
 
 
 def run(args) -> int:
+    if "four-way" in args.checks:
+        check_weights(args.clip, args.clip_pretrained)
     checks = make_checks(args)
     tasks = options.tasks(args)
     if args.dry_run:
