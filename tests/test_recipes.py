@@ -36,7 +36,8 @@ def parse(argv: list[str]):
     own, rest = options.parse_own(argv[argv.index("open_clip_triplet.train") + 1 :])
     namespace = parse_args(rest)
     vars(namespace).update(vars(own))
-    options.check(namespace)
+    made_before = namespace.pretrained.endswith(".pt")  # by the recipe itself
+    options.check(argparse.Namespace(**{**vars(namespace), **({"pretrained": ""} if made_before else {})}))
     return namespace
 
 

@@ -62,10 +62,19 @@ def test_another_models_name_is_refused(tmp_path, paired_shards, tiny_config):
         train(argv)
 
 
-@pytest.mark.parametrize("flags", [{"pretrained": "none.pt"}, {"distill-model": "RN50", "distill-pretrained": "opnai"}])
-def test_weights_that_are_not_there_are_one_line(flags, tmp_path, paired_shards, tiny_config):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"pretrained": "none.pt"}, "--pretrained: 'none.pt' is neither a file nor a tag of .*its tags: none"),
+        ({"distill-model": "RN50", "distill-pretrained": "opnai"}, "--distill-pretrained: 'opnai' .*its tags: openai"),
+        ({"model": "ViT-B-32", "pretrained": "openai"}, "QuickGELU.*ViT-B-32-quickgelu, or --force-quick-gelu"),
+    ],
+)
+def test_weights_that_are_not_there_or_of_another_activation_are_one_line(
+    flags, message, tmp_path, paired_shards, tiny_config
+):
     argv = train_argv(tiny_config, tmp_path / "logs", "run", loss="triplet", **{"train-data": paired_shards, **flags})
-    with pytest.raises(UsageError, match="pretrained (none.pt|opnai): no such file, nor a tag of .*(none|openai)"):
+    with pytest.raises(UsageError, match=message):
         train(argv)
 
 

@@ -21,6 +21,7 @@ from open_clip_triplet.evaluation.checkpoints.spec import (
     read_json,
     repository,
 )
+from open_clip_triplet.pretrained import check_tag
 
 
 def open_clip_folder(pretrained: str) -> Path | None:
@@ -82,19 +83,21 @@ def check_same_model(folder: Path, model: str) -> None:
             )
 
 
-def check_known(model: str | None, pretrained: str | None, flag: str) -> None:
-    """Refuse weights that OpenCLIP will not find, before it builds the model.
+def check_weights(model: str | None, tag: str | None, flag: str, *, force_quick_gelu: bool = False) -> None:
+    """Refuse weights that OpenCLIP will not find, or would load into another activation with a warning alone.
 
     Raises:
-        UsageError: neither a file nor a tag of the model.
+        UsageError: neither a file nor a tag of the model; trained with another activation.
     """
     import open_clip
 
-    if not model or not pretrained or model.startswith(("local-dir:", "hf-hub:")) or os.path.exists(pretrained):
+    if not model or not tag or model.startswith(("local-dir:", "hf-hub:")) or os.path.exists(tag):
         return
-    if not open_clip.get_pretrained_cfg(model, pretrained):
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "it has none"
-        raise UsageError(f"{flag} {pretrained}: no such file, nor a tag of {model} ({tags})")
+    quick_gelu = force_quick_gelu or bool((open_clip.get_model_config(model) or {}).get("quick_gelu"))
+    try:
+        check_tag(model, tag, quick_gelu, "--force-quick-gelu")
+    except CheckpointError as error:
+        raise UsageError(f"{flag}: {error}") from error
 
 
 #: what OpenCLIP's parser gives without --model
@@ -109,8 +112,9 @@ def start_from(args) -> None:
     """
     folder = open_clip_folder(args.pretrained)
     if folder is None:
-        check_known(args.model, args.pretrained, "--pretrained")
-        check_known(args.distill_model, args.distill_pretrained, "--distill-pretrained")
+        if args.loss != "clip":  # which is stock OpenCLIP
+            check_weights(args.model, args.pretrained, "--pretrained", force_quick_gelu=args.force_quick_gelu)
+            check_weights(args.distill_model, args.distill_pretrained, "--distill-pretrained")
         return
     if args.model != UNSET_MODEL and not args.model.startswith(("local-dir:", "hf-hub:")):
         check_same_model(folder, args.model)
