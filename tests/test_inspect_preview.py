@@ -37,7 +37,7 @@ def test_samples_show_up_while_their_shard_is_being_written(tmp_path):
     with ShardWriter(work / "00000.tar") as writer:
         for number in range(28):
             writer.write(side(number))
-        writer._file.flush()
+        writer._tar.fileobj.flush()
         assert preview.refresh() == 24
         found = entries(page)  # a sample is whole once the one after it has begun
         assert found[0]["key"] == "00000_000026" and found[0]["shard"] == "00000.tar"
