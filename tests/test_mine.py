@@ -299,7 +299,7 @@ def test_what_is_no_folder_and_no_cosine_is_refused(shards, tmp_path, capsys):
     assert "--embedder nofolder: no such folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
     with pytest.raises(SystemExit):
         main([*argv, "--max-similarity", "1.5"])
-    assert "--max-similarity: 1.5 is no cosine: -1 to 1" in capsys.readouterr().err
+    assert "--max-similarity: 1.5 is not between -1 and 1" in capsys.readouterr().err
 
 
 def test_captions_with_nothing_in_common_are_an_error(tmp_path, capsys):

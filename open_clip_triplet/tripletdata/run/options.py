@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from open_clip_triplet import files
 from open_clip_triplet.tripletdata.run.cluster import Ray
@@ -24,28 +26,21 @@ def positive(text: str) -> int:
     return value
 
 
-def share(text: str) -> float:
-    """argparse type of a share, 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
-    return value
+def _between(kind: type, low: float, high: float) -> Callable[[str], Any]:
+    """argparse type of a number from ``low`` to ``high``."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
+        return value
+
+    parse.__name__ = f"{kind.__name__} from {low} to {high}"
+    return parse
 
 
-def cosine(text: str) -> float:
-    """argparse type of a cosine similarity, -1 to 1."""
-    value = float(text)
-    if not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value:g} is no cosine: -1 to 1")
-    return value
-
-
-def quality(text: str) -> int:
-    """argparse type of JPEG's quality, 1 to 100."""
-    value = int(text)
-    if not 1 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{value} is not between 1 and 100")
-    return value
+#: argparse types: a share, a cosine similarity, the quality of a JPEG
+share, cosine, quality = _between(float, 0, 1), _between(float, -1, 1), _between(int, 1, 100)
 
 
 def part(text: str) -> tuple[int, int]:
