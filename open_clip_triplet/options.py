@@ -179,6 +179,8 @@ def check(args) -> None:
     for path in args.model_config:
         if not os.path.exists(path):
             raise UsageError(f"--model-config {path}: no such file or folder")
+    if args.total_steps and args.epochs_given and args.epochs > args.total_steps:
+        raise UsageError(f"--epochs {args.epochs} is more than --total-steps {args.total_steps}: an epoch needs a step")
     if args.eval_benchmarks:
         _check_benchmarks(args)
     if args.train_data:

@@ -271,6 +271,13 @@ def test_transformers_folder(tmp_path):
     expected = torch.cat([out.image_embeds, out.text_embeds])
     assert image.shape == (1, 3, 32, 32)
     assert torch.allclose(features(loaded), torch.nn.functional.normalize(expected, dim=-1), atol=1e-5)
+    load(CheckpointSpec("ignored", str(folder), force_image_size=32, force_quick_gelu=True))  # as it was trained
+    with pytest.raises(CheckpointError, match="images of 32 pixels, not 64: leave out --force-image-size"):
+        load(CheckpointSpec("ignored", str(folder), force_image_size=64))
+    clip.config.text_config.hidden_act = "gelu"
+    clip.config.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="trained with gelu: leave out --force-quick-gelu"):
+        load(CheckpointSpec("ignored", str(folder), force_quick_gelu=True))
     (folder / "tokenizer.json").unlink()
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "preprocessor_config.json"):
         (folder / name).unlink(missing_ok=True)

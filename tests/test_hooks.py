@@ -123,6 +123,7 @@ def test_unknown_method_suggests_the_nearest(capsys):
         ),
         (["--train-data", "a.tar", "--local-loss"], "--gather-with-grad"),
         (["--train-data", "a.tar", "--eval-benchmarks", "sugarcrepe"], "--eval-data-root"),
+        (["--train-data", "a.tar", "--total-steps", "4", "--epochs", "5"], "an epoch needs a step"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_way_out(argv, message):

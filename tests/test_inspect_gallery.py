@@ -79,7 +79,7 @@ def current(browser) -> str:
     return browser.execute_script("return document.activeElement.getAttribute('aria-label')")
 
 
-def waited(condition, seconds: float = 5.0):
+def waited(condition, seconds: float = 30.0):
     end = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < end:
         time.sleep(0.02)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from open_clip_triplet.errors import CheckpointError
 from open_clip_triplet.evaluation.checkpoints.checks import (
+    QUICK_GELU,
     FileFacts,
     check_file,
     check_forced_size,
@@ -50,7 +52,12 @@ def load(spec: CheckpointSpec, device: str = "cpu") -> LoadedCheckpoint:
     if path and path.is_dir() and layout(path) != OPEN_CLIP:
         from open_clip_triplet.evaluation.checkpoints.transformers_clip import load_transformers
 
-        return load_transformers(path, spec.precision, device)
+        loaded = load_transformers(path, spec.precision, device)
+        trained: Any = loaded.model.clip.config
+        check_forced_size(spec, trained.vision_config.image_size)
+        if spec.force_quick_gelu and trained.text_config.hidden_act != "quick_gelu":
+            raise CheckpointError(f"{path}: trained with {trained.text_config.hidden_act}: leave out {QUICK_GELU}")
+        return loaded
     return load_open_clip(spec, path, device)
 
 
