@@ -19,7 +19,7 @@ from open_clip_triplet.train import main as train_main
 
 COMMANDS = {
     "triplet-train": "open_clip_triplet.train",
-    "triplet-shards": "open_clip_triplet.tripletdata.cli",
+    "triplet-shards": "open_clip_triplet.make_shards",
     "triplet-evaluate": "open_clip_triplet.evaluation.cli",
     "triplet-inspect": "open_clip_triplet.inspect.cli",
 }

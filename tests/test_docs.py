@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from open_clip_triplet import options
+from open_clip_triplet import make_shards, options
 from open_clip_triplet.evaluation import cli as evaluate_cli
 from open_clip_triplet.inspect import cli as inspect_cli
-from open_clip_triplet.tripletdata import cli as shards_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md", ROOT / "patches" / "README.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 COMMANDS = {
-    "triplet-shards": (shards_cli.main, shards_cli.STAGES),
+    "triplet-shards": (make_shards.main, make_shards.STAGES),
     "triplet-evaluate": (evaluate_cli.main, evaluate_cli.COMMANDS),
     "triplet-inspect": (inspect_cli.main, inspect_cli.COMMANDS),
 }

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from open_clip_triplet.make_shards import main
 from open_clip_triplet.shards import read_samples, read_sizes
-from open_clip_triplet.tripletdata.cli import main
 from open_clip_triplet.tripletdata.worlds import glyphs
 
 INDICES = st.integers(0, 10**9)

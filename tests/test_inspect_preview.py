@@ -9,8 +9,8 @@ import pytest
 from build_fixtures import plain_shards
 from conftest import paired_sample, write_shards
 from open_clip_triplet.inspect.preview import Preview
+from open_clip_triplet.make_shards import main
 from open_clip_triplet.shards import ShardWriter
-from open_clip_triplet.tripletdata.cli import main
 
 
 def folder(parent: Path, name: str) -> Path:

@@ -11,6 +11,7 @@ import pytest
 
 from build_fixtures import contents
 from conftest import TINY_MODEL, picture
+from open_clip_triplet.make_shards import main
 from open_clip_triplet.shards import ShardWriter, read_meta, read_samples, read_sizes, rename_members
 from open_clip_triplet.tripletdata.backends import embed, neighbours
 from open_clip_triplet.tripletdata.backends.neighbours import (
@@ -19,7 +20,6 @@ from open_clip_triplet.tripletdata.backends.neighbours import (
     faiss_search,
     nearest_different,
 )
-from open_clip_triplet.tripletdata.cli import main
 
 CAPTIONS = [
     "a brown dog runs over green grass", "a brown dog sleeps on green grass", "a black dog runs over snow",

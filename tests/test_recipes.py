@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from open_clip_triplet import options
+from open_clip_triplet import make_shards, options
 from open_clip_triplet.losses import METHODS
-from open_clip_triplet.tripletdata import cli as shards_cli
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "recipes"
 #: not one training command each
@@ -65,7 +64,7 @@ def test_the_commands_that_make_a_recipes_data_are_read(path, monkeypatch, capsy
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     for words in comment_commands(path):
         with pytest.raises(KeyError):
-            shards_cli.main(words[1:])
+            make_shards.main(words[1:])
 
 
 def test_recipes_tell_how_their_data_is_made():

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from open_clip_triplet.make_shards import main
 from open_clip_triplet.shards import FIELDS, read_meta, read_samples, read_sizes, rename_members
-from open_clip_triplet.tripletdata.cli import main
 from open_clip_triplet.tripletdata.worlds import scenes, shapes
 from open_clip_triplet.tripletdata.worlds.scenes import Scene, Thing
 

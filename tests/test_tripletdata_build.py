@@ -18,9 +18,8 @@ from PIL import Image
 
 from build_fixtures import contents, plain_shards, tiny_sdxl
 from conftest import train, train_argv
-from open_clip_triplet import tripletdata
+from open_clip_triplet import make_shards, tripletdata
 from open_clip_triplet.shards import read_samples
-from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.run.card import cell
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: install open_clip_triplet with its extra `build`")
@@ -65,7 +64,7 @@ def built(pipe, tmp_path_factory):
     """(input, output) of an undisturbed build."""
     folder = tmp_path_factory.mktemp("built")
     shards = plain_shards(folder / "in", CAPTIONS)
-    assert cli.main(build_argv(shards, folder / "out", pipe)) == 0
+    assert make_shards.main(build_argv(shards, folder / "out", pipe)) == 0
     return shards, folder / "out"
 
 
@@ -88,13 +87,13 @@ def test_build_writes_paired_shards_sizes_summary_and_card(built):
     assert "## What the negative captions change" in card and "| object |" in card
     assert len(meta["neg_categories"]) == 2
     assert "{} &#124; &lt;b&gt;two&lt;/b&gt; dogs &#42;run&#42; &#96;here&#96; under a tree" in card
-    assert cli.main(["validate", "--input", str(output), "--quiet"]) == 0
+    assert make_shards.main(["validate", "--input", str(output), "--quiet"]) == 0
 
 
 def test_a_build_edits_its_positive_images_into_the_negative_ones(built, pipe, tmp_path):
     shards, _ = built
     edit = ["--mode", "edit", "--steps", "2", "--strength", "0.5"]
-    assert cli.main(build_argv(f"{shards}/00001.tar", tmp_path / "out", pipe, *edit)) == 0
+    assert make_shards.main(build_argv(f"{shards}/00001.tar", tmp_path / "out", pipe, *edit)) == 0
     (shard,) = (tmp_path / "out").glob("*.tar")
     for sample in read_samples(shard):
         meta = json.loads(sample["json"])
@@ -105,7 +104,7 @@ def test_a_build_edits_its_positive_images_into_the_negative_ones(built, pipe, t
 
 def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(built, pipe, tmp_path):
     shards, expected = built
-    program = "import sys; from open_clip_triplet.tripletdata.cli import main; sys.exit(main())"
+    program = "import sys; from open_clip_triplet.make_shards import main; sys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *build_argv(shards, tmp_path / "out", pipe)],
         cwd=ROOT,
@@ -119,7 +118,7 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(built, pipe, tmp_pa
     process.wait()
     assert first.exists() and not (tmp_path / "out/README.md").exists()
     stamp = first.stat().st_mtime_ns
-    assert cli.main(build_argv(shards, tmp_path / "out", pipe)) == 0
+    assert make_shards.main(build_argv(shards, tmp_path / "out", pipe)) == 0
     assert first.stat().st_mtime_ns == stamp
     assert contents(tmp_path / "out") == contents(expected)
 
@@ -130,14 +129,14 @@ def test_a_finished_build_needs_neither_models_nor_side_shards(built, pipe, tmp_
     pipeline_gone = build_argv(shards, tmp_path / "out", pipe)
     os.rename(pipe, pipe + "-gone")
     try:
-        assert cli.main(pipeline_gone) == 0
+        assert make_shards.main(pipeline_gone) == 0
     finally:
         os.rename(pipe + "-gone", pipe)
     final = {name: data for name, data in contents(expected).items() if not name.startswith(".work")}
     assert contents(tmp_path / "out") == final
-    assert cli.main(build_argv(shards, tmp_path / "out", pipe, "--steps", "2")) == 2  # others' shards
+    assert make_shards.main(build_argv(shards, tmp_path / "out", pipe, "--steps", "2")) == 2  # others' shards
     (tmp_path / "out/00002.tar").unlink()  # not whole any more: made again, and no other
-    assert cli.main(build_argv(shards, tmp_path / "out", pipe)) == 0
+    assert make_shards.main(build_argv(shards, tmp_path / "out", pipe)) == 0
     again = {name: data for name, data in contents(tmp_path / "out").items() if not name.startswith(".work")}
     assert again == final
     assert [path.name for path in (tmp_path / "out/.work/images").glob("*.tar")] == ["00002.tar"]
@@ -146,7 +145,7 @@ def test_a_finished_build_needs_neither_models_nor_side_shards(built, pipe, tmp_
 def test_one_broken_input_shard_is_named_and_the_rest_is_built(pipe, tmp_path, capfd):
     shards = plain_shards(tmp_path / "in", CAPTIONS)
     (tmp_path / "in/00001.tar").write_bytes(b"\0" * 100)
-    assert cli.main(build_argv(shards, tmp_path / "out", pipe, "--no-images")) == 3
+    assert make_shards.main(build_argv(shards, tmp_path / "out", pipe, "--no-images")) == 3
     assert "00001.tar" in capfd.readouterr().err
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert list(summary["failed"]) == ["00001.tar"] and summary["kept"] == 5
@@ -158,25 +157,25 @@ def test_one_broken_input_shard_is_named_and_the_rest_is_built(pipe, tmp_path, c
 
 def test_dry_run_prints_the_plan_and_writes_nothing(built, pipe, tmp_path, capsys):
     shards, _ = built
-    assert cli.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run")) == 0
+    assert make_shards.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run")) == 0
     plan = capsys.readouterr().out
     assert "3 shards" in plan and "GPU-hours" in plan and "free there" in plan
     assert "captions" not in plan and "images   8 at" in plan  # rules need no GPU
-    assert cli.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run", "--rates", "captions=2")) == 0
+    assert make_shards.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run", "--rates", "captions=2")) == 0
     assert "captions 16 at 2/s per process (given): 0.0 CPU-hours, no GPU" in capsys.readouterr().out
-    assert cli.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run", "--no-images", "--calibrate")) == 0
+    assert make_shards.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run", "--no-images", "--calibrate")) == 0
     assert re.search(r"captions 16 at .*/s per process \(measured here\)", capsys.readouterr().out)
-    assert cli.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run", "--top-k", "3")) == 0
+    assert make_shards.main(build_argv(shards, tmp_path / "plan", pipe, "--dry-run", "--top-k", "3")) == 0
     assert "scores   8 at" in capsys.readouterr().out
     argv = ["--input", shards, "--output", str(tmp_path / "plan"), "--dry-run"]
-    assert cli.main(["concepts", *argv]) == 0 and cli.main(["filter", *argv, "--top-k", "1"]) == 0
+    assert make_shards.main(["concepts", *argv]) == 0 and make_shards.main(["filter", *argv, "--top-k", "1"]) == 0
     assert not (tmp_path / "plan").exists()
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["build", "--help"]])
 def test_help_has_examples_and_exit_statuses(argv, capsys):
     with pytest.raises(SystemExit):
-        cli.main(argv)
+        make_shards.main(argv)
     text = capsys.readouterr().out
     assert "triplet-shards build --input" in text and "3  some shards failed" in text
 

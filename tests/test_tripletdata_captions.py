@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_fixtures import plain_shards, tiny_chat
+from open_clip_triplet import make_shards
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
-from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.backends.language import LanguageModel, NoAnswer, Unfinished, read_prompt
 from open_clip_triplet.tripletdata.backends.rules import lists as rules_lists
 from open_clip_triplet.tripletdata.backends.server import Server
@@ -263,7 +263,7 @@ def test_rules_through_the_command_line(tmp_path, capfd):
     shards = plain_shards(tmp_path / "in", [["A red car behind a small bus.", "{", "Two dogs run."]])
     argv = ["captions", "--backend", "rules", "--negatives", "4", "--quiet", "--input", shards, "--output"]
     for output in ("a", "b"):
-        assert cli.main([*argv, str(tmp_path / output)]) == 0
+        assert make_shards.main([*argv, str(tmp_path / output)]) == 0
     assert "kept 2 of 3" in capfd.readouterr().err
     assert (tmp_path / "a/00000.tar").read_bytes() == (tmp_path / "b/00000.tar").read_bytes()
     first, _ = read_samples(tmp_path / "a/00000.tar")
@@ -277,16 +277,16 @@ def test_a_builds_reasons_are_those_of_its_stages(rules, tmp_path, capfd):
     shards = plain_shards(tmp_path / "in", [["A red car behind a small bus.", "{"]])
     argv = ["build", "--no-images", "--backend", "rules", "--quiet", "--input", shards]
     argv += ["--output", str(tmp_path / "out")]
-    assert cli.main(argv) == 0 and "dropped: no candidate 1" in capfd.readouterr().err
-    assert cli.main([*argv, "--redo-dropped", "no rule"]) == 2
+    assert make_shards.main(argv) == 0 and "dropped: no candidate 1" in capfd.readouterr().err
+    assert make_shards.main([*argv, "--redo-dropped", "no rule"]) == 2
     assert "'no rule'. Reasons there: no candidate" in capfd.readouterr().err
-    assert cli.main([*argv, "--redo-dropped", "no candidate"]) == 0
+    assert make_shards.main([*argv, "--redo-dropped", "no candidate"]) == 0
 
 
 def test_rules_take_a_caption_of_several_lines_from_a_table(rules, tmp_path):
     (tmp_path / "t.csv").write_text('caption\n"A red car on\na green hill"\n')
     argv = ["captions", "--backend", "rules", "--text-only", "--quiet", "--input", str(tmp_path / "t.csv")]
-    assert cli.main([*argv, "--output", str(tmp_path / "out")]) == 0
+    assert make_shards.main([*argv, "--output", str(tmp_path / "out")]) == 0
     (sample,) = read_samples(tmp_path / "out/00000.tar")
     assert sample["txt"] == b"A red car on a green hill" and b"\n" not in sample["neg.txt"]
 
@@ -298,7 +298,7 @@ def test_a_new_negative_caption_leaves_the_old_ones_image_behind(tmp_path, comma
         old = {"neg.txt": "An old one.", "neg.jpg": image}
         writer.write({"__key__": "a", "jpg": image, "txt": "A red bus.", **old})
     argv = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--backend", "rules", "--quiet"]
-    assert cli.main([*command, *argv]) == 0
+    assert make_shards.main([*command, *argv]) == 0
     (sample,) = read_samples(tmp_path / "out" / "00000.tar")
     assert sample["neg.txt"] != b"An old one." and "neg.jpg" not in sample and sample["jpg"]
 
@@ -336,7 +336,7 @@ def test_a_missing_model_stops_the_run_with_what_to_do(tmp_path, capsys, monkeyp
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     shards = plain_shards(tmp_path / "in", [["a dog"]])
     argv = ["captions", "--backend", "transformers", "--llm", str(tmp_path / "no-model"), "--input", shards]
-    assert cli.main([*argv, "--output", str(tmp_path / "out")]) == 4
+    assert make_shards.main([*argv, "--output", str(tmp_path / "out")]) == 4
     assert "cannot load the model" in capsys.readouterr().err and not list((tmp_path / "out").glob("*.tar"))
 
 
@@ -345,7 +345,7 @@ def test_vllm_is_named_where_it_is_not_installed(tmp_path, capsys):
         from vllm import LLM  # noqa: F401
     except ImportError:
         shards = plain_shards(tmp_path / "in", [["a dog"]])
-        assert cli.main(["captions", "--input", shards, "--output", str(tmp_path / "out")]) == 4
+        assert make_shards.main(["captions", "--input", shards, "--output", str(tmp_path / "out")]) == 4
         assert "its extra `vllm`" in capsys.readouterr().err
     else:
         pytest.skip("vLLM is installed")
@@ -424,7 +424,7 @@ def ask_server(tmp_path, url, *options):
         "--quiet",
         *options,
     ]
-    return cli.main([*argv, "--output", str(tmp_path / "out")])
+    return make_shards.main([*argv, "--output", str(tmp_path / "out")])
 
 
 def test_a_server_is_asked_with_key_seed_and_prompt_and_busy_ones_again(server, tmp_path, monkeypatch, capfd):
@@ -560,14 +560,14 @@ def test_laclip_files_are_joined_by_caption(tmp_path):
     shards = plain_shards(tmp_path / "in", [["A dog, running", "A cat", "unknown"]])
     files = [str(tmp_path / name) for name in ("chatgpt.txt", "bard.txt")]
     argv = ["rewrite", "--laclip-original", str(tmp_path / "original.csv"), "--laclip-rewrites", *files]
-    assert cli.main([*argv, "--input", shards, "--output", str(tmp_path / "out"), "--quiet"]) == 0
+    assert make_shards.main([*argv, "--input", shards, "--output", str(tmp_path / "out"), "--quiet"]) == 0
     dog, cat, unknown = read_samples(tmp_path / "out/00000.tar")
     assert dog["txt"].decode() in ("A running dog", "The dog runs")
     assert json.loads(dog["json"])["captions"] == ["A running dog", "The dog runs", "A dog, running"]
     assert cat["txt"] == b"One cat" and unknown["txt"] == b"unknown"
     (tmp_path / "short.txt").write_text("The dog runs\n")
     argv[-1] = str(tmp_path / "short.txt")
-    assert cli.main([*argv, "--input", shards, "--output", str(tmp_path / "two"), "--quiet"]) == 2
+    assert make_shards.main([*argv, "--input", shards, "--output", str(tmp_path / "two"), "--quiet"]) == 2
 
 
 def test_a_sample_without_a_good_rewrite_keeps_its_caption(tmp_path):

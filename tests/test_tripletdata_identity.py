@@ -12,9 +12,9 @@ import pytest
 
 from build_fixtures import Shout, contents, plain_shards
 from conftest import picture
+from open_clip_triplet import make_shards
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
-from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.run.card import shard_pattern
 from open_clip_triplet.tripletdata.run.command import report
 from open_clip_triplet.tripletdata.run.engines import Local
@@ -74,7 +74,7 @@ def test_inputs_that_come_go_or_are_mended_renumber_nothing(change, tmp_path):
     sizes = json.loads((output / "sizes.json").read_text())
     assert sizes == {name: len(texts) for name, texts in found.items()}
     pair = ["validate", "--need", "pair", "--quiet", "--input", str(output)]
-    assert cli.main(pair) == 0
+    assert make_shards.main(pair) == 0
 
 
 def test_a_finished_shard_stays_when_its_input_is_no_longer_listed(tmp_path, capsys):
@@ -140,8 +140,8 @@ def test_salvage_keeps_what_stands_before_the_damage_until_it_is_mended(tmp_path
 def test_unreadable_shards_are_skipped_when_told(tmp_path, capsys):
     folder, output = lettered(tmp_path), tmp_path / "out"
     argv = ["pack", "--input", str(folder), "--output", str(output), "--need", "--quiet"]
-    assert cli.main(argv) == 3
-    assert cli.main([*argv, "--skip-unreadable"]) == 0
+    assert make_shards.main(argv) == 3
+    assert make_shards.main([*argv, "--skip-unreadable"]) == 0
     assert "skipped" in capsys.readouterr().err and len(captions(output)) == 3
 
 
@@ -176,13 +176,13 @@ def test_a_reason_that_nothing_was_dropped_for_is_named(tmp_path, capsys):
             writer.write({"__key__": key, "jpg": data, "txt": "a"})
     argv = ["pack", "--need", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]
     bogus = [*argv, "--redo-dropped", "bogus"]
-    assert cli.main(bogus) == 0  # nothing is finished yet
+    assert make_shards.main(bogus) == 0  # nothing is finished yet
     capsys.readouterr()
-    assert cli.main(bogus) == 2
+    assert make_shards.main(bogus) == 2
     said = capsys.readouterr().err
     assert "is dropped for 'bogus'" in said and "Reasons there: image cannot be decoded" in said
-    assert cli.main([*argv, "--redo-dropped", "image cannot be decoded"]) == 0
-    assert cli.main(bogus) == 0  # which an earlier run may have settled
+    assert make_shards.main([*argv, "--redo-dropped", "image cannot be decoded"]) == 0
+    assert make_shards.main(bogus) == 0  # which an earlier run may have settled
     assert "is dropped for 'bogus'" in capsys.readouterr().err
 
 
@@ -233,11 +233,11 @@ def test_asking_again_survives_a_kill_between_any_two_files(lost, tmp_path):
 def test_parts_share_a_folder_and_leave_the_bytes_of_one_run(tmp_path):
     folder = plain_shards(tmp_path / "in", FOUR)
     argv = ["pack", "--input", folder, "--need", "--save-size", "32", "--quiet", "--output"]
-    assert cli.main([*argv, str(tmp_path / "one")]) == 0
+    assert make_shards.main([*argv, str(tmp_path / "one")]) == 0
     for part in ("2/3", "1/3", "3/3"):
-        assert cli.main([*argv, str(tmp_path / "parts"), "--part", part]) == 0
+        assert make_shards.main([*argv, str(tmp_path / "parts"), "--part", part]) == 0
     assert not (tmp_path / "parts/sizes.json").exists()
-    assert cli.main([*argv, str(tmp_path / "parts")]) == 0  # finds all done, and writes the summary
+    assert make_shards.main([*argv, str(tmp_path / "parts")]) == 0  # finds all done, and writes the summary
     assert {n: d for n, d in contents(tmp_path / "parts").items() if not n.startswith(".lock")} == contents(
         tmp_path / "one"
     )
@@ -249,16 +249,16 @@ def test_build_in_parts_ends_with_the_card(tmp_path, capsys):
     folder = plain_shards(tmp_path / "in", texts)
     argv = ["build", "--input", folder, "--backend", "rules", "--no-images", "--save-size", "32", "--quiet"]
     argv += ["--title", "T", "--output"]
-    assert cli.main([*argv, str(tmp_path / "one")]) == 0
-    assert cli.main([*argv, str(tmp_path / "parts"), "--part", "1/2"]) == 0
+    assert make_shards.main([*argv, str(tmp_path / "one")]) == 0
+    assert make_shards.main([*argv, str(tmp_path / "parts"), "--part", "1/2"]) == 0
     assert not (tmp_path / "parts/README.md").exists()
-    assert cli.main([*argv, str(tmp_path / "parts"), "--finish"]) == 3  # the second part is missing
+    assert make_shards.main([*argv, str(tmp_path / "parts"), "--finish"]) == 3  # the second part is missing
     assert "run its part again" in capsys.readouterr().err
-    assert cli.main([*argv, str(tmp_path / "parts"), "--part", "2/2"]) == 0  # the last one writes the card
+    assert make_shards.main([*argv, str(tmp_path / "parts"), "--part", "2/2"]) == 0  # the last one writes the card
     one = {n: d for n, d in contents(tmp_path / "one").items() if not n.startswith(".work")}
     parts = {n: d for n, d in contents(tmp_path / "parts").items() if not n.startswith((".work", ".lock"))}
     assert parts == one
-    assert cli.main([*argv, str(tmp_path / "parts"), "--finish"]) == 0
+    assert make_shards.main([*argv, str(tmp_path / "parts"), "--finish"]) == 0
 
 
 def test_the_slurm_recipe_works_its_part(tmp_path):
@@ -284,19 +284,19 @@ def test_build_goes_on_when_inputs_come_and_go_with_or_without_side_shards(tmp_p
     argv += ["--title", "T", "--quiet", "--output", str(tmp_path / "out")]
     whole = (folder / "00001.tar").read_bytes()
     (folder / "00001.tar").write_bytes(whole[:700])
-    assert cli.main(argv) == 3
+    assert make_shards.main(argv) == 3
     card = (tmp_path / "out/README.md").read_text()
     assert "'THIS_FOLDER/00000.tar::THIS_FOLDER/00002.tar'" in card
-    assert cli.main([*argv[:2], str(folder / "0000{0,2}.tar"), *argv[3:]]) == 0  # removed
+    assert make_shards.main([*argv[:2], str(folder / "0000{0,2}.tar"), *argv[3:]]) == 0  # removed
     shutil.rmtree(tmp_path / "out/.work")
     stamp = (tmp_path / "out/00000.tar").stat().st_mtime_ns
     (folder / "00001.tar").write_bytes(whole)
-    assert cli.main(argv) == 0  # fixed
+    assert make_shards.main(argv) == 0  # fixed
     assert (tmp_path / "out/00000.tar").stat().st_mtime_ns == stamp
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["kept"] == 3 and summary["stages"]["captions"]["read"] == 3
     calm = [*argv[:-1], str(tmp_path / "calm")]
-    assert cli.main(calm) == 0
+    assert make_shards.main(calm) == 0
     kept = {n: d for n, d in contents(tmp_path / "out").items() if not n.startswith(".work")}
     assert kept == {n: d for n, d in contents(tmp_path / "calm").items() if not n.startswith(".work")}
 
@@ -305,7 +305,7 @@ def test_text_only_leaves_the_images_out_of_a_build(tmp_path):
     pytest.importorskip("spacy")
     folder = plain_shards(tmp_path / "in", [["A red car behind a small bus."]])
     argv = ["build", "--input", folder, "--output", str(tmp_path / "out"), "--backend", "rules", "--quiet"]
-    assert cli.main([*argv, "--no-images", "--text-only"]) == 0
+    assert make_shards.main([*argv, "--no-images", "--text-only"]) == 0
     (sample,) = read_samples(tmp_path / "out/00000.tar")
     assert {"txt", "neg.txt", "json"} <= set(sample) and "jpg" not in sample
 
@@ -315,7 +315,7 @@ def test_text_only_leaves_the_images_out_of_a_build(tmp_path):
 )
 def test_counts_that_cannot_be_zero_are_refused(options, capsys):
     with pytest.raises(SystemExit):
-        cli.main(["build", "--input", "x", "--output", "y", *options])
+        make_shards.main(["build", "--input", "x", "--output", "y", *options])
     assert "triplet-shards build: error" in capsys.readouterr().err
 
 
@@ -334,7 +334,7 @@ def test_a_photograph_held_sideways_comes_out_upright(tmp_path):
             image.resize((size * 2, size)).save(buffer, "JPEG", exif=exif, quality=95)
             writer.write({"__key__": str(size), "jpg": buffer.getvalue(), "txt": "a"})
     argv = ["pack", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--need", "--quiet"]
-    assert cli.main([*argv, "--save-size", "64"]) == 0
+    assert make_shards.main([*argv, "--save-size", "64"]) == 0
     for sample, size in zip(read_samples(tmp_path / "out/00000.tar"), (32, 64)):
         found = Image.open(io.BytesIO(sample["jpg"]))
         assert found.size == (size, size * 2) and found.getexif().get(0x0112, 1) == 1
@@ -347,9 +347,9 @@ def test_validate_needs_what_it_is_told_and_finds_orphans(tmp_path, capsys):
     with ShardWriter(tmp_path / "0.tar") as writer:
         writer.write({"__key__": "a", "jpg": picture(0), "txt": "one", "neg.txt": "two"})
     argv = ["validate", "--input", str(tmp_path), "--quiet", "--need"]
-    assert [cli.main([*argv, need]) for need in ("pair", "text", "image", "paired")] == [0, 0, 3, 3]
+    assert [make_shards.main([*argv, need]) for need in ("pair", "text", "image", "paired")] == [0, 0, 3, 3]
     (tmp_path / "sizes.json").write_text('{"1.tar": 3}')
-    assert cli.main([*argv, "text"]) == 3 and "not in sizes.json" in capsys.readouterr().out
+    assert make_shards.main([*argv, "text"]) == 3 and "not in sizes.json" in capsys.readouterr().out
 
 
 def test_nul_bytes_in_a_caption_are_taken_out(tmp_path):
@@ -368,12 +368,12 @@ def test_the_cards_shards_are_ranges_without_gaps():
 def test_a_dry_run_sets_given_rates_beside_the_papers(tmp_path, capsys):
     folder = plain_shards(tmp_path / "in", FOUR)
     argv = ["build", "--input", folder, "--output", str(tmp_path / "out"), "--dry-run"]
-    assert cli.main([*argv, "--rates", "captions=300", "images=35"]) == 0
+    assert make_shards.main([*argv, "--rates", "captions=300", "images=35"]) == 0
     plan = capsys.readouterr().out
     assert "at 300/s per GPU (given)" in plan and "(the paper's 6.3/s: 0.0)" in plan
     assert "at 35/s per GPU (given)" in plan and "at the paper's rates" in plan and not (tmp_path / "out").exists()
     with pytest.raises(SystemExit):
-        cli.main([*argv, "--rates", "captions=fast"])
+        make_shards.main([*argv, "--rates", "captions=fast"])
     assert "is not STAGE=SAMPLES_PER_SECOND" in capsys.readouterr().err
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from build_fixtures import Shout, contents, plain_shards, tiny_flux2, tiny_pix2pix, tiny_sdxl
 from conftest import picture
+from open_clip_triplet import make_shards
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
-from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.backends.diffusers import Diffusers
 from open_clip_triplet.tripletdata.backends.drawn import BadImage, images_of
 from open_clip_triplet.tripletdata.run.engines import Local
@@ -249,7 +249,7 @@ def test_a_missing_pipeline_stops_the_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     shards = plain_shards(tmp_path / "in", [["a dog"]])
     argv = ["images", "--t2i", str(tmp_path / "none"), "--input", shards, "--output", str(tmp_path / "out")]
-    assert cli.main(argv) == 4
+    assert make_shards.main(argv) == 4
     assert "cannot load the model" in capsys.readouterr().err
 
 
@@ -287,8 +287,8 @@ def test_pack_drops_what_a_trainer_could_not_read(tmp_path, capfd):
         for key, sample in samples.items():
             writer.write({"__key__": key, **sample})
     pack = ["pack", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]
-    assert cli.main(pack) == 3 and not (tmp_path / "out/00000.tar").exists()
-    assert cli.main([*pack, "--max-drop", "1"]) == 0
+    assert make_shards.main(pack) == 3 and not (tmp_path / "out/00000.tar").exists()
+    assert make_shards.main([*pack, "--max-drop", "1"]) == 0
     (sample,) = read_samples(tmp_path / "out/00000.tar")
     assert json.loads(sample["json"])["source_key"] == "kept"
     assert json.loads((tmp_path / "out/summary.json").read_text())["dropped"] == {
@@ -298,8 +298,8 @@ def test_pack_drops_what_a_trainer_could_not_read(tmp_path, capfd):
         "no negative caption": 1,
         "no negative image": 1,
     }
-    assert cli.main(["validate", "--input", str(tmp_path / "out"), "--quiet"]) == 0
-    assert cli.main(["validate", "--input", str(tmp_path / "in"), "--quiet"]) == 3
+    assert make_shards.main(["validate", "--input", str(tmp_path / "out"), "--quiet"]) == 0
+    assert make_shards.main(["validate", "--input", str(tmp_path / "in"), "--quiet"]) == 3
     report = capfd.readouterr().out
     assert (
         "image cannot be decoded: 1, first broken" in report and "no negative text: 1, first bare" in report
@@ -319,7 +319,7 @@ def test_validate_finds_repeated_keys_and_wrong_sizes(tmp_path, capfd):
         with ShardWriter(tmp_path / f"{shard}.tar") as writer:
             writer.write({"__key__": "k", **sample})
     (tmp_path / "sizes.json").write_text('{"0.tar": 2, "1.tar": 1}')
-    assert cli.main(["validate", "--need", "pair", "--input", str(tmp_path), "--quiet", "--json"]) == 3
+    assert make_shards.main(["validate", "--need", "pair", "--input", str(tmp_path), "--quiet", "--json"]) == 3
     faults = {k: v["faults"] for k, v in json.loads(capfd.readouterr().out)["shards"].items()}
     assert faults == {
         str(tmp_path / "0.tar"): {"sizes.json says 2 samples": 1},

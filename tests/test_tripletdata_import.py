@@ -9,8 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from conftest import picture
+from open_clip_triplet import make_shards
 from open_clip_triplet.shards import read_samples
-from open_clip_triplet.tripletdata import cli
 
 
 def image(number: int) -> dict:
@@ -21,7 +21,7 @@ def run(folder, rows: dict, *options: str) -> int:
     (folder / "data").mkdir(exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.table(rows), folder / "data/a.parquet", row_group_size=2)
     argv = ["import", "--input", str(folder), "--output", str(folder / "out"), "--quiet", *options]
-    return cli.main(argv)
+    return make_shards.main(argv)
 
 
 def samples(folder) -> list[dict]:
@@ -48,7 +48,7 @@ def test_a_table_with_both_sides_in_a_row(tmp_path, capsys):
     meta = json.loads(second["json"])
     assert meta["source"] == "BleachNick/UltraEdit" and meta["instruction"] == "make it a wolf"
     assert meta["neg_captions"] == ["a wolf"] and meta["licence"]
-    assert cli.main(["validate", "--input", str(tmp_path / "out"), "--quiet"]) == 0
+    assert make_shards.main(["validate", "--input", str(tmp_path / "out"), "--quiet"]) == 0
     card = (tmp_path / "out/README.md").read_text()
     assert "BleachNick/UltraEdit" in card and "Licence" in card and "--loss triplet" in card
 
@@ -118,10 +118,10 @@ def gpt_image_edit(folder, captions: str = "captions.csv") -> list[str]:
 
 def test_gpt_image_edit_takes_its_captions_from_a_table(tmp_path, capsys):
     argv = ["import", *gpt_image_edit(tmp_path)]
-    assert cli.main(argv) == 2
+    assert make_shards.main(argv) == 2
     assert "instructions and no captions" in capsys.readouterr().err
     argv += ["--captions", str(tmp_path / "captions.csv")]
-    assert cli.main(argv) == 0
+    assert make_shards.main(argv) == 0
     told = capsys.readouterr().err
     assert "2 edits, 1 of them without both captions" in told and "no caption 1" in told
     (sample,) = samples(tmp_path)
@@ -130,11 +130,11 @@ def test_gpt_image_edit_takes_its_captions_from_a_table(tmp_path, capsys):
     meta = json.loads(sample["json"])
     assert meta["instruction"] == "Make the car blue." and meta["licence"] == "cc-by-4.0"
     before = (tmp_path / "out/00000.tar").stat().st_mtime_ns
-    assert cli.main(argv) == 0 and (tmp_path / "out/00000.tar").stat().st_mtime_ns == before
+    assert make_shards.main(argv) == 0 and (tmp_path / "out/00000.tar").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("records", ["[]]", '[{"image": ["a.jpg"]}]', '[{"image": ["a", "b"], "conversations": []}]'])
 def test_annotations_of_another_form_are_refused(records, tmp_path, capsys):
     argv = ["import", *gpt_image_edit(tmp_path), "--captions", str(tmp_path / "captions.csv")]
     (tmp_path / "hqedit_gpt_edit.json").write_text(records)
-    assert cli.main(argv) == 2 and "hqedit_gpt_edit.json" in capsys.readouterr().err
+    assert make_shards.main(argv) == 2 and "hqedit_gpt_edit.json" in capsys.readouterr().err

@@ -16,10 +16,10 @@ import pytest
 
 from build_fixtures import contents, plain_shards, tiny_clip, tiny_sdxl
 from conftest import write_shards
-from open_clip_triplet.tripletdata import cli
+from open_clip_triplet import make_shards
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = "import sys; from open_clip_triplet.tripletdata.cli import main; sys.exit(main())"
+PROGRAM = "import sys; from open_clip_triplet.make_shards import main; sys.exit(main())"
 CAPTIONS = [[f"A red {a} beside a small {b}." for a in ("car", "dog", "bus")] for b in ("cat", "ball", "tree", "hat")]
 #: how often each command is killed: a script may ask for more, and then gets every command (TRIPLET_KILLS=5)
 KILLS = int(os.environ.get("TRIPLET_KILLS", "2"))
@@ -113,13 +113,13 @@ def test_killed_at_random_moments(name, commands, tmp_path):
     calm, output = tmp_path / "calm" / "set", tmp_path / "killed" / "set"
     seed = random.Random(f"{name}/{os.environ.get('TRIPLET_KILL_SEED', 0)}")
     for argv in steps(commands[name]):
-        assert cli.main([*argv, "--output", str(calm)]) == 0
+        assert make_shards.main([*argv, "--output", str(calm)]) == 0
     for number, argv in enumerate(steps(commands[name])):
         for _ in range(KILLS):
             if not number and seed.random() < 0.2:
                 shutil.rmtree(output, ignore_errors=True)
             kill_at_a_change([*argv, "--output", str(output)], output, seed.randrange(1, 16))
-        assert cli.main([*argv, "--output", str(output)]) == 0
+        assert make_shards.main([*argv, "--output", str(output)]) == 0
     assert kept(output, name) == kept(calm, name)
 
 

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import TINY_MODEL, picture, write_shards
+from open_clip_triplet import make_shards
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
-from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.backends.openclip import check_weights
 from open_clip_triplet.tripletdata.checks.clip_scores import Scores
 from open_clip_triplet.tripletdata.run.sample import Sample
@@ -70,7 +70,7 @@ def test_filter_keeps_exactly_the_best_by_the_mean_of_both_pairs(clip, tmp_path,
 
     shards = write_shards(tmp_path / "in", [5, 4])
     argv = ["filter", "--input", shards, *clip, "--quiet", "--output"]
-    assert cli.main([*argv, str(tmp_path / "top"), "--top-k", "4"]) == 0
+    assert make_shards.main([*argv, str(tmp_path / "top"), "--top-k", "4"]) == 0
     model, _, preprocess = open_clip.create_model_and_transforms(clip[1], pretrained=clip[3])
     tokenizer, expected = open_clip.get_tokenizer(clip[1]), {}
     model.eval()
@@ -94,15 +94,15 @@ def test_filter_keeps_exactly_the_best_by_the_mean_of_both_pairs(clip, tmp_path,
     assert sorted(kept) == sorted(sorted(expected, key=expected.get)[-4:])
     assert all(abs(score - expected[key]) < 1e-5 for key, score in kept.items())
     assert "below the cut-off 5" in capfd.readouterr().err
-    assert cli.main([*argv, str(tmp_path / "all"), "--threshold", "-1"]) == 0
+    assert make_shards.main([*argv, str(tmp_path / "all"), "--threshold", "-1"]) == 0
     assert sum(1 for p in (tmp_path / "all").glob("*.tar") for _ in read_samples(p)) == 9
 
 
 def test_filter_asks_for_one_rule_and_a_model_that_exists(clip, tmp_path, capsys):
     shards = write_shards(tmp_path / "in", [2])
     argv = ["filter", "--input", shards, "--output", str(tmp_path / "out")]
-    assert cli.main(argv) == 2
-    assert cli.main([*argv, "--top-k", "1", "--clip", "no-such-model"]) == 4
+    assert make_shards.main(argv) == 2
+    assert make_shards.main([*argv, "--top-k", "1", "--clip", "no-such-model"]) == 4
     assert "cannot load 'no-such-model'" in capsys.readouterr().err
 
 
@@ -112,9 +112,9 @@ def test_scores_come_from_the_network_that_was_trained(command, tmp_path, capsys
     shards = write_shards(tmp_path / "in", [2])
     argv = [command, "--input", shards, "--output", str(tmp_path / "out"), "--quiet"]
     argv += ["--top-k", "1"] if command == "filter" else ["--checks", "four-way"]
-    assert cli.main([*argv, "--clip", "ViT-L-14"]) == 2
+    assert make_shards.main([*argv, "--clip", "ViT-L-14"]) == 2
     assert "use the model ViT-L-14-quickgelu" in capsys.readouterr().err
-    assert cli.main([*argv, "--clip-pretrained", ""]) == 2 and "random network" in capsys.readouterr().err
+    assert make_shards.main([*argv, "--clip-pretrained", ""]) == 2 and "random network" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()  # the same folder is there for the right model
     check_weights(Scores.model, Scores.pretrained)
 
@@ -122,7 +122,7 @@ def test_scores_come_from_the_network_that_was_trained(command, tmp_path, capsys
 def test_a_build_asks_for_the_weights_of_its_filter_first(tmp_path, capsys):
     shards = write_shards(tmp_path / "in", [2])
     argv = ["build", "--input", shards, "--output", str(tmp_path / "out"), "--backend", "rules", "--clip", "ViT-L-14"]
-    assert cli.main([*argv, "--top-k", "1"]) == 2 and not (tmp_path / "out").exists()
+    assert make_shards.main([*argv, "--top-k", "1"]) == 2 and not (tmp_path / "out").exists()
     assert "use the model ViT-L-14-quickgelu" in capsys.readouterr().err
 
 
@@ -136,7 +136,7 @@ def test_a_folder_is_recorded_with_the_weights_that_it_brings(clip, tmp_path):
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_MODEL, "preprocess_cfg": {}}))
     torch.save(open_clip.create_model(clip[1]).state_dict(), folder / "open_clip_pytorch_model.bin")
     argv = ["filter", "--input", write_shards(tmp_path / "in", [2]), "--output", str(tmp_path / "out"), "--quiet"]
-    assert cli.main([*argv, "--top-k", "2", "--clip", f"local-dir:{folder}"]) == 0
+    assert make_shards.main([*argv, "--top-k", "2", "--clip", f"local-dir:{folder}"]) == 0
     (sample, _) = read_samples(tmp_path / "out/00000.tar")
     assert json.loads(sample["json"])["scores"]["model"] == "local-dir:conv"
     assert json.loads((tmp_path / "out/.work/scores/stage.json").read_text())["pretrained"] == ""
@@ -148,19 +148,19 @@ def test_a_drop_list_leaves_out_what_was_marked(tmp_path, capfd):
     marks = tmp_path / "marks.csv"
     marks.write_text(f"key,mark\n{keys[0]},bad\n{keys[1]},keep\n")
     argv = ["filter", "--input", shards, "--drop-list", str(marks), "--quiet", "--output"]
-    assert cli.main([*argv, str(tmp_path / "out")]) == 0
+    assert make_shards.main([*argv, str(tmp_path / "out")]) == 0
     left = [json.loads(s["json"])["source_key"] for s in read_samples(tmp_path / "out/00000.tar")]
     assert left == keys[1:] and "left out: marked to be dropped 1" in capfd.readouterr().err
-    assert cli.main([*argv, str(tmp_path / "two"), "--drop-mark", "keep"]) == 0
+    assert make_shards.main([*argv, str(tmp_path / "two"), "--drop-mark", "keep"]) == 0
     assert len(list(read_samples(tmp_path / "two/00000.tar"))) == 2
     marks.write_text("name\nx\n")
-    assert cli.main([*argv, str(tmp_path / "three")]) == 2 and "key and mark" in capfd.readouterr().err
+    assert make_shards.main([*argv, str(tmp_path / "three")]) == 2 and "key and mark" in capfd.readouterr().err
 
 
 def drop(tmp_path, shards, rows: str, *options: str, output: str = "out") -> int:
     (tmp_path / "marks.csv").write_text(rows)
     argv = ["filter", "--input", *shards, "--drop-list", str(tmp_path / "marks.csv"), "--quiet", *options]
-    return cli.main([*argv, "--output", str(tmp_path / output)])
+    return make_shards.main([*argv, "--output", str(tmp_path / output)])
 
 
 def kept(folder) -> list[str]:
@@ -216,7 +216,7 @@ def test_a_cut_off_waits_for_every_shard(clip, tmp_path, capfd):
     shards = write_shards(tmp_path / "in", [2, 2])
     (tmp_path / "in/00001.tar").write_bytes(b"not a tar")
     argv = ["filter", "--input", shards, *clip, "--quiet", "--top-k", "2", "--output", str(tmp_path / "out")]
-    assert cli.main(argv) == 3
+    assert make_shards.main(argv) == 3
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
@@ -290,14 +290,14 @@ def test_concepts_of_real_captions_and_growing_subsets(tmp_path, capfd):
             for number, text in enumerate(captions[shard::2]):
                 writer.write({"__key__": f"{number}", "jpg": picture(0), "txt": text, "neg.txt": "A cat"})
     argv = ["concepts", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]
-    assert cli.main([*argv, "--subset", "1", "3"]) == 0
+    assert make_shards.main([*argv, "--subset", "1", "3"]) == 0
     table = json.loads((tmp_path / "out/concepts.json").read_text())
     assert table["samples"] == 5 and table["most_common"][0] == ["dog.n.01", 4]
     dog = len(Concepts().word("dog"))
     assert dog > 5 and table["captions"]["total"] > 4 * dog  # every sense, as the paper counts
     assert not list((tmp_path / "out/.work/concepts").glob("*.int32"))
     assert table["negatives"]["unique"] < table["captions"]["unique"] < table["both"]["unique"]
-    assert cli.main([*argv[:-2], str(tmp_path / "first"), "--quiet", "--senses", "first"]) == 0
+    assert make_shards.main([*argv[:-2], str(tmp_path / "first"), "--quiet", "--senses", "first"]) == 0
     first = json.loads((tmp_path / "first/concepts.json").read_text())
     assert first["captions"]["total"] < table["captions"]["total"] and first["most_common"] == table["most_common"]
     assert [sum(1 for p in (tmp_path / f"out/subset-{n}").glob("*.tar") for _ in read_samples(p)) for n in (1, 3)] == [

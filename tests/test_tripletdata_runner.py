@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_fixtures import Meeting, Shout, contents, plain_shards
+from open_clip_triplet import make_shards
 from open_clip_triplet.errors import ImageError, PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples, rename_members
-from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.backends.vllm import Vllm
 from open_clip_triplet.tripletdata.run import runner
 from open_clip_triplet.tripletdata.run.cluster import Ray, RayWorker
@@ -169,7 +169,7 @@ def test_shards_of_others_are_never_overwritten(shards, tmp_path, capsys):
         for output in (shards, shards + "/.", str(tmp_path / "foreign")):
             (tmp_path / "foreign").mkdir(exist_ok=True)
             (tmp_path / "foreign/photos.tar").write_bytes(b"mine")
-            assert cli.main([*command, "--input", shards, "--output", output]) == 2
+            assert make_shards.main([*command, "--input", shards, "--output", output]) == 2
             assert "Choose another --output" in capsys.readouterr().err
     assert contents(tmp_path / "in") == before and list(contents(tmp_path / "foreign")) == ["photos.tar"]
 
@@ -224,7 +224,7 @@ def test_a_really_full_file_system(tmp_path):
         pytest.skip("this machine does not let root mount a file system")
     try:
         shards = plain_shards(tmp_path / "in", [["a"], ["b"] * 60])
-        assert cli.main(["pack", "--input", shards, "--output", str(small / "out"), "--need", "--quiet"]) == 4
+        assert make_shards.main(["pack", "--input", shards, "--output", str(small / "out"), "--need", "--quiet"]) == 4
         assert (small / "out/00000.record.json").exists() and not (small / "out/00001.record.json").exists()
     finally:
         subprocess.run(["umount", small], check=True)
@@ -345,7 +345,7 @@ def test_ray_workers_write_the_same_bytes_one_killed(shards, tmp_path, ray_clust
 
 
 def pack_command(shards, output) -> list[str]:
-    program = "import sys; from open_clip_triplet.tripletdata.cli import main; sys.exit(main())"
+    program = "import sys; from open_clip_triplet.make_shards import main; sys.exit(main())"
     options = ["--need", "--save-size", "64", "--workers", "2", "--quiet"]
     return [sys.executable, "-c", program, "pack", "--input", shards, "--output", str(output), *options]
 
@@ -429,7 +429,7 @@ def test_caption_cells_are_texts_or_lists_of_texts(tmp_path):
 def test_another_separator_is_named(name, found, tmp_path, capsys):
     (tmp_path / name).write_text(f"filepath{found}title\n0.jpg{found}a dog, a cat\n")
     argv = ["pack", "--need", "--input", str(tmp_path / name), "--output", str(tmp_path / "out")]
-    assert cli.main(argv) == 2 and f"its columns are separated by {found!r}" in capsys.readouterr().err
+    assert make_shards.main(argv) == 2 and f"its columns are separated by {found!r}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("columns", ["caption", "filepath,caption", "url,caption"])
@@ -437,7 +437,7 @@ def test_captions_alone_need_no_images(columns, tmp_path):
     cells = "gone/5.jpg," if "," in columns else ""
     (tmp_path / "t.csv").write_text(f'{columns}\n{cells}"a dog"\n{cells}""\n')
     argv = ["pack", "--need", "--text-only", "--max-drop", "0.5", "--quiet"]
-    assert cli.main([*argv, "--input", str(tmp_path / "t.csv"), "--output", str(tmp_path / "out")]) == 0
+    assert make_shards.main([*argv, "--input", str(tmp_path / "t.csv"), "--output", str(tmp_path / "out")]) == 0
     (sample,) = read_samples(tmp_path / "out/00000.tar")
     assert sample["txt"] == b"a dog" and "jpg" not in sample
     assert json.loads(sample["json"])["source_key"] == ("5" if columns.startswith("file") else "0")
@@ -464,7 +464,7 @@ def test_table_images_of_any_format_come_out_readable(tmp_path):
     )
     shout(str(table), tmp_path / "shout")
     argv = ["pack", "--need", "--input", str(table), "--output", str(tmp_path / "pack"), "--quiet"]
-    assert cli.main(argv) == 0
+    assert make_shards.main(argv) == 0
     for output in (tmp_path / "shout", tmp_path / "pack"):
         samples = list(read_samples(output / "00000.tar"))
         assert len(samples) == 5 and all("image" in rename_members(sample) for sample in samples)
@@ -487,10 +487,11 @@ def test_hostile_images_cost_their_samples_alone(tmp_path, capsys):
             writer.write({"__key__": str(number), "jpg": data, "txt": "a"})
     argv = ["--input", str(tmp_path / "in"), "--quiet"]
     pack = ["pack", *argv, "--need", "--output", str(tmp_path / "out")]
-    assert cli.main(pack) == 3 and "3 of 4 samples dropped (image cannot be decoded 3)" in capsys.readouterr().err
-    assert cli.main([*pack, "--max-drop", "0.75"]) == 0
+    assert make_shards.main(pack) == 3
+    assert "3 of 4 samples dropped (image cannot be decoded 3)" in capsys.readouterr().err
+    assert make_shards.main([*pack, "--max-drop", "0.75"]) == 0
     assert "dropped: image cannot be decoded 3" in capsys.readouterr().err
-    assert cli.main(["validate", *argv, "--need", "pair"]) == 3
+    assert make_shards.main(["validate", *argv, "--need", "pair"]) == 3
     assert "image cannot be decoded: 3, first 0" in capsys.readouterr().out
 
 
@@ -518,7 +519,7 @@ def test_seeds_fit_31_bits_and_differ_by_attempt(key, attempt):
 
 def test_empty_and_absent_inputs_are_usage_errors(tmp_path, capsys):
     for spec in (str(tmp_path), str(tmp_path / "none.tar"), str(tmp_path / "none.csv")):
-        assert cli.main(["pack", "--input", spec, "--output", str(tmp_path / "out")]) == 2
+        assert make_shards.main(["pack", "--input", spec, "--output", str(tmp_path / "out")]) == 2
         assert spec in capsys.readouterr().err
 
 

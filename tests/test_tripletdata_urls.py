@@ -11,10 +11,9 @@ import pytest
 
 from build_fixtures import Shout, contents, plain_shards
 from conftest import picture, train, train_argv
-from open_clip_triplet import files
+from open_clip_triplet import files, make_shards
 from open_clip_triplet.errors import UsageError
 from open_clip_triplet.shards import read_samples
-from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.run.engines import Local
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.runner import run_stage
@@ -83,18 +82,18 @@ def test_a_build_from_url_to_url_has_the_bytes_of_a_local_one(store, tmp_path, r
     monkeypatch.chdir(tmp_path)
     upload(folder, f"{url}-{store}/in")
     argv = build_argv(f"{url}-{store}/in", f"{url}-{store}/out")
-    assert cli.main(argv) == 0
-    assert cli.main(build_argv(folder, str(tmp_path / "local"))) == 0
+    assert make_shards.main(argv) == 0
+    assert make_shards.main(build_argv(folder, str(tmp_path / "local"))) == 0
     found = download(f"{url}-{store}/out", tmp_path / "down")
     assert found == contents(tmp_path / "local")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["down", "in", "local"]  # no folder "s3:"
     fs, path = files.filesystem(f"{url}-{store}/out")
     for name in ("summary.json", "00001.record.json", ".work/captions/00001.tar"):
         fs.rm_file(f"{path}/{name}")  # as if it had been killed there
-    assert cli.main(argv) == 0
+    assert make_shards.main(argv) == 0
     shutil.rmtree(tmp_path / "down")
     assert download(f"{url}-{store}/out", tmp_path / "down") == found
-    assert cli.main(["validate", "--need", "text", "--quiet", "--input", f"{url}-{store}/out"]) == 0
+    assert make_shards.main(["validate", "--need", "text", "--quiet", "--input", f"{url}-{store}/out"]) == 0
 
 
 def test_an_epoch_is_trained_from_a_bucket(s3, tiny_config, tmp_path):
@@ -117,10 +116,10 @@ def test_a_pipe_is_read_and_its_command_is_kept_out_of_every_file(tmp_path):
 def test_a_scheme_that_nothing_knows_is_refused_at_once(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = plain_shards(tmp_path / "in", CAPTIONS[:1])
-    assert cli.main(["pack", "--input", folder, "--output", "nowhere://b/o", "--need"]) == 2
+    assert make_shards.main(["pack", "--input", folder, "--output", "nowhere://b/o", "--need"]) == 2
     assert "nowhere://b/o: cannot be opened" in capsys.readouterr().err
-    assert cli.main(["pack", "--input", "nowhere://b/{0..9}.tar", "--output", "out", "--need"]) == 2
-    assert cli.main(["pack", "--input", folder, "--output", "pipe:cat", "--need"]) == 2
+    assert make_shards.main(["pack", "--input", "nowhere://b/{0..9}.tar", "--output", "out", "--need"]) == 2
+    assert make_shards.main(["pack", "--input", folder, "--output", "pipe:cat", "--need"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     with pytest.raises(UsageError, match=r"(?i)install.*gcsfs"):
         monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
@@ -150,7 +149,7 @@ def hugging_face(folder: Path, suffix: str) -> Path:
 def test_hugging_face_tables_with_image_bytes(suffix, tmp_path):
     folder = hugging_face(tmp_path / "in", suffix)
     argv = ["pack", "--input", str(folder), "--output", str(tmp_path / "out"), "--need", "--quiet"]
-    assert cli.main([*argv, "--samples-per-shard", "2"]) == 0
+    assert make_shards.main([*argv, "--samples-per-shard", "2"]) == 0
     samples = [s for n in (0, 1) for s in read_samples(tmp_path / f"out/0000{n}.tar")]
     assert [s["txt"] for s in samples] == [b"A red bus.", b"A dog.", b"A cat."]
     assert [s["jpg"] for s in samples] == [picture(n) for n in range(3)]
@@ -162,7 +161,7 @@ def test_a_table_of_urls_is_sent_to_img2dataset(tmp_path, capsys):
 
     pandas.DataFrame({"URL": ["http://x/y.jpg"], "TEXT": ["A dog."]}).to_parquet(tmp_path / "laion.parquet")
     argv = ["pack", "--input", str(tmp_path / "laion.parquet"), "--output", str(tmp_path / "out")]
-    assert cli.main(argv) == 2
+    assert make_shards.main(argv) == 2
     text = capsys.readouterr().err
     assert "img2dataset --url_list" in text and "--url_col URL --caption_col TEXT" in text
 
@@ -174,7 +173,7 @@ def test_a_folder_of_files_as_img2dataset_writes_it(tmp_path):
         (folder / "000000000.jpg").write_bytes(picture(number))
         (folder / "000000000.txt").write_text(f"caption {number}")
     argv = ["pack", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--need", "--quiet"]
-    assert cli.main(argv) == 0
+    assert make_shards.main(argv) == 0
     for number in range(2):
         (sample,) = read_samples(tmp_path / f"out/0000{number}.tar")
         assert sample["jpg"] == picture(number) and sample["txt"].decode() == f"caption {number}"

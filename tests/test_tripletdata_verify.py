@@ -11,9 +11,9 @@ from PIL import Image
 
 from build_fixtures import tiny_chat, tiny_llava, tiny_nli, tiny_vilt
 from conftest import TINY_MODEL, picture, write_shards
+from open_clip_triplet import make_shards
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
-from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.backends.language import LanguageModel, read_prompt
 from open_clip_triplet.tripletdata.backends.vqa import VisualQuestions
 from open_clip_triplet.tripletdata.checks.entailment import Entailment
@@ -76,7 +76,7 @@ def similarities(clip, shards, pairs) -> dict[str, list[list[float]]]:
 def test_four_way_keeps_what_is_closer_to_its_own_caption(clip, tmp_path, capfd):
     shards = write_shards(tmp_path / "in", [5, 4])
     argv = ["verify", "--checks", "four-way", "--input", shards, *clip, "--quiet", "--output"]
-    assert cli.main([*argv, str(tmp_path / "out"), "--min-margin", "-2"]) == 0
+    assert make_shards.main([*argv, str(tmp_path / "out"), "--min-margin", "-2"]) == 0
     expected = similarities(clip, tmp_path / "in", ("00000", "00001"))
     kept = samples_of(tmp_path / "out")
     assert set(kept) == set(expected)
@@ -86,7 +86,7 @@ def test_four_way_keeps_what_is_closer_to_its_own_caption(clip, tmp_path, capfd)
         assert scores["neg_margin"] == pytest.approx(neg_row[1] - neg_row[0], abs=2e-5)
     good = {k for k, (row, neg_row) in expected.items() if row[0] > row[1] and neg_row[1] > neg_row[0]}
     assert len(good) < len(expected)  # a random model has no idea
-    status = cli.main([*argv, str(tmp_path / "out")])
+    status = make_shards.main([*argv, str(tmp_path / "out")])
     assert status == (0 if good else 3) and set(samples_of(tmp_path / "out")) == good
     assert f"fails four-way {len(expected) - len(good)}" in capfd.readouterr().err
 
@@ -94,14 +94,14 @@ def test_four_way_keeps_what_is_closer_to_its_own_caption(clip, tmp_path, capfd)
 def test_another_threshold_scores_nothing_again(clip, tmp_path, monkeypatch):
     shards = write_shards(tmp_path / "in", [4])
     argv = ["verify", "--checks", "four-way", "--input", shards, *clip, "--quiet", "--output", str(tmp_path / "out")]
-    assert cli.main([*argv, "--min-margin", "-2"]) == 0
+    assert make_shards.main([*argv, "--min-margin", "-2"]) == 0
     from open_clip_triplet.tripletdata.checks.four_way import FourWay
 
     def opened(self, device):
         raise AssertionError("scores again")
 
     monkeypatch.setattr(FourWay, "open", opened)
-    assert cli.main([*argv, "--action", "mark", "--min-margin", "2"]) == 0
+    assert make_shards.main([*argv, "--action", "mark", "--min-margin", "2"]) == 0
     marked = samples_of(tmp_path / "out")
     assert len(marked) == 4 and all(meta["verify"]["failed"] == ["four-way"] for meta in marked.values())
 
@@ -134,9 +134,9 @@ def test_two_checks_in_one_command_and_one_more_later(clip, nli, tmp_path):
     shards = write_shards(tmp_path / "in", [3])
     argv = ["verify", "--input", shards, *clip, "--nli", nli, "--action", "mark", "--quiet"]
     argv += ["--output", str(tmp_path / "out")]
-    assert cli.main([*argv, "--checks", "four-way"]) == 0
+    assert make_shards.main([*argv, "--checks", "four-way"]) == 0
     scored = (tmp_path / "out/.work/four-way/00000.values.json").stat().st_mtime_ns
-    assert cli.main([*argv, "--checks", "entailment", "four-way"]) == 0
+    assert make_shards.main([*argv, "--checks", "entailment", "four-way"]) == 0
     assert (tmp_path / "out/.work/four-way/00000.values.json").stat().st_mtime_ns == scored
     for meta in samples_of(tmp_path / "out").values():
         assert set(meta["verify"]) == {"four-way", "entailment", "failed"}
@@ -222,7 +222,8 @@ def test_questions_through_the_command_line(vilt, tmp_path, capfd):
     chat = tiny_chat(tmp_path / "chat")
     shards = write_shards(tmp_path / "in", [2])
     argv = ["verify", "--checks", "questions", "--input", shards, "--output", str(tmp_path / "out"), "--quiet"]
-    assert cli.main([*argv, "--backend", "transformers", "--llm", chat, "--max-tokens", "8", "--vqa", vilt]) == 0
+    argv += ["--backend", "transformers", "--llm", chat, "--max-tokens", "8", "--vqa", vilt]
+    assert make_shards.main(argv) == 0
     for meta in samples_of(tmp_path / "out").values():
         # noise writes no questions; nothing is dropped for it
         assert meta["verify"]["questions"]["vqa"] == Path(vilt).name

@@ -71,7 +71,7 @@ print('SECONDS', time.perf_counter() - start)
 RESUME = """
 import sys, time
 start = time.perf_counter()
-from open_clip_triplet.tripletdata.cli import main
+from open_clip_triplet.make_shards import main
 status = main(sys.argv[1:])
 print(status, time.perf_counter() - start, [m for m in ('torch', 'spacy', 'diffusers', 'vllm') if m in sys.modules])
 """

@@ -3,7 +3,7 @@
 
 import sys
 
-from open_clip_triplet.tripletdata.cli import main
+from open_clip_triplet.make_shards import main
 
 if __name__ == "__main__":
     sys.exit(main())

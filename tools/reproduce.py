@@ -26,8 +26,8 @@ from pathlib import Path
 import world_page
 import world_results
 import world_runs
+from open_clip_triplet import make_shards
 from open_clip_triplet.files import write_text_durably
-from open_clip_triplet.tripletdata import cli
 from open_clip_triplet.tripletdata.worlds import shapes
 from world_runs import COMMON, Run
 
@@ -126,7 +126,7 @@ def build_shards(output: Path, world: str = "single", samples: int = 0) -> None:
 def mine_shards(output: Path) -> None:
     """LaCLIP+HN's shards: to every pair the nearest real pair by its caption; the drawn negatives are left."""
     plain = sorted(str(path) for path in (output / "shards" / "train").glob("*.tar"))
-    if cli.main(["mine", "--input", *plain, "--output", str(output / MINED)]):
+    if make_shards.main(["mine", "--input", *plain, "--output", str(output / MINED)]):
         raise SystemExit(f"mining into {output / MINED} failed")
 
 

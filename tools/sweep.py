@@ -22,8 +22,8 @@ import world_page
 import world_results
 import world_runs
 from open_clip_triplet.files import write_text_durably
+from open_clip_triplet.make_shards import main as shards_main
 from open_clip_triplet.shards import ShardWriter, read_meta, read_samples, rename_members, write_sizes
-from open_clip_triplet.tripletdata import cli
 from reproduce import build_shards
 from world_runs import COMMON, MODEL, MODEL_CONFIG, Run
 
@@ -172,7 +172,7 @@ def prepare(shards: str, args: argparse.Namespace) -> None:
 
 def make_shards(*words: str) -> None:
     print(f"$ python tools/make_shards.py {' '.join(words)}", flush=True)
-    if status := cli.main(list(words)):
+    if status := shards_main(list(words)):
         raise SystemExit(status)
 
 

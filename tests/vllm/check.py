@@ -16,8 +16,8 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+from open_clip_triplet import make_shards
 from open_clip_triplet.shards import ShardWriter
-from open_clip_triplet.tripletdata import cli
 
 HERE = Path(__file__).parent
 
@@ -37,7 +37,7 @@ def check(name: str, output: Path, arguments: list[str]) -> None:
     """One run of the captions stage; its counts must add up and a fair part must pass the checks."""
     start = time.monotonic()
     options = ["--text-only", "--max-tokens", "48", "--max-drop", "0.75"]  # a small model copies much
-    status = cli.main(["captions", *arguments, "--output", str(output), *options])
+    status = make_shards.main(["captions", *arguments, "--output", str(output), *options])
     assert status == 0, f"{name}: exit status {status}"
     summary = json.loads((output / "summary.json").read_text())
     assert summary["read"] == 32 == summary["kept"] + sum(summary["dropped"].values()), summary
