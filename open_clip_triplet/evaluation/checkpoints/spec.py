@@ -95,11 +95,6 @@ class CheckpointSpec:
         parent = path.parent.parent.name if path.parent.name == "checkpoints" else ""
         return f"{parent}-{path.stem}" if parent else path.stem
 
-    @property
-    def is_path(self) -> bool:
-        """Whether the weights are a file or folder here, not a tag or repository."""
-        return Path(self.pretrained.removeprefix("local-dir:")).exists()
-
 
 def default_model(pretrained: str) -> str:
     """The model that a checkpoint's run says it was; OpenCLIP's most common one where there is no run."""

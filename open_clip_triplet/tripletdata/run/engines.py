@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,8 +18,6 @@ from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.run.stage import Stage
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.run.worker import Worker
-
-Engine = Callable[..., Iterator[tuple]]
 
 
 def devices(wanted: int = 0, each: int = 1) -> list[str]:

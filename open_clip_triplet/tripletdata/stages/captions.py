@@ -52,7 +52,7 @@ class CaptionModel(Protocol):
 class GenerateWithRetries:
     """Asks a model for ``count`` accepted, different answers per caption; shared by captions and rewrite."""
 
-    model: Any
+    model: CaptionModel
     checker: Checker
     count: int = 1
     attempts: int = 3
@@ -71,14 +71,12 @@ class GenerateWithRetries:
         for attempt in range(first, first + attempts):
             if attempt > first:
                 stats.count("asked again", len(pending))
-            waiting = len(pending) / max(len(samples), 1)
-            answers = self.model.propose(
-                [samples[i].text for i in pending],
-                [samples[i].key for i in pending],
-                self.count,
-                attempt,
-                lambda share, waiting=waiting: stats.report(1 - waiting * (1 - FIRST_ANSWERS * share)),
-            )
+
+            def report(share: float, waiting: float = len(pending) / max(len(samples), 1)) -> None:
+                stats.report(1 - waiting * (1 - FIRST_ANSWERS * share))
+
+            captions, keys = [samples[i].text for i in pending], [samples[i].key for i in pending]
+            answers = self.model.propose(captions, keys, self.count, attempt, report)
             hopeless = set()
             for i, candidates in zip(pending, answers, strict=True):
                 faults[i] = self._take(samples[i].text, candidates, accepted[i])
@@ -89,9 +87,9 @@ class GenerateWithRetries:
             stats.report(1 - len(pending) / max(len(samples), 1))
             if not pending:
                 break
-        for sample, taken, fault, answers in zip(samples, accepted, faults, last):
+        for sample, taken, fault, heard in zip(samples, accepted, faults, last):
             if not taken:
-                stats.drop(fault or "empty", sample.key, next(iter(answers), None))
+                stats.drop(fault or "empty", sample.key, next(iter(heard), None))
             elif len(taken) < self.count:
                 stats.count("fewer negatives than asked")
         return accepted
