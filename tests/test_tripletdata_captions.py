@@ -407,10 +407,11 @@ def server():
     server.shutdown()
 
 
-def ask_server(tmp_path, url, *options):
-    shards = plain_shards(
-        tmp_path / "in", [["A dog on a mat here.", "A {bird} on a mat here.", "bad request here"]]
-    )
+ASKED = ("A dog on a mat here.", "A {bird} on a mat here.", "bad request here")
+
+
+def ask_server(tmp_path, url, *options, captions=ASKED):
+    shards = plain_shards(tmp_path / "in", [list(captions)])
     argv = [
         "captions",
         "--backend",
@@ -453,6 +454,19 @@ def test_a_server_is_asked_with_key_seed_and_prompt_and_busy_ones_again(server, 
     )
     assert "dropped: refused by the server (400) 1" in capfd.readouterr().err
     assert all(b"secret-key" not in p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
+
+
+def test_a_prompt_refused_while_the_server_is_busy_costs_its_sample_alone(server, tmp_path, capfd):
+    def script(body, number):
+        if "bad request" in body["messages"][0]["content"]:
+            return 400, "prompt refused"
+        return (429, "busy") if number <= 4 else (200, "A cat on a mat there.")
+
+    server.script = script
+    options = ("--attempts", "1", "--concurrency", "1", "--patience", "20")
+    assert ask_server(tmp_path, server.url, *options, captions=ASKED[::-1]) == 0
+    err = capfd.readouterr().err
+    assert "kept 2 of 3" in err and "refused by the server (400) 1" in err
 
 
 def test_a_server_that_refuses_every_prompt_stops_the_run(server, tmp_path, capfd):

@@ -128,9 +128,13 @@ class Server(LanguageModel):
             if answer is not None:
                 self._works = True
                 return answer
-            if status in REFUSED and (self._works or self._answers_others()):
-                return NoAnswer(f"refused by the server ({status})")
-            if status not in {0, 200, *LATER}:
+            later = status in {0, 200, *LATER}
+            if status in REFUSED:
+                others = self._works or self._answers_others()
+                if others:
+                    return NoAnswer(f"refused by the server ({status})")
+                later = others is None
+            if not later:
                 raise PipelineError(
                     f"{self.url} refused the request for model {self.model!r} ({fault}). "
                     f"Check --url, --llm, --max-tokens, --prompt and ${self.api_key_env}."
@@ -147,12 +151,14 @@ class Server(LanguageModel):
                 raise PipelineError("ended with the other requests")
             pause = min(pause * 2, 30.0)
 
-    def _answers_others(self) -> bool:
-        """Whether the server answers, now, the same question about a plain short caption."""
+    def _answers_others(self) -> bool | None:
+        """Whether the server answers, now, the same question about a plain short caption; None where it is busy."""
         with self._probing:
-            works = self._ask(self.prompt.replace("{}", PROBE), self.seed)[0] is not None
-            self._works = self._works or works
-            return works
+            answer, status, *_ = self._ask(self.prompt.replace("{}", PROBE), self.seed)
+            if answer is None:
+                return None if status in {0, 200, *LATER} else False
+            self._works = True
+            return True
 
 
 def _content(response) -> str | NoAnswer:
