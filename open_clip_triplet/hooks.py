@@ -8,28 +8,30 @@ What is replaced, and by what, stands in :mod:`open_clip_triplet.replacements`: 
 in a decorator above it. To add one, write a method of ``Replacements`` there::
 
     @seam("train", "backward", ("total_loss", "scaler"))    # open_clip_train.train.backward, leading parameters
-    def backward(self, original):                           # gets what it replaces,
-        return lambda loss, scaler: original(loss, scaler)  # returns what takes its place
+    def backward(self, original, total_loss, scaler):       # gets what it replaces, then the call's arguments
+        return original(total_loss, scaler)
 
-It is then checked before anything is replaced, put in by ``install()`` and taken out by ``uninstall()``.
+A seam without parameters is no function: its method gets the original alone, and returns what takes its place. Each
+is checked before anything is replaced, put in by ``install()`` and taken out by ``uninstall()``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import open_clip
 import torch
 
 from open_clip_triplet.errors import HostError
 from open_clip_triplet.replacements import SEAMS, Replacements, Seam
 
-_ABSENT = object()
-_installed: list[tuple[object, str, object]] = []
-_active: list[Replacements] = []
+#: what takes the installed hooks out, the last first
+_undo: list[Callable[[], object]] = []
 
 
 def seams(major: int) -> list[Seam]:
@@ -44,33 +46,38 @@ def install() -> None:
         HostError: OpenCLIP's training code is missing, or a name is not what the hooks expect.
             Nothing is replaced then.
     """
-    if _installed:
+    if _undo:
         return
-    modules = {name: _import(name) for name in ("main", "data", "train", "file_utils")}
+    try:
+        names = "main", "data", "train", "file_utils"
+        modules = {name: importlib.import_module(f"open_clip_train.{name}") for name in names}
+    except ImportError as error:
+        raise HostError(
+            f"OpenCLIP's training code cannot be imported ({error}). "
+            "Install it with: pip install 'open_clip_torch[training]>=3.0,<5'"
+        ) from error
     modules["parallel"] = torch.nn.parallel
     major = 4 if hasattr(modules["main"], "create_task") else 3
     for seam in seams(major):
         _check(modules[seam.module], seam)
     _warn_untested()
     replacements = Replacements(major, modules)
-    _active.append(replacements)
+    _undo.append(replacements.stop.close)
     for seam in seams(major):
-        module = modules[seam.module]
-        original = vars(module).get(seam.name, _ABSENT)
-        _installed.append((module, seam.name, original))
-        setattr(module, seam.name, getattr(replacements, seam.method)(original))
+        module, method = modules[seam.module], getattr(replacements, seam.method)
+        original = getattr(module, seam.name)
+        if seam.parameters is None:
+            replacement = method(original)
+        else:
+            replacement = functools.wraps(original)(functools.partial(method, original))
+        _undo.append(functools.partial(setattr, module, seam.name, original))
+        setattr(module, seam.name, replacement)
 
 
 def uninstall() -> None:
     """Leave OpenCLIP as it was; nothing happens where the hooks are not in."""
-    while _installed:
-        module, name, original = _installed.pop()
-        if original is _ABSENT:
-            delattr(module, name)
-        else:
-            setattr(module, name, original)
-    while _active:
-        _active.pop().close()
+    while _undo:
+        _undo.pop()()
 
 
 @contextlib.contextmanager
@@ -83,24 +90,12 @@ def installed() -> Iterator[None]:
         uninstall()
 
 
-def _import(name: str):
-    try:
-        return importlib.import_module(f"open_clip_train.{name}")
-    except ImportError as error:
-        raise HostError(
-            f"OpenCLIP's training code cannot be imported ({error}). "
-            "Install it with: pip install 'open_clip_torch[training]>=3.0,<5'"
-        ) from error
-
-
 #: OpenCLIP's versions that `tests/test_patches.py` trains with
 TESTED = ("2.32", "3.0", "3.1", "3.2", "3.3", "4.2")
 
 
 def _warn_untested() -> None:
     """Every name fits, so a version that nobody has tried runs, with a warning."""
-    import open_clip
-
     if ".".join(open_clip.__version__.split(".")[:2]) not in TESTED:
         logging.warning(
             f"open_clip_triplet was not tested with OpenCLIP {open_clip.__version__} (but with {', '.join(TESTED)}); "
@@ -120,8 +115,6 @@ def _check(module, seam: Seam) -> None:
         if parameters[: len(seam.parameters)] == seam.parameters:
             return
         found = f"its parameters are ({', '.join(parameters)})"
-    import open_clip
-
     raise HostError(
         f"open_clip_triplet does not fit OpenCLIP {open_clip.__version__}: it replaces "
         f"{module.__name__}.{seam.name}({', '.join(seam.parameters or ())}), but {found}. "

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import os
+import types
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,7 +40,7 @@ SEAMS: list[Seam] = []
 
 
 def seam(module: str, name: str, parameters: tuple[str, ...] | None = None, majors: tuple[int, ...] = (3, 4)):
-    """Declare that the method below replaces ``module.name``; it gets the original, and returns what replaces it."""
+    """Declare that the method below replaces ``module.name``, see :mod:`open_clip_triplet.hooks`."""
 
     def declare(method):
         SEAMS.append(Seam(module, name, parameters, method.__name__, majors))
@@ -60,9 +61,6 @@ class Replacements:
         self.stop = saving.StopRequest()
         self._start_run(None)
 
-    def close(self) -> None:
-        self.stop.close()
-
     def _start_run(self, args) -> None:
         self.args = args
         self.progress = progress.Progress()
@@ -75,51 +73,36 @@ class Replacements:
     # -- command line ---------------------------------------------------------------------------
 
     @seam("main", "parse_args", ("args",))
-    def parse_args(self, original):
+    def parse_args(self, original, args):
         """Takes the plugin's flags out, hands the rest to OpenCLIP, checks them together."""
-
-        @functools.wraps(original)
-        def parse_args(args):
-            own, rest = options.parse_own(list(args))
-            with options.suggesting(rest):
-                namespace = original(rest)
-            vars(namespace).update(vars(own), command_line=list(args))
-            options.check(namespace)
-            self._start_run(namespace)
-            for path in namespace.model_config:
-                open_clip.add_model_config(path)
-            return namespace
-
-        return parse_args
+        own, rest = options.parse_own(list(args))
+        with options.suggesting(rest):
+            namespace = original(rest)
+        vars(namespace).update(vars(own), command_line=list(args))
+        options.check(namespace)
+        self._start_run(namespace)
+        for path in namespace.model_config:
+            open_clip.add_model_config(path)
+        return namespace
 
     # -- loss -----------------------------------------------------------------------------------
 
     @seam("main", "create_loss", ("args",), majors=(3,))
-    def create_loss(self, original):
+    def create_loss(self, original, args):
         """The method's loss."""
-
-        @functools.wraps(original)
-        def hooked(args):
-            return original(args) if args.loss == "clip" else create_loss(args)
-
-        return hooked
+        return original(args) if args.loss == "clip" else create_loss(args)
 
     @seam("main", "create_task", ("args", "model"), majors=(4,))
-    def create_task(self, original):
+    def create_task(self, original, args, model, dist_model=None, naflex_data_config=None):
         """A ``CLIPTask`` around the method's loss."""
+        if args.loss == "clip":
+            return original(args, model, dist_model, naflex_data_config)
+        from open_clip.task import CLIPTask, DistillCLIPTask
 
-        @functools.wraps(original)
-        def hooked(args, model, dist_model=None, naflex_data_config=None):
-            if args.loss == "clip":
-                return original(args, model, dist_model, naflex_data_config)
-            from open_clip.task import CLIPTask, DistillCLIPTask
-
-            options = {"loss": create_loss(args), "rank": args.rank, "world_size": args.world_size}
-            if args.teacher != "none":
-                dist_model = self._start_teacher(args, model).model
-            return CLIPTask(model, **options) if dist_model is None else DistillCLIPTask(model, dist_model, **options)
-
-        return hooked
+        options = {"loss": create_loss(args), "rank": args.rank, "world_size": args.world_size}
+        if args.teacher != "none":
+            dist_model = self._start_teacher(args, model).model
+        return CLIPTask(model, **options) if dist_model is None else DistillCLIPTask(model, dist_model, **options)
 
     def _start_teacher(self, args, model) -> Teacher:
         """``--teacher``: the model as it starts, or as a checkpoint kept it."""
@@ -132,14 +115,9 @@ class Replacements:
     # -- data -----------------------------------------------------------------------------------
 
     @seam("data", "get_dataset_fn", ("data_path", "dataset_type"))
-    def get_dataset_fn(self, original):
+    def get_dataset_fn(self, original, data_path, dataset_type):
         """Paired shards for training; remembers how validation data is preprocessed."""
-
-        @functools.wraps(original)
-        def hooked(data_path, dataset_type):
-            return functools.partial(self._dataset, original(data_path, dataset_type))
-
-        return hooked
+        return functools.partial(self._dataset, original(data_path, dataset_type))
 
     def _dataset(self, stock, args, preprocess, is_train, epoch=0, tokenizer=None, **kwargs):
         self.validator = self.validator or validation.Validator(args, tokenizer)
@@ -189,21 +167,16 @@ class Replacements:
     @seam("main", "cosine_lr", _SCHEDULE)
     @seam("main", "const_lr", _SCHEDULE)
     @seam("main", "const_lr_cooldown", _SCHEDULE)
-    def schedule(self, original):
+    def schedule(self, original, optimizer, base_lr, warmup_length, steps, *args, **kwargs):
         """The learning rate follows the steps made, up to ``--total-steps`` where that is given."""
-
-        @functools.wraps(original)
-        def hooked(optimizer, base_lr, warmup_length, steps, *args, **kwargs):
-            steps = self.args.total_steps or steps
-            if warmup_length > steps and self.args.rank == 0:
-                logging.warning(
-                    f"--warmup {warmup_length} is longer than the training of {steps} steps: the learning "
-                    f"rate never reaches --lr {base_lr:g}."
-                )
-            adjust = original(optimizer, base_lr, warmup_length, steps, *args, **kwargs)
-            return lambda step: adjust(self.progress.schedule_step(step))
-
-        return hooked
+        steps = self.args.total_steps or steps
+        if warmup_length > steps and self.args.rank == 0:
+            logging.warning(
+                f"--warmup {warmup_length} is longer than the training of {steps} steps: the learning "
+                f"rate never reaches --lr {base_lr:g}."
+            )
+        adjust = original(optimizer, base_lr, warmup_length, steps, *args, **kwargs)
+        return lambda step: adjust(self.progress.schedule_step(step))
 
     @seam("parallel", "DistributedDataParallel")
     def data_parallel(self, original):
@@ -225,63 +198,52 @@ class Replacements:
         "main", "train_one_epoch",
         ("model", "data", "loss", "epoch", "optimizer", "scaler", "scheduler", "dist_model", "args"), majors=(3,),
     )
-    def train_one_epoch_3(self, original):
+    def train_one_epoch_3(
+        self, original, model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, tb_writer=None
+    ):
         """An epoch's stretch of the stream, and what is to be done around it."""
 
-        @functools.wraps(original)
-        def hooked(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, tb_writer=None):
-            def checkpoint() -> dict:
-                saved = {
-                    "epoch": epoch, "name": args.name,
-                    # a compiled model shares its weights with the original, under other names
-                    "state_dict": getattr(model, "_orig_mod", model).state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                }
-                return saved if scaler is None else {**saved, "scaler": scaler.state_dict()}
+        def checkpoint() -> dict:
+            saved = {
+                "epoch": epoch, "name": args.name,
+                # a compiled model shares its weights with the original, under other names
+                "state_dict": getattr(model, "_orig_mod", model).state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            return saved if scaler is None else {**saved, "scaler": scaler.state_dict()}
 
-            # OpenCLIP counts images in its log, and takes --batch-size for their number in the rate
-            rows = self._image_rows(data["train"])
-            logged = argparse.Namespace(**{**vars(args), "batch_size": args.batch_size * rows})
-            if args.teacher != "none":
-                dist_model, logged.distill = self._start_teacher(args, model).model, True
-            with self._epoch(args, data, epoch, optimizer, loss, model, checkpoint) as cut:
-                original(
-                    model, cut, loss, epoch, optimizer, scaler, scheduler, dist_model, logged, tb_writer=tb_writer
-                )
-            self._evaluate_alone(model, data, epoch + 1, args, tb_writer)
-
-        return hooked
+        # OpenCLIP counts images in its log, and takes --batch-size for their number in the rate
+        rows = self._image_rows(data["train"])
+        logged = argparse.Namespace(**{**vars(args), "batch_size": args.batch_size * rows})
+        if args.teacher != "none":
+            dist_model, logged.distill = self._start_teacher(args, model).model, True
+        with self._epoch(args, data, epoch, optimizer, loss, checkpoint) as cut:
+            original(
+                model, cut, loss, epoch, optimizer, scaler, scheduler, dist_model, logged, tb_writer=tb_writer
+            )
+        self._evaluate_alone(model, data, epoch + 1, args, tb_writer)
 
     @seam("main", "train_one_epoch", ("state", "data", "args"), majors=(4,))
-    def train_one_epoch_4(self, original):
+    def train_one_epoch_4(self, original, state, data, args, tb_writer=None):
         """The same for OpenCLIP's ``TrainState``."""
+        task, epoch = state.task, state.epoch
 
-        @functools.wraps(original)
-        def hooked(state, data, args, tb_writer=None):
-            task, epoch = state.task, state.epoch
-
-            def checkpoint() -> dict:
-                state.global_step = self.progress.optimizer_steps
-                return self.modules["main"].save_checkpoint(
-                    task, state.optimizer, epoch=epoch, scaler=state.scaler, name=args.name,
-                    global_step=state.global_step, samples_seen=state.samples_seen,
-                )
-
-            loss = getattr(task, "loss", None)
-            with self._epoch(args, data, epoch, state.optimizer, loss, task, checkpoint) as cut:
-                original(state, cut, args, tb_writer=tb_writer)
+        def checkpoint() -> dict:
             state.global_step = self.progress.optimizer_steps
-            self._evaluate_alone(task, data, epoch + 1, args, tb_writer)
+            return self.modules["main"].save_checkpoint(
+                task, state.optimizer, epoch=epoch, scaler=state.scaler, name=args.name,
+                global_step=state.global_step, samples_seen=state.samples_seen,
+            )
 
-        return hooked
+        loss = getattr(task, "loss", None)
+        with self._epoch(args, data, epoch, state.optimizer, loss, checkpoint) as cut:
+            original(state, cut, args, tb_writer=tb_writer)
+        state.global_step = self.progress.optimizer_steps
+        self._evaluate_alone(task, data, epoch + 1, args, tb_writer)
 
     @contextlib.contextmanager
-    def _epoch(self, args, data, epoch: int, optimizer, loss, model, checkpoint: Callable[[], dict]):
-        """The data of one epoch, with its train loader cut to the steps that are to be made.
-
-        A seam for losses too: one that has ``start_epoch(model, step)`` gets the (wrapped) model and the number of
-        optimizer steps made before this epoch.
-        """
+    def _epoch(self, args, data, epoch: int, optimizer, loss, checkpoint: Callable[[], dict]):
+        """The data of one epoch, with its train loader cut to the steps that are to be made."""
         info, now = data["train"], self.progress
         wanted, paired = now.start_epoch_steps(args, epoch), _is_paired(info)
         loader = info.dataloader
@@ -292,13 +254,9 @@ class Replacements:
             seed = zlib.crc32(f"{args.seed}/{now.optimizer_steps}/{args.rank}".encode())
             self.modules["main"].random_seed(seed)
         elif args.total_steps:
-            loader = progress.CutLoader(
-                loader, wanted * args.accum_freq, now.schedule.reported * args.accum_freq
-            )
+            loader = progress.CutLoader(loader, wanted * args.accum_freq, now.schedule.reported * args.accum_freq)
         if hasattr(loss, "calls"):
             loss.calls = now.optimizer_steps * args.accum_freq  # so that its errors name the step of the whole training
-        if hasattr(loss, "start_epoch"):
-            loss.start_epoch(model, now.optimizer_steps)
         if args.decay_all:
             for group in optimizer.param_groups:
                 group["weight_decay"] = args.wd
@@ -340,7 +298,9 @@ class Replacements:
     @seam("main", "torch")
     def torch_module(self, original):
         """``torch.save`` is whole or not at all, and adds the plugin's state."""
-        return _SavingTorch(self)
+        module = types.ModuleType("torch")
+        vars(module).update(__getattr__=functools.partial(getattr, original), save=self.save)
+        return module
 
     def save(self, checkpoint, path) -> None:
         """What OpenCLIP's ``torch.save`` becomes; a full disk does not end the run."""
@@ -354,64 +314,44 @@ class Replacements:
 
     @seam("main", "pt_load", ("file_path", "map_location"), majors=(3,))
     @seam("file_utils", "pt_load", ("file_path", "map_location"), majors=(4,))
-    def pt_load(self, original):
+    def pt_load(self, original, file_path, map_location=None):
         """Reads where the checkpoint stands; ``--resume latest`` falls back to the newest sound one."""
-
-        @functools.wraps(original)
-        def hooked(file_path, map_location=None):
-            load = functools.partial(original, map_location=map_location)
-            checkpoint = saving.load_sound(file_path, load) if self.resume_latest else load(file_path)
-            self.progress.resume_from(checkpoint)
-            if isinstance(checkpoint, dict):
-                self.resumed_teacher = checkpoint.get(TEACHER_KEY)
-            if self.major == 3 and self.args.distributed and isinstance(checkpoint, dict):
-                _name_for_ranks(checkpoint)
-            return checkpoint
-
-        return hooked
+        load = functools.partial(original, map_location=map_location)
+        checkpoint = saving.load_sound(file_path, load) if self.resume_latest else load(file_path)
+        self.progress.resume_from(checkpoint)
+        if isinstance(checkpoint, dict):
+            self.resumed_teacher = checkpoint.get(TEACHER_KEY)
+        if self.major == 3 and self.args.distributed and isinstance(checkpoint, dict):
+            _name_for_ranks(checkpoint)
+        return checkpoint
 
     @seam("main", "save_sharded_checkpoint", ("task", "optimizer", "checkpoint_dir", "epoch"), majors=(4,))
-    def save_sharded_checkpoint(self, original):
+    def save_sharded_checkpoint(self, original, task, optimizer, checkpoint_dir, epoch, *args, **kwargs):
         """The plugin's state lies beside the shards of a checkpoint of ``--fsdp-checkpoint sharded``."""
-
-        @functools.wraps(original)
-        def hooked(task, optimizer, checkpoint_dir, epoch, *args, **kwargs):
-            original(task, optimizer, checkpoint_dir, epoch, *args, **kwargs)
-            if self.args.save_logs:
-                saving.save_durably(self.progress.state, os.path.join(checkpoint_dir, _SHARDED_STATE))
-                saving.remove_interrupted(Path(checkpoint_dir).parent, "epoch_latest.pt")
-
-        return hooked
+        original(task, optimizer, checkpoint_dir, epoch, *args, **kwargs)
+        if self.args.save_logs:
+            saving.save_durably(self.progress.state, os.path.join(checkpoint_dir, _SHARDED_STATE))
+            saving.remove_interrupted(Path(checkpoint_dir).parent, "epoch_latest.pt")
 
     @seam("main", "load_sharded_checkpoint", ("task", "checkpoint_dir"), majors=(4,))
-    def load_sharded_checkpoint(self, original):
+    def load_sharded_checkpoint(self, original, task, checkpoint_dir, *args, **kwargs):
         """And is read from there."""
-
-        @functools.wraps(original)
-        def hooked(task, checkpoint_dir, *args, **kwargs):
-            epoch = original(task, checkpoint_dir, *args, **kwargs)
-            path = os.path.join(checkpoint_dir, _SHARDED_STATE)
-            state = torch.load(path, weights_only=True) if os.path.exists(path) else None
-            self.progress.resume_from({"epoch": epoch, progress.STATE_KEY: state})
-            return epoch
-
-        return hooked
+        epoch = original(task, checkpoint_dir, *args, **kwargs)
+        path = os.path.join(checkpoint_dir, _SHARDED_STATE)
+        state = torch.load(path, weights_only=True) if os.path.exists(path) else None
+        self.progress.resume_from({"epoch": epoch, progress.STATE_KEY: state})
+        return epoch
 
     # -- validation -----------------------------------------------------------------------------
 
     @seam("train", "zero_shot_eval", ("model", "data", "epoch", "args", "tokenizer"), majors=(3,))
     @seam("train", "zero_shot_eval_all", ("task", "data", "epoch", "args", "tokenizer"), majors=(4,))
-    def zero_shot_eval(self, original):
+    def zero_shot_eval(self, original, model, data, epoch, args, tokenizer=None):
         """Adds compositional scores and benchmarks."""
-
-        @functools.wraps(original)
-        def hooked(model, data, epoch, args, tokenizer=None):
-            metrics = original(model, data, epoch, args, tokenizer=tokenizer)
-            if self.validator is not None:
-                metrics = {**metrics, **self.validator.run(model, epoch)}
-            return metrics
-
-        return hooked
+        metrics = original(model, data, epoch, args, tokenizer=tokenizer)
+        if self.validator is not None:
+            metrics = {**metrics, **self.validator.run(model, epoch)}
+        return metrics
 
     def _evaluate_alone(self, model, data, epoch: int, args, tb_writer) -> None:
         """OpenCLIP evaluates only where it has validation data of its own; benchmarks need none."""
@@ -427,19 +367,6 @@ class Replacements:
 TEACHER_KEY = "triplet_teacher"
 #: the plugin's state among the files of a sharded checkpoint
 _SHARDED_STATE = "triplet_state.pt"
-
-
-class _SavingTorch:
-    """``torch`` as ``open_clip_train.main`` sees it."""
-
-    def __init__(self, replacements: Replacements):
-        self._replacements = replacements
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-    def save(self, checkpoint, path, *args, **kwargs) -> None:
-        self._replacements.save(checkpoint, path)
 
 
 def _name_for_ranks(checkpoint: dict) -> None:
