@@ -10,7 +10,6 @@ autograd. Gradients are exact; second derivatives are not available.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,9 +19,6 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
-
-#: logits in a block where the caller gives no ``chunk_size``: 16 MB measured best on a CPU, a GPU wants more
-LOGITS_PER_BLOCK = {"cpu": 2**22, "cuda": 2**26}
 
 
 def softmax_contrast(
@@ -44,20 +40,19 @@ def softmax_contrast(
         them with the gradient that all ranks' losses have for this rank's rows.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        queries, keys = _scaled(queries, scale), ranks.gather(wide(keys))
-        chunk_size = chunk_size or _rows_per_block(keys)
+        queries, keys = wide(queries) * scale, ranks.gather(wide(keys))
         by_query, by_key = _SoftmaxContrast.apply(queries, keys, same_polarity, chunk_size, ranks)
     return by_query, by_key
 
 
 class _SoftmaxContrast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries, keys, *options):  # type: ignore[no-untyped-def]
-        ranks = options[-1]
+    def forward(ctx: Any, queries, keys, same_polarity, chunk_size, ranks):  # type: ignore[no-untyped-def]
         by_query, pairs = queries.new_empty(2, *queries.shape[:2])
         column_max = keys.new_full((len(queries) * keys.shape[1],), -math.inf)
         column_sum = torch.zeros_like(column_max)
-        for index, own, columns, logits in _blocks(queries, keys, *options):
+        for index in _blocks(queries, keys, chunk_size):
+            logits, own, columns = _logits(queries, keys, index, same_polarity, ranks)
             most = torch.maximum(column_max[columns], logits[:, columns].amax(0))
             column_sum[columns] *= (column_max[columns] - most).exp_()
             column_sum[columns] += (logits[:, columns] - most).exp_().sum(0)
@@ -68,17 +63,19 @@ class _SoftmaxContrast(torch.autograd.Function):
         column_sum = ranks.all_reduce_sum(column_sum.mul_((column_max - most).exp_()))
         by_key = ranks.own(column_sum, pairs).log() + (ranks.own(most, pairs) - pairs)
         ctx.save_for_backward(queries, keys, most, column_sum)
-        ctx.options = options
+        ctx.options = same_polarity, chunk_size, ranks
         return by_query, by_key
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_query, by_key):  # type: ignore[no-untyped-def]
         queries, keys, column_max, column_sum = ctx.saved_tensors
-        by_column = ctx.options[-1].all_gather(by_key).flatten() / column_sum
+        same_polarity, chunk_size, ranks = ctx.options
+        by_column = ranks.all_gather(by_key).flatten() / column_sum
         query_gradient, key_gradient = torch.empty_like(queries), torch.zeros_like(keys.flatten(0, 1))
         with torch.autocast(keys.device.type, enabled=False):
-            for index, own, columns, logits in _blocks(queries, keys, *ctx.options):
+            for index in _blocks(queries, keys, chunk_size):
+                logits, own, columns = _logits(queries, keys, index, same_polarity, ranks)
                 over_queries = (logits[:, columns] - column_max[columns]).exp_().mul_(by_column[columns])
                 gradient = logits.softmax(1).mul_(by_query[index][:, None])
                 gradient[:, columns] += over_queries
@@ -101,54 +98,44 @@ def sigmoid_contrast(
         -log sigmoid(z * (scale * similarity + bias)), z = 1 for its own key and -1 otherwise.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        queries, keys = _scaled(queries, scale), ranks.gather(wide(keys))
-        options = True, chunk_size or _rows_per_block(keys), ranks
+        queries, keys = wide(queries) * scale, ranks.gather(wide(keys))
 
-        def loss_of_block(block: int, queries, keys, bias):  # type: ignore[no-untyped-def]
-            _, own, _, logits = _block(queries, keys, block, *options)
+        def loss_of_block(index: tuple[int, slice], queries, keys, bias):  # type: ignore[no-untyped-def]
+            logits, own, _ = _logits(queries, keys, index, True, ranks)
             # softplus(-z) = softplus(z) - z: all pairs as mismatches, then the matches corrected
             return F.softplus(logits + bias).sum(1) - (logits[:, own].diagonal() + bias)
 
-        blocks = range(len(queries) * -(-queries.shape[1] // options[1]))
         sums: list[Tensor] = [
-            checkpoint(loss_of_block, block, queries, keys, bias, use_reentrant=False, preserve_rng_state=False)
-            for block in blocks
+            checkpoint(loss_of_block, index, queries, keys, bias, use_reentrant=False, preserve_rng_state=False)
+            for index in _blocks(queries, keys, chunk_size)
         ]
     return torch.cat(sums).view(queries.shape[:2])
 
 
-def _blocks(queries: Tensor, keys: Tensor, same_polarity: bool, rows: int, ranks: Ranks) -> Iterator[Any]:
-    """All of ``_block``, in order."""
-    for block in range(len(queries) * -(-queries.shape[1] // rows)):
-        yield _block(queries, keys, block, same_polarity, rows, ranks)
+def _blocks(queries: Tensor, keys: Tensor, rows: int | None) -> list[tuple[int, slice]]:
+    """Indices in [A, n] of the blocks, each of so many rows; None is automatic."""
+    n = queries.shape[1]
+    # 16 MB measured best on a CPU, a GPU wants more
+    rows = rows or max(1, (2**22 if keys.device.type == "cpu" else 2**26) // keys[..., 0].numel())
+    return [(polarity, slice(i, min(i + rows, n))) for polarity in range(len(queries)) for i in range(0, n, rows)]
 
 
-def _block(
-    queries: Tensor, keys: Tensor, block: int, same_polarity: bool, rows: int, ranks: Ranks
-) -> tuple[tuple[int, slice], slice, slice, Tensor]:
-    """A block of ``rows`` rows of queries [A, n, D] @ keys [B, N, D].
+def _logits(
+    queries: Tensor, keys: Tensor, index: tuple[int, slice], same_polarity: bool, ranks: Ranks
+) -> tuple[Tensor, slice, slice]:
+    """A block of the rows of queries [A, n, D] @ keys [B, N, D].
 
-    Returns its index in [A, n]; the columns whose diagonal is at each query's own key; the columns of the keys
-    that are classified over it; and its logits [rows, B * N].
+    Returns its logits [rows, B * N]; the columns whose diagonal is at each query's own key; and the columns of
+    the keys that are classified over it.
     """
-    paired, n, samples = *queries.shape[:2], keys.shape[1]
-    polarity, number = divmod(block, -(-n // rows))
-    index = polarity, slice(number * rows, min((number + 1) * rows, n))
+    (polarity, rows), samples = index, keys.shape[1]
     first = polarity * samples
-    own = slice(first + ranks.rank * n + index[1].start, first + ranks.rank * n + index[1].stop)
-    columns = slice(first, first + samples) if same_polarity else slice(paired * samples)
-    return index, own, columns, queries[index] @ keys.flatten(0, 1).T
+    start = first + ranks.rank * queries.shape[1]
+    own = slice(start + rows.start, start + rows.stop)
+    columns = slice(first, first + samples) if same_polarity else slice(len(queries) * samples)
+    return queries[index] @ keys.flatten(0, 1).T, own, columns
 
 
 def wide(rows: Tensor) -> Tensor:
     """At least float32: half-precision logits near 100 come in steps of 0.06 to 0.5."""
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-
-def _scaled(queries: Tensor, scale: Tensor) -> Tensor:
-    queries = wide(queries)
-    return queries * scale.to(queries.dtype)
-
-
-def _rows_per_block(keys: Tensor) -> int:
-    return max(1, LOGITS_PER_BLOCK["cpu" if keys.device.type == "cpu" else "cuda"] // keys[..., 0].numel())

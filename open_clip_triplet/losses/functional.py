@@ -97,7 +97,7 @@ def negclip_loss(
         ValueError: the shapes do not fit; they are printed.
     """
     _require_same_shape(image_features=image_features, text_features=text_features)
-    captions = torch.cat([text_features[None], _polarities(neg_text_features, text_features)])
+    captions = _polarities(text_features, neg_text_features)
     return negclip_terms(image_features[None], captions, logit_scale, **options)[0]
 
 
@@ -139,7 +139,7 @@ def triplet_clip_loss(
     if not neg_weight > 0:
         raise ValueError(f"neg_weight must be above 0, not {neg_weight}; for no second term use negclip_loss")
     images = torch.stack([image_features, neg_image_features])
-    captions = torch.cat([text_features[None], _polarities(neg_text_features, text_features)])
+    captions = _polarities(text_features, neg_text_features)
     same_polarity = not neg_images_in_text_denominator
     terms = negclip_terms(images, captions, logit_scale, same_polarity=same_polarity, **options)
     return terms[0] + neg_weight * terms[1]
@@ -171,15 +171,15 @@ def _scalar(logit_scale: Scale, like: Tensor) -> Tensor:
     return torch.as_tensor(logit_scale, device=like.device).reshape(())
 
 
-def _polarities(negatives: Tensor, positives: Tensor) -> Tensor:
-    """[N * K, D] -> [K, N, D]."""
+def _polarities(positives: Tensor, negatives: Tensor) -> Tensor:
+    """[N, D] and [N * K, D] -> [1 + K, N, D]."""
     n, width = positives.shape
     if negatives.ndim != 2 or negatives.shape[1] != width or not len(negatives) or len(negatives) % n:
         raise ValueError(
             f"hard negatives must be [N * K, D] with N, D = {n}, {width} as the positives; "
             f"they are {tuple(negatives.shape)}"
         )
-    return negatives.view(n, -1, width).transpose(0, 1)
+    return torch.cat([positives[None], negatives.view(n, -1, width).transpose(0, 1)])
 
 
 def _require_same_shape(**features: Tensor) -> None:
