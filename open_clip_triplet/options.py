@@ -14,7 +14,7 @@ from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.checkpoints.training import start_from
 from open_clip_triplet.files import is_remote
 from open_clip_triplet.losses import METHODS, add_loss_arguments, check_supported, find_method
-from open_clip_triplet.losses.options import above_zero, fraction
+from open_clip_triplet.losses.options import above_zero, dashed, fraction
 from open_clip_triplet.shards import expand_shards, normalise_ranges
 
 #: OpenCLIP's flags that the paired pipeline cannot follow, and why: refused where they are given
@@ -160,11 +160,9 @@ def parse_own(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     own, rest = build_parser().parse_known_args(argv)
     own.epochs_given = any(word.split("=")[0] in ("--epochs", "--epoch") for word in rest)
     own.own_meaning = sorted(set(vars(own)) - set(RUNTIME_ONLY) - {"epochs_given"})
-    defaults = argparse.ArgumentParser(add_help=False)
+    defaults = argparse.ArgumentParser()
     add_data_arguments(defaults)
-    own.own_data_flags = sorted(
-        name for name, value in vars(defaults.parse_args([])).items() if getattr(own, name) != value
-    )
+    own.own_data_flags = any(getattr(own, name) != value for name, value in vars(defaults.parse_args([])).items())
     return own, rest
 
 
@@ -188,15 +186,20 @@ def check(args) -> None:
     if args.val_data:
         args.val_data = normalise_ranges(args.val_data)
         _check_validation_shards(args)
-    if args.train_data and _is_webdataset(args.train_data, args) and uses_paired_pipeline(args):
+    if args.train_data and is_webdataset(args.train_data, args) and uses_paired_pipeline(args):
         _check_pipeline(args)
-    if args.loss != "clip":
-        _check_paired(args)
+    if args.loss != "clip" and args.train_data and not is_webdataset(args.train_data, args):
+        raise UsageError(
+            f"--loss {args.loss} trains on paired webdataset shards, but --train-data is {args.train_data!r} "
+            f"(--dataset-type {args.dataset_type}). Build shards with triplet-shards, or use --loss clip."
+        )
+    if args.loss != "clip" and not args.train_data and args.dataset_type == "synthetic":
+        raise UsageError(f"--loss {args.loss} cannot train on OpenCLIP's synthetic data set; give paired shards.")
 
 
 def _check_validation_shards(args) -> None:
     """Hours before the first validation: is the data there? One missing shard costs only itself."""
-    shards = expand_shards(args.val_data) if _is_webdataset(args.val_data, args) else [args.val_data]
+    shards = expand_shards(args.val_data) if is_webdataset(args.val_data, args) else [args.val_data]
     missing = [path for path in shards if not is_remote(path) and not os.path.exists(path)]
     if len(missing) == len(shards):
         raise UsageError(f"--val-data {args.val_data}: there is no {missing[0]}")
@@ -212,7 +215,7 @@ def _check_pipeline(args) -> None:
     for name, why in REFUSED.items():
         if getattr(args, name, None):
             raise UsageError(
-                f"--{name.replace('_', '-')} does nothing in the paired pipeline: {why}. Leave it out, or use "
+                f"{dashed(name)} does nothing in the paired pipeline: {why}. Leave it out, or use "
                 "--loss clip without --total-steps and data flags of open_clip_triplet."
             )
     if args.same_crop and not find_method(args.loss).reads_neg_images:
@@ -243,30 +246,8 @@ def _check_benchmarks(args) -> None:
         raise UsageError(f"--eval-benchmarks {args.eval_benchmarks}: {error}") from error
 
 
-def _check_paired(args) -> None:
-    """Refuse what a paired method cannot be combined with."""
-    what = f"--loss {args.loss}"
-    if args.train_data and not _is_webdataset(args.train_data, args):
-        raise UsageError(
-            f"{what} trains on paired webdataset shards, but --train-data is {args.train_data!r} "
-            f"(--dataset-type {args.dataset_type}). Build shards with triplet-shards, "
-            "or use --loss clip."
-        )
-    if not args.train_data and args.dataset_type == "synthetic":
-        raise UsageError(f"{what} cannot train on OpenCLIP's synthetic data set; give paired shards.")
-    model = args.model.lower()
-    for word in ("genlip", "genlap", "clap"):  # CoCa is refused by the loss
-        if word in model:
-            raise UsageError(f"{what} supports CLIP models (two towers, one loss), not {args.model}.")
-    if args.local_loss and not args.gather_with_grad:
-        raise UsageError(
-            f"{what} with --local-loss needs --gather-with-grad: without it the features of other ranks "
-            "carry no gradient, and the encoders get a wrong one. Add --gather-with-grad, or leave out "
-            "--local-loss (exact as well)."
-        )
-
-
-def _is_webdataset(data: str, args) -> bool:
+def is_webdataset(data: str, args) -> bool:
+    """Whether OpenCLIP reads data of this name as shards."""
     if args.dataset_type == "auto":
         return data.rsplit(".", 1)[-1] == "tar"
     return args.dataset_type == "webdataset"

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from open_clip_triplet.losses.options import dashed
+
 #: key of the plugin's state in a checkpoint
 STATE_KEY = "triplet"
 
@@ -100,17 +102,16 @@ class Progress:
         """The step of the learning rate's schedule for OpenCLIP's count, which takes all epochs for equal."""
         return step + self._offset
 
-    def finish_epoch(self, args, method, steps: int, *, stopped: bool, stream: dict | None) -> None:
+    def finish_epoch(self, args, steps: int, rows: tuple[int, int], *, stopped: bool, stream: dict | None) -> None:
         """Add the steps of an epoch, and make the state that goes into its checkpoint.
 
-        stopped: it was left early, and goes on in another process.
+        rows: images and captions of a sample. stopped: it was left early, and goes on in another process.
         """
         samples = steps * global_batch(args)
         self.optimizer_steps += steps
         self.samples += samples
-        self.images += samples * method.image_group(args.neg_captions)
-        added = int(getattr(args, "paraphrase_weight", 0) > 0), getattr(args, "units", 0)
-        self.captions += samples * method.text_group(args.neg_captions, *added)
+        self.images += samples * rows[0]
+        self.captions += samples * rows[1]
         self.into_epoch = self.into_epoch + steps if stopped else 0
         self.state = {
             "optimizer_steps": self.optimizer_steps, "samples_seen": self.samples, "images_seen": self.images,
@@ -159,9 +160,7 @@ def global_batch(args) -> int:
 
 def meaning(args) -> dict:
     """The flags that change what is trained, as ``--flag`` to text."""
-    names = [
-        *args.own_meaning, "train_data", "text_key", "image_key", "json_text_key", "aug_cfg", "siglip",
-    ]
-    found = {f"--{name.replace('_', '-')}": str(getattr(args, name)) for name in names if hasattr(args, name)}
-    found.pop("--train-data", None)  # the stream knows the data, wherever it lies
+    # but --train-data: the stream knows the data, wherever it lies
+    names = *args.own_meaning, "text_key", "image_key", "json_text_key", "aug_cfg", "siglip"
+    found = {dashed(name): str(getattr(args, name)) for name in names if hasattr(args, name)}
     return {**found, "global batch": str(global_batch(args))}

@@ -107,9 +107,8 @@ class Replacements:
     def _start_teacher(self, args, model) -> Teacher:
         """``--teacher``: the model as it starts, or as a checkpoint kept it."""
         if self.teacher is None:
-            model = getattr(model, "module", model)
             decay = args.teacher_decay if args.teacher == "ema" else None
-            self.teacher = Teacher(getattr(model, "_orig_mod", model), decay)
+            self.teacher = Teacher(validation.unwrap(model), decay)
         return self.teacher
 
     # -- data -----------------------------------------------------------------------------------
@@ -152,15 +151,11 @@ class Replacements:
             info.dataloader.num_batches = schedule.reported * args.accum_freq
         if args.rank == 0:
             self.progress.warn_of_changes(args)
-            if (rows := self._image_rows(info)) > 1:
-                logging.info(f"Progress lines count images, {rows} for each sample; --batch-size counts samples.")
+            if (images := _rows(info)[0]) > 1:
+                logging.info(f"Progress lines count images, {images} for each sample; --batch-size counts samples.")
             if args.total_steps:
                 logging.info(f"--total-steps {args.total_steps}: {args.epochs} epochs, "
                              f"at most {schedule.reported} steps each.")
-
-    def _image_rows(self, info) -> int:
-        """Images of a sample in a batch."""
-        return find_method(self.args.loss).image_group() if _is_paired(info) else 1
 
     # -- steps ----------------------------------------------------------------------------------
 
@@ -213,8 +208,7 @@ class Replacements:
             return saved if scaler is None else {**saved, "scaler": scaler.state_dict()}
 
         # OpenCLIP counts images in its log, and takes --batch-size for their number in the rate
-        rows = self._image_rows(data["train"])
-        logged = argparse.Namespace(**{**vars(args), "batch_size": args.batch_size * rows})
+        logged = argparse.Namespace(**{**vars(args), "batch_size": args.batch_size * _rows(data["train"])[0]})
         if args.teacher != "none":
             dist_model, logged.distill = self._start_teacher(args, model).model, True
         with self._epoch(args, data, epoch, optimizer, loss, checkpoint) as cut:
@@ -268,7 +262,7 @@ class Replacements:
         steps = getattr(loader, "batches_yielded", loader.num_batches) // args.accum_freq
         stopped = paired and steps < wanted
         stream = loader.report().export(loader.pieces.plan) if paired else None
-        now.finish_epoch(args, find_method(args.loss), steps, stopped=stopped, stream=stream)
+        now.finish_epoch(args, steps, _rows(info), stopped=stopped, stream=stream)
         if args.rank == 0:
             logging.info(f"After epoch {epoch}, {now.describe()}.")
         if stopped:
@@ -379,3 +373,11 @@ def _name_for_ranks(checkpoint: dict) -> None:
 def _is_paired(info) -> bool:
     """Whether a ``DataInfo`` comes from the paired pipeline."""
     return hasattr(info.dataloader, "pieces")
+
+
+def _rows(info) -> tuple[int, int]:
+    """Images and captions of a sample in a batch of a ``DataInfo``."""
+    if not _is_paired(info):
+        return 1, 1
+    transform = info.dataloader.pieces.transform
+    return transform.image_group, transform.text_group

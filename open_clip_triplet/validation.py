@@ -14,6 +14,7 @@ import torch
 
 from open_clip_triplet.errors import ShardError
 from open_clip_triplet.files import is_remote
+from open_clip_triplet.options import is_webdataset
 from open_clip_triplet.shards import expand_shards, first_sample, rename_members
 
 PAIR_FIELDS = ("image", "text", "neg_image", "neg_text")
@@ -31,7 +32,7 @@ class Validator:
     def paired_shards(self) -> list[str]:
         """The ``--val-data`` shards, where they are paired; empty otherwise."""
         args = self.args
-        if not args.val_data or (args.dataset_type != "webdataset" and not args.val_data.endswith(".tar")):
+        if not args.val_data or not is_webdataset(args.val_data, args):
             return []
         shards, first = [], None
         for shard in expand_shards(args.val_data):
@@ -69,7 +70,7 @@ class Validator:
             return {}
         from open_clip_train.precision import get_autocast
 
-        model = _unwrap(model)
+        model = unwrap(model)
         was_training = model.training
         model.eval()
         autocast = get_autocast(self.args.precision, device_type=torch.device(self.args.device).type)
@@ -135,7 +136,7 @@ class Validator:
         return self.preprocess
 
 
-def _unwrap(model):
+def unwrap(model):
     """The bare model inside OpenCLIP's task, DistributedDataParallel and torch.compile."""
     for _ in range(4):
         for name in ("trainable_module", "module", "_orig_mod"):

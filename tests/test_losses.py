@@ -37,7 +37,7 @@ def scalar(value, dtype=torch.float64):
 
 def grouped_inputs(name, n=5, width=6, k=1, dtype=torch.float64):
     method = METHODS[name]
-    images = features(n, method.image_group(k), width, seed=1, dtype=dtype)
+    images = features(n, method.image_group(), width, seed=1, dtype=dtype)
     captions = features(n, method.text_group(k), width, seed=2, dtype=dtype)
     return images, captions
 

@@ -80,7 +80,7 @@ def test_the_flags_are_these():
 def test_rows_per_sample(name, image_rows, text_rows, fields):
     method = METHODS[name]
     k = 3 if method.several_neg_captions else 1
-    assert (method.image_group(k), method.text_group(k), method.fields) == (image_rows, text_rows, fields)
+    assert (method.image_group(), method.text_group(k), method.fields) == (image_rows, text_rows, fields)
 
 
 def test_every_method_builds_its_loss():

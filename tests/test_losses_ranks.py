@@ -116,7 +116,7 @@ def joined_batch(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [SAMPLES, image_group, WIDTH] and captions [SAMPLES, text_group, WIDTH]."""
     method, k = METHODS[case.loss], case.neg_captions
     generator = torch.Generator().manual_seed(3)
-    images = torch.randn(SAMPLES, method.image_group(k), WIDTH, generator=generator)
+    images = torch.randn(SAMPLES, method.image_group(), WIDTH, generator=generator)
     text_rows = method.text_group(k) + (case.paraphrase_weight > 0) + 2 * case.units
     return images, torch.randn(SAMPLES, text_rows, WIDTH, generator=generator)
 

@@ -32,6 +32,12 @@ from open_clip_triplet.losses.terms import (
     similarity,
 )
 
+LOCAL_LOSS = (
+    "--local-loss without --gather-with-grad drops the gradient that the other ranks' losses have for this rank's "
+    "features, so the encoders train on a wrong gradient. Add --gather-with-grad, or leave both out: the result is "
+    "exact and as cheap."
+)
+
 
 class LossDict(dict[str, Tensor]):
     """Addends of a loss, named ``*_loss``, and numbers that the log shows beside them.
@@ -78,11 +84,7 @@ class GroupedLoss(ClipLoss):
         if use_horovod:
             raise ValueError(f"{type(self).__name__} runs on torch.distributed, not Horovod; use torchrun")
         if local_loss and not gather_with_grad:
-            raise ValueError(
-                "--local-loss without --gather-with-grad drops the gradient that the other ranks' losses "
-                "have for this rank's features, so the encoders train on a wrong gradient. "
-                "Add --gather-with-grad, or leave both out: the result is exact and as cheap."
-            )
+            raise ValueError(LOCAL_LOSS)
         self.image_group = 1 + self.reads_neg_images
         self.options = LossOptions(**options)
         #: captions, positive and negative; then a paraphrase; then units with their hard negatives

@@ -10,12 +10,14 @@ from typing import Any
 import open_clip
 
 from open_clip_triplet.errors import UsageError
-from open_clip_triplet.losses.grouped import GroupedLoss
+from open_clip_triplet.losses.grouped import LOCAL_LOSS, GroupedLoss
 from open_clip_triplet.losses.options import ADDED_TERMS, FLAGS, HARD_NEGATIVE_TERMS, dashed
 from open_clip_triplet.losses.terms import cyclic_consistency
 
 #: entry-point group in which a package offers losses: ``my-loss = "my_package.losses:MyLoss"``
 ENTRY_POINTS = "open_clip_triplet.losses"
+#: what is in the names of OpenCLIP's models that have more than two towers, or losses of their own
+OTHER_MODELS = ("coca", "genlip", "genlap", "clap")
 #: OpenCLIP's precisions whose weights are in half precision
 HALF_WEIGHTS = ("bf16", "fp16", "pure_bf16", "pure_fp16")
 
@@ -113,13 +115,13 @@ class Method:
         """Whether a flag means something to it: by itself, or beside the flag that it needs."""
         return option in self.flags or FLAGS[option].metadata["needs"] in self.flags
 
-    def image_group(self, neg_captions: int = 1) -> int:
+    def image_group(self) -> int:
         """Image rows that a sample contributes."""
         return 1 + int(self.reads_neg_images)
 
-    def text_group(self, neg_captions: int = 1, paraphrases: int = 0, units: int = 0) -> int:
-        """Text rows that a sample contributes."""
-        return 1 + neg_captions * int(self.reads_neg_captions) + paraphrases + 2 * units
+    def text_group(self, neg_captions: int = 1) -> int:
+        """Text rows that a sample contributes, without those of added terms."""
+        return 1 + neg_captions * int(self.reads_neg_captions)
 
 
 METHODS = {
@@ -205,6 +207,7 @@ def check_supported(args: Any) -> None:
     loss, stock, neg_captions = f"--loss {method.name}", method.name == "clip", get("neg_captions", 1)
     count = "one negative caption" if method.reads_neg_captions else "no negative captions"
     sigmoid, distill_model, precision = get("siglip"), get("distill_model"), get("precision")
+    model = str(get("model")).lower()
     scope, all_images = "neg_scope" in given, "neg_images_in_text_denominator" in given
     teacher = "teacher" in given
     refused = {
@@ -225,8 +228,9 @@ def check_supported(args: Any) -> None:
             get("teacher") == "ema" and precision in HALF_WEIGHTS,
         "--distill-weight means nothing without --teacher or --distill-model":
             "distill_weight" in given and not teacher and not distill_model,
-        f"{loss} trains CLIP models alone; CoCa has a loss of its own: --loss clip":
-            not stock and "coca" in str(get("model")).lower(),
+        f"{loss} trains CLIP models (two towers), not {get('model')}; CoCa has a loss of its own: --loss clip":
+            not stock and any(word in model for word in OTHER_MODELS),
+        LOCAL_LOSS: not stock and get("local_loss") and not get("gather_with_grad"),
     }
     for message, holds in refused.items():
         if holds:
