@@ -68,33 +68,20 @@ def expand_config(argv: Sequence[str], *, subcommand: bool = False) -> list[str]
     Raises:
         UsageError: the file cannot be read, or is no flat mapping of flags.
     """
-    rest, files = _without_config(list(argv))
-    if not files:
-        return rest
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", default=[])
+    try:
+        own, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError("--config needs a yaml file of flags") from error
     content: dict = {}
-    for file in files:
+    for file in own.config:
         content.update(_read(file))
     command = content.pop("command", None) if subcommand else None
     flags = [part for name, value in content.items() if not _given(name, rest) for part in _flag(name, value)]
     if command and (not rest or rest[0].startswith("-")):
         rest = [str(command), *rest]
     return rest + flags  # in this order: a flag with a list of values would take a positional argument for one
-
-
-def _without_config(argv: list[str]) -> tuple[list[str], list[str]]:
-    rest, files = [], []
-    arguments = iter(argv)
-    for argument in arguments:
-        if argument == "--config":
-            file = next(arguments, None)
-            if file is None:
-                raise UsageError("--config needs a yaml file of flags")
-            files.append(file)
-        elif argument.startswith("--config="):
-            files.append(argument.partition("=")[2])
-        else:
-            rest.append(argument)
-    return rest, files
 
 
 def _read(file: str) -> dict:

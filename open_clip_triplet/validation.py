@@ -50,64 +50,58 @@ class Validator:
             return []
         return shards
 
-    @property
-    def _input_dtype(self):
-        """What images are cast to: the parameters' type in OpenCLIP's pure precisions, else None."""
-        from open_clip import get_input_dtype
-
-        return get_input_dtype(self.args.precision)
-
-    def due(self, epoch: int) -> bool:
-        frequency = self.args.val_frequency
-        return bool(frequency) and (epoch % frequency == 0 or epoch == self.args.epochs)
-
     def run(self, model, epoch: int) -> dict[str, float]:
         """Flat metrics of one validation; ``{}`` where none is due."""
-        if not self.due(epoch) or not (self.paired_shards or self.args.eval_benchmarks):
+        frequency = self.args.val_frequency
+        due = frequency and (epoch % frequency == 0 or epoch == self.args.epochs)
+        if not due or not (self.paired_shards or self.args.eval_benchmarks):
             return {}
         if getattr(self.args, "fsdp", False):
             logging.warning("No compositional validation under --fsdp; evaluate the checkpoint instead.")
             return {}
+        from open_clip import get_input_dtype
+        from open_clip.transform import PreprocessCfg, image_transform_v2
         from open_clip_train.precision import get_autocast
 
         model = unwrap(model)
         was_training = model.training
         model.eval()
-        autocast = get_autocast(self.args.precision, device_type=torch.device(self.args.device).type)
+        if self.preprocess is None:
+            self.preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        precision, device = self.args.precision, self.args.device
+        how = {
+            "preprocess": self.preprocess, "tokenizer": self.tokenizer, "device": device,
+            "autocast": get_autocast(precision, device_type=torch.device(device).type),
+            "input_dtype": get_input_dtype(precision),
+        }
         metrics: dict[str, float] = {}
         try:
             for score in (self._composition, self._benchmarks):
                 try:
-                    metrics.update(score(model, autocast))
+                    metrics.update(score(model, how))
                 except (ValueError, OSError) as error:  # data that has gone bad must not end the training
                     logging.error(f"Validation goes on without {score.__name__.strip('_')} scores: {error}")
-            self._log_pairs(model, autocast, epoch)
+            self._log_pairs(model, how, epoch)
         finally:
             model.train(was_training)
         return metrics
 
-    def _log_pairs(self, model, autocast, epoch: int) -> None:
+    def _log_pairs(self, model, how: dict, epoch: int) -> None:
         """A few pairs with their similarities, as an image in tensorboard and wandb; rank 0 keeps the logs."""
         if not self.paired_shards or self.args.rank:
             return
         from open_clip_triplet.evaluation.encode import Encoder
         from open_clip_triplet.inspect.training import log_pairs
 
-        encoder = Encoder(
-            model, self._preprocess(model), self.tokenizer,
-            device=self.args.device, autocast=autocast, input_dtype=self._input_dtype,
-        )
-        log_pairs(self.args, encoder, self.paired_shards, epoch)
+        log_pairs(self.args, Encoder(model, **how), self.paired_shards, epoch)
 
-    def _composition(self, model, autocast) -> dict[str, float]:
+    def _composition(self, model, how: dict) -> dict[str, float]:
         if not self.paired_shards:
             return {}
         from open_clip_triplet.evaluation import composition_scores
 
         scores = composition_scores(
-            model, self.paired_shards, self._preprocess(model), self.tokenizer, self.args.device,
-            batch_size=self.args.batch_size, autocast=autocast, input_dtype=self._input_dtype,
-            max_samples=self.args.val_num_samples,
+            model, self.paired_shards, batch_size=self.args.batch_size, max_samples=self.args.val_num_samples, **how
         )
         if scores.get("dropped"):
             logging.warning(f"Compositional validation skipped samples, by reason: {scores['dropped']}")
@@ -116,24 +110,15 @@ class Validator:
             "paired_samples": scores["items"],
         }
 
-    def _benchmarks(self, model, autocast) -> dict[str, float]:
+    def _benchmarks(self, model, how: dict) -> dict[str, float]:
         if not self.args.eval_benchmarks:
             return {}
         from open_clip_triplet.evaluation import evaluate
 
         return evaluate(
-            model, preprocess=self._preprocess(model), tokenizer=self.tokenizer,
-            benchmarks=self.args.eval_benchmarks.split(","), data_root=self.args.eval_data_root,
-            device=self.args.device, batch_size=self.args.batch_size, autocast=autocast,
-            allow_partial=self.args.eval_allow_partial, input_dtype=self._input_dtype,
+            model, benchmarks=self.args.eval_benchmarks.split(","), data_root=self.args.eval_data_root,
+            batch_size=self.args.batch_size, allow_partial=self.args.eval_allow_partial, **how,
         )
-
-    def _preprocess(self, model):
-        if self.preprocess is None:
-            from open_clip.transform import PreprocessCfg, image_transform_v2
-
-            self.preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-        return self.preprocess
 
 
 def unwrap(model):
