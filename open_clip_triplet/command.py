@@ -42,11 +42,15 @@ def version_text(program: str) -> str:
     return f"{program} {__version__} ({', '.join(parts)})"
 
 
-def add_arguments(parser: argparse.ArgumentParser, program: str) -> None:
+def add_arguments(parser: argparse._ActionsContainer, program: str) -> None:
     """``--version`` and ``--config`` for the help; ``expand_config`` takes ``--config`` out before parsing."""
-    parser.add_argument("--version", action="version", version=version_text(program))
     parser.add_argument(
-        "--config", metavar="FILE", help="yaml file of flags; those on the command line win"
+        "--version", action="version", version=version_text(program),
+        help="print the versions of this package and of the libraries that decide what it does",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS,
+        help="yaml file of flags; those on the command line win",
     )
 
 

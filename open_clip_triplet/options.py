@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+from open_clip_triplet import command
 from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.checkpoints.training import start_from
 from open_clip_triplet.files import is_remote
@@ -29,7 +30,7 @@ REFUSED = {
 #: flags of ours that change how a run goes and not what it trains: no warning where a resume changes them
 RUNTIME_ONLY = (
     "image_decoder", "data_streams", "max_bad_fraction", "total_steps", "model_config", "loss_chunk_size",
-    "eval_benchmarks", "eval_data_root", "eval_allow_partial", "version", "config",
+    "eval_benchmarks", "eval_data_root", "eval_allow_partial",
 )
 
 
@@ -53,11 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
     )
-    group = parser.add_argument_group("command")
-    group.add_argument("--version", action="store_true", help="print this package's version and OpenCLIP's")
-    group.add_argument(
-        "--config", metavar="FILE", help="yaml file of flags, ours and OpenCLIP's; the command line wins"
-    )
+    command.add_arguments(parser.add_argument_group("command"), parser.prog)
     group = parser.add_argument_group("methods")
     group.add_argument(
         "--loss", type=method_name, default="clip", metavar="METHOD",

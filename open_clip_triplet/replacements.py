@@ -75,10 +75,11 @@ class Replacements:
     @seam("main", "parse_args", ("args",))
     def parse_args(self, original, args):
         """Takes the plugin's flags out, hands the rest to OpenCLIP, checks them together."""
-        own, rest = options.parse_own(list(args))
+        command_line = command.expand_config(args)
+        own, rest = options.parse_own(command_line)
         with options.suggesting(rest):
             namespace = original(rest)
-        vars(namespace).update(vars(own), command_line=list(args))
+        vars(namespace).update(vars(own), command_line=command_line)
         options.check(namespace)
         self._start_run(namespace)
         for path in namespace.model_config:

@@ -14,9 +14,9 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     """Run OpenCLIP's training with hooks; ``argv`` as on the command line. Returns the exit status."""
-    from open_clip_triplet.command import command_line, version_text
+    from open_clip_triplet.command import version_text
 
-    argv = command_line("triplet-train", argv)
+    argv = sys.argv[1:] if argv is None else argv
     if "--version" in argv:
         print(version_text("triplet-train"))
         return 0

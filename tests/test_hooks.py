@@ -105,6 +105,14 @@ def test_angle_brackets_spell_ranges():
     assert parse("--loss", "triplet", "--train-data", "s/<000..999>.tar").train_data == "s/{000..999}.tar"
 
 
+def test_a_config_is_read_by_every_way_in(tmp_path):
+    (tmp_path / "run.yaml").write_text("loss: negclip\nneg-captions: 3\n")
+    args = parse("--config", str(tmp_path / "run.yaml"), "--neg-captions", "2")
+    assert (args.loss, args.neg_captions) == ("negclip", 2)
+    with pytest.raises(options.UsageError, match="none.yaml: cannot be read"):
+        parse("--config", "none.yaml")
+
+
 def test_unknown_method_suggests_the_nearest(capsys):
     with pytest.raises(SystemExit):
         parse("--loss", "tripplet")

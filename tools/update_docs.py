@@ -4,6 +4,7 @@
 python tools/update_docs.py
 """
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def flag_table() -> str:
             value = "" if action.metavar is None else f" {action.metavar}"
             if action.choices:
                 value = f" {{{','.join(map(str, action.choices))}}}"
-            default = "" if action.default in (None, False, []) else f"`{action.default}`"
+            default = "" if action.default in (None, False, [], argparse.SUPPRESS) else f"`{action.default}`"
             text = re.sub(r"\s*\(default[^()]*\)", "", action.help or "")
             text = text.replace("%%", "%").replace("|", "\\|")
             rows.append(f"| `{action.option_strings[-1]}{value}` | {default} | {text} |")
