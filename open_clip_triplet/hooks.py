@@ -7,7 +7,7 @@
 What is replaced, and by what, stands in :mod:`open_clip_triplet.replacements`: every replacement names its seam
 in a decorator above it. To add one, write a method of ``Replacements`` there::
 
-    @seam("train", "backward", ("total_loss", "scaler"))    # open_clip_train.train.backward, leading parameters
+    @Seam("train", "backward", ("total_loss", "scaler"))    # open_clip_train.train.backward, leading parameters
     def backward(self, original, total_loss, scaler):       # gets what it replaces, then the call's arguments
         return original(total_loss, scaler)
 
@@ -64,12 +64,12 @@ def install() -> None:
     replacements = Replacements(major, modules)
     _undo.append(replacements.stop.close)
     for seam in seams(major):
-        module, method = modules[seam.module], getattr(replacements, seam.method)
+        module = modules[seam.module]
         original = getattr(module, seam.name)
         if seam.parameters is None:
-            replacement = method(original)
+            replacement = seam.method(replacements, original)
         else:
-            replacement = functools.wraps(original)(functools.partial(method, original))
+            replacement = functools.wraps(original)(functools.partial(seam.method, replacements, original))
         _undo.append(functools.partial(setattr, module, seam.name, original))
         setattr(module, seam.name, replacement)
 

@@ -59,7 +59,7 @@ class Progress:
         self.schedule = Schedule(per_epoch=1)
         self.optimizer_steps = self.samples = self.images = self.captions = 0
         self.into_epoch = 0  # steps of the present epoch that an earlier process made
-        self._offset = 0
+        self.step_offset = 0  # of OpenCLIP's count of steps, which takes all epochs for equal
 
     def resume_from(self, checkpoint) -> None:
         """Note where the checkpoint that OpenCLIP is loading stands; bare weights are no position."""
@@ -93,14 +93,10 @@ class Progress:
 
     def start_epoch_steps(self, args, epoch: int) -> int:
         """Steps that this epoch is still to make."""
-        self._offset = self.into_epoch
+        self.step_offset = self.into_epoch
         if args.total_steps:
-            self._offset = self.optimizer_steps - self.schedule.reported * epoch
+            self.step_offset = self.optimizer_steps - self.schedule.reported * epoch
         return max(0, self.schedule.boundary(epoch + 1) - self.optimizer_steps)
-
-    def schedule_step(self, step: int) -> int:
-        """The step of the learning rate's schedule for OpenCLIP's count, which takes all epochs for equal."""
-        return step + self._offset
 
     def finish_epoch(self, args, steps: int, rows: tuple[int, int], *, stopped: bool, stream: dict | None) -> None:
         """Add the steps of an epoch, and make the state that goes into its checkpoint.

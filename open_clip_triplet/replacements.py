@@ -14,9 +14,8 @@ import os
 import types
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import open_clip
 import torch
@@ -26,28 +25,25 @@ from open_clip_triplet.losses import create_loss, find_method
 from open_clip_triplet.losses.teacher import Teacher
 
 
-class Seam(NamedTuple):
-    """One name of OpenCLIP to replace: module, name, leading parameters, the method, major versions."""
+@dataclass
+class Seam:
+    """Decorator: the method below replaces a name of OpenCLIP, see :mod:`open_clip_triplet.hooks`.
+
+    parameters: the leading ones of the function replaced. majors: the versions of OpenCLIP that are meant.
+    """
 
     module: str
     name: str
-    parameters: tuple[str, ...] | None
-    method: str
-    majors: tuple[int, ...]
+    parameters: tuple[str, ...] | None = None
+    majors: tuple[int, ...] = (3, 4)
+
+    def __call__(self, method: Callable) -> Callable:
+        self.method = method
+        SEAMS.append(self)
+        return method
 
 
 SEAMS: list[Seam] = []
-
-
-def seam(module: str, name: str, parameters: tuple[str, ...] | None = None, majors: tuple[int, ...] = (3, 4)):
-    """Declare that the method below replaces ``module.name``, see :mod:`open_clip_triplet.hooks`."""
-
-    def declare(method):
-        SEAMS.append(Seam(module, name, parameters, method.__name__, majors))
-        return method
-
-    return declare
-
 
 _SCHEDULE = ("optimizer", "base_lr", "warmup_length", "steps")
 
@@ -72,7 +68,7 @@ class Replacements:
 
     # -- command line ---------------------------------------------------------------------------
 
-    @seam("main", "parse_args", ("args",))
+    @Seam("main", "parse_args", ("args",))
     def parse_args(self, original, args):
         """Takes the plugin's flags out, hands the rest to OpenCLIP, checks them together."""
         command_line = command.expand_config(args)
@@ -88,12 +84,12 @@ class Replacements:
 
     # -- loss -----------------------------------------------------------------------------------
 
-    @seam("main", "create_loss", ("args",), majors=(3,))
+    @Seam("main", "create_loss", ("args",), majors=(3,))
     def create_loss(self, original, args):
         """The method's loss."""
         return original(args) if args.loss == "clip" else create_loss(args)
 
-    @seam("main", "create_task", ("args", "model"), majors=(4,))
+    @Seam("main", "create_task", ("args", "model"), majors=(4,))
     def create_task(self, original, args, model, dist_model=None, naflex_data_config=None):
         """A ``CLIPTask`` around the method's loss."""
         if args.loss == "clip":
@@ -114,7 +110,7 @@ class Replacements:
 
     # -- data -----------------------------------------------------------------------------------
 
-    @seam("data", "get_dataset_fn", ("data_path", "dataset_type"))
+    @Seam("data", "get_dataset_fn", ("data_path", "dataset_type"))
     def get_dataset_fn(self, original, data_path, dataset_type):
         """Paired shards for training; remembers how validation data is preprocessed."""
         return functools.partial(self._dataset, original(data_path, dataset_type))
@@ -160,9 +156,9 @@ class Replacements:
 
     # -- steps ----------------------------------------------------------------------------------
 
-    @seam("main", "cosine_lr", _SCHEDULE)
-    @seam("main", "const_lr", _SCHEDULE)
-    @seam("main", "const_lr_cooldown", _SCHEDULE)
+    @Seam("main", "cosine_lr", _SCHEDULE)
+    @Seam("main", "const_lr", _SCHEDULE)
+    @Seam("main", "const_lr_cooldown", _SCHEDULE)
     def schedule(self, original, optimizer, base_lr, warmup_length, steps, *args, **kwargs):
         """The learning rate follows the steps made, up to ``--total-steps`` where that is given."""
         steps = self.args.total_steps or steps
@@ -172,9 +168,9 @@ class Replacements:
                 f"rate never reaches --lr {base_lr:g}."
             )
         adjust = original(optimizer, base_lr, warmup_length, steps, *args, **kwargs)
-        return lambda step: adjust(self.progress.schedule_step(step))
+        return lambda step: adjust(step + self.progress.step_offset)
 
-    @seam("parallel", "DistributedDataParallel")
+    @Seam("parallel", "DistributedDataParallel")
     def data_parallel(self, original):
         """A CPU model without the device ids that OpenCLIP gives, which torch takes for accelerators alone; and
         nothing exchanged where there are no gradients."""
@@ -190,7 +186,7 @@ class Replacements:
 
         return DistributedDataParallel
 
-    @seam(
+    @Seam(
         "main", "train_one_epoch",
         ("model", "data", "loss", "epoch", "optimizer", "scaler", "scheduler", "dist_model", "args"), majors=(3,),
     )
@@ -218,7 +214,7 @@ class Replacements:
             )
         self._evaluate_alone(model, data, epoch + 1, args, tb_writer)
 
-    @seam("main", "train_one_epoch", ("state", "data", "args"), majors=(4,))
+    @Seam("main", "train_one_epoch", ("state", "data", "args"), majors=(4,))
     def train_one_epoch_4(self, original, state, data, args, tb_writer=None):
         """The same for OpenCLIP's ``TrainState``."""
         task, epoch = state.task, state.epoch
@@ -290,7 +286,7 @@ class Replacements:
     def _teacher_state(self) -> dict:
         return {TEACHER_KEY: self.teacher.model.state_dict()} if self.teacher else {}
 
-    @seam("main", "torch")
+    @Seam("main", "torch")
     def torch_module(self, original):
         """``torch.save`` is whole or not at all, and adds the plugin's state."""
         module = types.ModuleType("torch")
@@ -307,8 +303,8 @@ class Replacements:
         if saved:
             saving.remove_interrupted(Path(path).parent)
 
-    @seam("main", "pt_load", ("file_path", "map_location"), majors=(3,))
-    @seam("file_utils", "pt_load", ("file_path", "map_location"), majors=(4,))
+    @Seam("main", "pt_load", ("file_path", "map_location"), majors=(3,))
+    @Seam("file_utils", "pt_load", ("file_path", "map_location"), majors=(4,))
     def pt_load(self, original, file_path, map_location=None):
         """Reads where the checkpoint stands; ``--resume latest`` falls back to the newest sound one."""
         load = functools.partial(original, map_location=map_location)
@@ -320,7 +316,7 @@ class Replacements:
             _name_for_ranks(checkpoint)
         return checkpoint
 
-    @seam("main", "save_sharded_checkpoint", ("task", "optimizer", "checkpoint_dir", "epoch"), majors=(4,))
+    @Seam("main", "save_sharded_checkpoint", ("task", "optimizer", "checkpoint_dir", "epoch"), majors=(4,))
     def save_sharded_checkpoint(self, original, task, optimizer, checkpoint_dir, epoch, *args, **kwargs):
         """The plugin's state lies beside the shards of a checkpoint of ``--fsdp-checkpoint sharded``."""
         original(task, optimizer, checkpoint_dir, epoch, *args, **kwargs)
@@ -328,7 +324,7 @@ class Replacements:
             saving.save_durably(self.progress.state, os.path.join(checkpoint_dir, _SHARDED_STATE))
             saving.remove_interrupted(Path(checkpoint_dir).parent, "epoch_latest.pt")
 
-    @seam("main", "load_sharded_checkpoint", ("task", "checkpoint_dir"), majors=(4,))
+    @Seam("main", "load_sharded_checkpoint", ("task", "checkpoint_dir"), majors=(4,))
     def load_sharded_checkpoint(self, original, task, checkpoint_dir, *args, **kwargs):
         """And is read from there."""
         epoch = original(task, checkpoint_dir, *args, **kwargs)
@@ -339,8 +335,8 @@ class Replacements:
 
     # -- validation -----------------------------------------------------------------------------
 
-    @seam("train", "zero_shot_eval", ("model", "data", "epoch", "args", "tokenizer"), majors=(3,))
-    @seam("train", "zero_shot_eval_all", ("task", "data", "epoch", "args", "tokenizer"), majors=(4,))
+    @Seam("train", "zero_shot_eval", ("model", "data", "epoch", "args", "tokenizer"), majors=(3,))
+    @Seam("train", "zero_shot_eval_all", ("task", "data", "epoch", "args", "tokenizer"), majors=(4,))
     def zero_shot_eval(self, original, model, data, epoch, args, tokenizer=None):
         """Adds compositional scores and benchmarks."""
         metrics = original(model, data, epoch, args, tokenizer=tokenizer)
