@@ -13,10 +13,7 @@ def install() -> None:
     """Put the hooks in for the life of the process; errors a user can meet end it with one line."""
     from open_clip_triplet import hooks
     from open_clip_triplet.errors import TripletError
-    from open_clip_triplet.options import build_parser
 
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(build_parser().format_help(), end="\n\n", flush=True)
     before = sys.excepthook
 
     def one_line(kind, error, traceback) -> None:

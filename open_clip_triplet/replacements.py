@@ -72,6 +72,8 @@ class Replacements:
     def parse_args(self, original, args):
         """Takes the plugin's flags out, hands the rest to OpenCLIP, checks them together."""
         command_line = command.expand_config(args)
+        if {"-h", "--help"} & set(command_line):
+            print(options.build_parser().format_help(), end="\n\n", flush=True)
         own, rest = options.parse_own(command_line)
         with options.suggesting(rest):
             namespace = original(rest)

@@ -22,10 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from open_clip_triplet import hooks
     from open_clip_triplet.errors import NonFiniteLossError, TripletError
-    from open_clip_triplet.options import build_parser
 
-    if "-h" in argv or "--help" in argv:
-        print(build_parser().format_help(), end="\n\n", flush=True)
     try:
         with hooks.installed():
             from open_clip_train.main import main as open_clip_main
