@@ -155,8 +155,8 @@ def suggesting(argv: list[str]) -> Iterator[None]:
 def parse_own(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split ``argv`` into the plugin's namespace and what is left for OpenCLIP."""
     own, rest = build_parser().parse_known_args(argv)
+    own.own_meaning = sorted(set(vars(own)) - set(RUNTIME_ONLY))
     own.epochs_given = any(word.split("=")[0] in ("--epochs", "--epoch") for word in rest)
-    own.own_meaning = sorted(set(vars(own)) - set(RUNTIME_ONLY) - {"epochs_given"})
     defaults = argparse.ArgumentParser()
     add_data_arguments(defaults)
     own.own_data_flags = any(getattr(own, name) != value for name, value in vars(defaults.parse_args([])).items())

@@ -274,8 +274,7 @@ class Replacements:
         reason = self.stop.name or "a signal to another rank"
         path = saving.interrupted_path(args, epoch)
         if args.save_logs or getattr(args, "fsdp", False):  # gathering a sharded model takes every rank
-            state = {progress.STATE_KEY: self.progress.state, **self._teacher_state()}
-            saved = {**checkpoint(), "epoch": epoch, **state}
+            saved = {**checkpoint(), "epoch": epoch, **self._own_state()}
         if args.save_logs and saving.save_or_go_on(saved, path):
             logging.info(f"Stopped by {reason}; saved {path}. Continue with --resume latest.")
         elif args.rank == 0:
@@ -285,8 +284,10 @@ class Replacements:
         saving.end_remote_sync(args)
         raise SystemExit(0)
 
-    def _teacher_state(self) -> dict:
-        return {TEACHER_KEY: self.teacher.model.state_dict()} if self.teacher else {}
+    def _own_state(self) -> dict:
+        """The plugin's part of a checkpoint."""
+        teacher = {TEACHER_KEY: self.teacher.model.state_dict()} if self.teacher else {}
+        return {progress.STATE_KEY: self.progress.state, **teacher}
 
     @Seam("main", "torch")
     def torch_module(self, original):
@@ -298,7 +299,7 @@ class Replacements:
     def save(self, checkpoint, path) -> None:
         """What OpenCLIP's ``torch.save`` becomes; a full disk does not end the run."""
         if self.progress.state and isinstance(checkpoint, dict):
-            checkpoint = {**checkpoint, progress.STATE_KEY: self.progress.state, **self._teacher_state()}
+            checkpoint = {**checkpoint, **self._own_state()}
         saved = saving.save_or_go_on(checkpoint, path)
         # where it was not, the previous one is now the last good checkpoint
         self.args.delete_previous_checkpoint = saved and self.deletes_previous

@@ -17,8 +17,6 @@ from open_clip_triplet.files import is_remote
 from open_clip_triplet.options import is_webdataset
 from open_clip_triplet.shards import expand_shards, first_sample, rename_members
 
-PAIR_FIELDS = ("image", "text", "neg_image", "neg_text")
-
 
 class Validator:
     """What the plugin adds to one run's validations."""
@@ -43,9 +41,7 @@ class Validator:
                 shards.append(shard)
             except ShardError as error:
                 logging.warning(f"Compositional validation leaves out a shard: {error}")
-        if not first:
-            return []
-        if not set(PAIR_FIELDS) <= set(first):
+        if first and not {"image", "text", "neg_image", "neg_text"} <= set(first):
             logging.info("--val-data has no hard negatives: no compositional scores.")
             return []
         return shards

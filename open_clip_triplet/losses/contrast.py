@@ -22,7 +22,7 @@ from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
 
 
 def softmax_contrast(
-    queries: Tensor, keys: Tensor, scale: Tensor, *, same_polarity: bool = True, chunk_size: int | None = None,
+    queries: Tensor, keys: Tensor, scale: Tensor | float, *, same_polarity: bool = True, chunk_size: int | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each query over all B * N keys, and of each paired key over the queries.
@@ -86,7 +86,7 @@ class _SoftmaxContrast(torch.autograd.Function):
 
 
 def sigmoid_contrast(
-    queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, *, chunk_size: int | None = None,
+    queries: Tensor, keys: Tensor, scale: Tensor | float, bias: Tensor, *, chunk_size: int | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Tensor:
     """SigLIP over the same matrix: every query meets every key, and its own key is the one match.

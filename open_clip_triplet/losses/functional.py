@@ -51,19 +51,18 @@ def negclip_terms(
     """
     if neg_scope not in NEG_SCOPES:
         raise ValueError(f"neg_scope must be one of {', '.join(NEG_SCOPES)}, not {neg_scope!r}")
-    scale = _scalar(logit_scale, images)
     # the polarities whose pairs are classified among each other
     together = [slice(None)] if neg_scope == "batch" else [slice(a, a + 1) for a in range(len(images))]
     contrasts = [
         softmax_contrast(
-            images[a], captions[a], scale, same_polarity=same_polarity, chunk_size=chunk_size, ranks=ranks
+            images[a], captions[a], logit_scale, same_polarity=same_polarity, chunk_size=chunk_size, ranks=ranks
         )
         for a in together
     ]
     by_image, by_caption = (torch.cat(losses) for losses in zip(*contrasts))
     if neg_scope == "own" and len(captions) > 1:
-        own = [scale * similarity_gain(images[a], all_but(a, captions), captions[a]) for a in range(len(images))]
-        by_image = torch.logaddexp(by_image, torch.stack(own).logsumexp(1))
+        gains = [similarity_gain(images[a], all_but(a, captions), captions[a]) for a in range(len(images))]
+        by_image = torch.logaddexp(by_image, (logit_scale * torch.stack(gains)).logsumexp(1))
     return ranks.mean(by_image + by_caption) / 2
 
 
@@ -163,12 +162,7 @@ def sigmoid_terms(
 
     Reference: Zhai et al., ICCV 2023, arXiv:2303.15343.
     """
-    scale = _scalar(logit_scale, images)
-    return ranks.mean(sigmoid_contrast(images, captions, scale, logit_bias, chunk_size=chunk_size, ranks=ranks))
-
-
-def _scalar(logit_scale: Scale, like: Tensor) -> Tensor:
-    return torch.as_tensor(logit_scale, device=like.device).reshape(())
+    return ranks.mean(sigmoid_contrast(images, captions, logit_scale, logit_bias, chunk_size=chunk_size, ranks=ranks))
 
 
 def _polarities(positives: Tensor, negatives: Tensor) -> Tensor:
