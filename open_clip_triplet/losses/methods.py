@@ -16,10 +16,6 @@ from open_clip_triplet.losses.terms import cyclic_consistency
 
 #: entry-point group in which a package offers losses: ``my-loss = "my_package.losses:MyLoss"``
 ENTRY_POINTS = "open_clip_triplet.losses"
-#: what is in the names of OpenCLIP's models that have more than two towers, or losses of their own
-OTHER_MODELS = ("coca", "genlip", "genlap", "clap")
-#: OpenCLIP's precisions whose weights are in half precision
-HALF_WEIGHTS = ("bf16", "fp16", "pure_bf16", "pure_fp16")
 
 
 class ClipHnLoss(GroupedLoss):
@@ -207,7 +203,6 @@ def check_supported(args: Any) -> None:
     loss, stock, neg_captions = f"--loss {method.name}", method.name == "clip", get("neg_captions", 1)
     count = "one negative caption" if method.reads_neg_captions else "no negative captions"
     sigmoid, distill_model, precision = get("siglip"), get("distill_model"), get("precision")
-    model = str(get("model")).lower()
     scope, all_images = "neg_scope" in given, "neg_images_in_text_denominator" in given
     teacher = "teacher" in given
     refused = {
@@ -225,11 +220,11 @@ def check_supported(args: Any) -> None:
             teacher and get("accum_freq", 1) > 1,
         "--teacher keeps the whole model on every rank; leave out --fsdp": teacher and get("fsdp"),
         f"--teacher ema does not move in weights of --precision {precision}; use amp_bf16":
-            get("teacher") == "ema" and precision in HALF_WEIGHTS,
+            get("teacher") == "ema" and precision in ("bf16", "fp16", "pure_bf16", "pure_fp16"),
         "--distill-weight means nothing without --teacher or --distill-model":
             "distill_weight" in given and not teacher and not distill_model,
         f"{loss} trains CLIP models (two towers), not {get('model')}; CoCa has a loss of its own: --loss clip":
-            not stock and any(word in model for word in OTHER_MODELS),
+            not stock and any(word in str(get("model")).lower() for word in ("coca", "genlip", "genlap", "clap")),
         LOCAL_LOSS: not stock and get("local_loss") and not get("gather_with_grad"),
     }
     for message, holds in refused.items():
