@@ -25,7 +25,6 @@ from typing import Any
 
 import braceexpand
 
-from open_clip_triplet.errors import ShardError
 from open_clip_triplet.files import is_remote, join, read_bytes, write_text_durably, write_whole
 from open_clip_triplet.tar import TarMembers, open_tar
 
@@ -102,45 +101,42 @@ def split_name(name: str) -> tuple[str | None, str]:
     return (f"{folder}/{stem}" if folder else stem), suffix.lower()
 
 
-def group_samples(
-    members: TarMembers, url: str, take: Callable[[TarMembers, int, str], Any]
+def read_samples(
+    shard: str | os.PathLike[str],
+    take: Callable[[TarMembers, int, str], Any] = lambda members, number, suffix: members.read(),
+    *,
+    in_place: bool = False,
 ) -> Generator[dict[str, Any], None, None]:
-    """Samples ``{"__key__", "__url__", suffix: value, ...}`` of a shard that is open.
+    """Samples of a shard, plain or gzipped, as ``{"__key__", "__url__", suffix: bytes, ...}``.
 
-    take: (members, number of the sample, suffix) to the value of the current member, or None to leave it
-    out. A sample is yielded once the member after it, or the end of the archive, has been seen: half of
-    one never is.
+    A sample is yielded once the member after it, or the end of the archive, has been seen: half of one never is.
+
+    Args:
+        take: (members, number of the sample, suffix) to the value of the current member, or None to leave it out.
+        in_place: as in :func:`tar.open_tar`.
 
     Raises:
-        ShardError: the shard is damaged, or ends early; whole samples before the damage have been yielded.
+        OSError: it cannot be opened.
+        ShardError: it is damaged, or ends early; whole samples before the damage have been yielded.
     """
     number = -1
     sample: dict[str, Any] | None = None
     suffixes: set[str] = set()
-    for name in members:
-        key, suffix = split_name(name)
-        if key is None:
-            continue
-        if sample is None or key != sample["__key__"] or suffix in suffixes:
-            if sample is not None:
-                yield sample
-            number, sample, suffixes = number + 1, {"__key__": key, "__url__": url}, set()
-        suffixes.add(suffix)
-        value = take(members, number, suffix)
-        if value is not None:
-            sample[suffix] = value
-    if sample is not None:
-        yield sample
-
-
-def read_samples(shard: str | os.PathLike[str]) -> Generator[dict[str, Any], None, None]:
-    """Samples of a shard, plain or gzipped, as ``{"__key__", "__url__", suffix: bytes, ...}``.
-
-    Raises:
-        OSError: it cannot be opened. ShardError: it is damaged; as :func:`group_samples`.
-    """
-    with open_tar(shard) as members:
-        yield from group_samples(members, str(shard), lambda members, number, suffix: members.read())
+    with open_tar(shard, in_place=in_place) as members:
+        for name in members:
+            key, suffix = split_name(name)
+            if key is None:
+                continue
+            if sample is None or key != sample["__key__"] or suffix in suffixes:
+                if sample is not None:
+                    yield sample
+                number, sample, suffixes = number + 1, {"__key__": key, "__url__": str(shard)}, set()
+            suffixes.add(suffix)
+            value = take(members, number, suffix)
+            if value is not None:
+                sample[suffix] = value
+        if sample is not None:
+            yield sample
 
 
 def rename_members(sample: dict[str, Any], names: Mapping[str, str] = FIELDS) -> dict[str, Any]:
@@ -176,10 +172,9 @@ class ShardWriter:
         self._samples = 0
 
     def __enter__(self) -> ShardWriter:
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(write_whole(self.path))
-            self._tar = stack.enter_context(tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT))
-            self._files = stack.pop_all()
+        self._files = contextlib.ExitStack()
+        file = self._files.enter_context(write_whole(self.path))
+        self._tar = self._files.enter_context(tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT))
         return self
 
     def __len__(self) -> int:
@@ -249,20 +244,3 @@ def _sizes_in(folder: str) -> dict[str, Any]:
 def write_sizes(folder: str | os.PathLike[str], sizes: dict[str, int]) -> None:
     """Write OpenCLIP's ``sizes.json`` (shard file name -> samples) beside the shards."""
     write_text_durably(join(folder, "sizes.json"), json.dumps(sizes, indent=1, sort_keys=True) + "\n")
-
-
-def first_sample(url: str) -> dict[str, Any]:
-    """The first whole sample of a shard, as :func:`read_samples` gives it.
-
-    Raises:
-        ShardError: the shard cannot be opened or holds no whole sample.
-    """
-    samples = read_samples(url)
-    try:
-        return next(samples)
-    except StopIteration:
-        raise ShardError(f"{url}: holds no sample") from None
-    except OSError as error:
-        raise ShardError(f"{url}: cannot be read ({error})") from error
-    finally:
-        samples.close()  # stops a remote command

@@ -15,7 +15,7 @@ import torch
 from open_clip_triplet.errors import ShardError
 from open_clip_triplet.files import is_remote
 from open_clip_triplet.options import is_webdataset
-from open_clip_triplet.shards import expand_shards, first_sample, rename_members
+from open_clip_triplet.shards import expand_shards, read_samples, rename_members
 
 
 class Validator:
@@ -37,11 +37,11 @@ class Validator:
             if not is_remote(shard) and not os.path.exists(shard):
                 continue  # warned of before training
             try:
-                first = first or rename_members(first_sample(shard))
+                first = first or next(map(rename_members, read_samples(shard)), None)
                 shards.append(shard)
-            except ShardError as error:
+            except (OSError, ShardError) as error:
                 logging.warning(f"Compositional validation leaves out a shard: {error}")
-        if first and not {"image", "text", "neg_image", "neg_text"} <= set(first):
+        if not {"image", "text", "neg_image", "neg_text"} <= set(first or ()):
             logging.info("--val-data has no hard negatives: no compositional scores.")
             return []
         return shards

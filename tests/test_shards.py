@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from open_clip_triplet import shards
+from open_clip_triplet.errors import ShardError
 from open_clip_triplet.evaluation.benchmarks.tripletdata import paired_samples
 from open_clip_triplet.evaluation.images import read_tar_index
 
@@ -58,7 +59,7 @@ def test_samples_come_back_as_written_and_bytes_are_fixed(tmp_path_factory, samp
 def samples_until_error(path, read=shards.read_samples):
     """What comes before the ShardError that must come."""
     found = []
-    with pytest.raises(shards.ShardError, match=path.name):
+    with pytest.raises(ShardError, match=path.name):
         for sample in read(path):
             found.append({name: value for name, value in sample.items() if name != "__url__"})
     return found
@@ -69,7 +70,7 @@ def paired_samples_raising(path):
     dropped = Counter()
     yield from paired_samples([str(path)], dropped)
     if dropped:
-        raise shards.ShardError(f"{path}: {dropped}")
+        raise ShardError(f"{path}: {dropped}")
 
 
 def test_a_shard_cut_anywhere_gives_whole_samples_and_then_an_error(tmp_path):
@@ -89,7 +90,7 @@ def test_a_shard_cut_anywhere_gives_whole_samples_and_then_an_error(tmp_path):
         assert len(found) == sum(1 for member in members[4::4] if member.offset + 512 <= size)
         assert found == samples[: len(found)]
         assert len(samples_until_error(cut, paired_samples_raising)) == len(found)
-        with pytest.raises(shards.ShardError):
+        with pytest.raises(ShardError):
             read_tar_index(cut)
     cut.write_bytes(whole[: end + 512])
     assert len(list(shards.read_samples(cut))) == len(read_tar_index(cut)) == 3

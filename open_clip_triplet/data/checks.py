@@ -6,13 +6,13 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 from open_clip_triplet.data.captions import negative_captions
 from open_clip_triplet.data.reading import read_shard, with_retries
 from open_clip_triplet.errors import MembersMissing, ShardError
 from open_clip_triplet.files import is_remote
-from open_clip_triplet.shards import FIELDS, group_samples, read_meta, read_sizes, rename_members
-from open_clip_triplet.tar import open_tar
+from open_clip_triplet.shards import FIELDS, read_meta, read_samples, read_sizes, rename_members
 
 #: local shards of a source that are looked at, and samples in each of them; more in the first
 SHARDS_CHECKED, SAMPLES_CHECKED, SAMPLES_CHECKED_IN_FIRST = 64, 64, 4096
@@ -81,25 +81,21 @@ def _check_members(
     looked_at, keys = 0, set()
     lacking: Counter = Counter()
     example: dict = {}
-    with open_tar(url) as members:
-        samples = group_samples(members, url, lambda members, index, suffix: b"")
-        try:
-            for sample in samples:
-                missing = [name for name in fields if name not in rename_members(sample, names)]
-                if missing and sample["__key__"] in keys:
-                    raise MembersMissing(
-                        f"{url}: members of a sample are not adjacent ({sample['__key__']!r} comes again later): "
-                        "sort the archive by name, e.g. tar --sort=name."
-                    )
-                keys.add(sample["__key__"])
-                looked_at += 1
-                lacking.update(missing)
-                example = sample if missing and not example else example
-                if looked_at == number:
-                    break
-        except ShardError as error:
-            if isinstance(error, MembersMissing) or not looked_at:
-                raise
+    try:
+        for sample in islice(read_samples(url, lambda members, index, suffix: b""), number):
+            missing = [name for name in fields if name not in rename_members(sample, names)]
+            if missing and sample["__key__"] in keys:
+                raise MembersMissing(
+                    f"{url}: members of a sample are not adjacent ({sample['__key__']!r} comes again later): "
+                    "sort the archive by name, e.g. tar --sort=name."
+                )
+            keys.add(sample["__key__"])
+            looked_at += 1
+            lacking.update(missing)
+            example = example or (sample if missing else {})
+    except ShardError as error:
+        if isinstance(error, MembersMissing) or not looked_at:
+            raise
     if not looked_at:
         raise ShardError(f"{url}: holds no sample")
     if not lacking:

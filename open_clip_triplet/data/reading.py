@@ -12,8 +12,8 @@ import torch
 from open_clip_triplet.data.stream import ShardSlice
 from open_clip_triplet.errors import MembersMissing, ShardError
 from open_clip_triplet.files import is_remote
-from open_clip_triplet.shards import FIELDS, group_samples, rename_members
-from open_clip_triplet.tar import TarMembers, open_tar
+from open_clip_triplet.shards import FIELDS, read_samples, rename_members
+from open_clip_triplet.tar import TarMembers
 
 #: attempts after the first to read a remote shard, counted anew after every sample that comes through
 RETRIES = 5
@@ -80,9 +80,8 @@ def read_shard(
     def take(members: TarMembers, index: int, suffix: str) -> bytes | None:
         return members.read() if names.get(suffix) in fields and not skip(index) else None
 
-    with open_tar(url) as members:
-        for index, sample in enumerate(group_samples(members, url, take)):
-            yield index, rename_members(sample, names)
+    for index, sample in enumerate(read_samples(url, take)):
+        yield index, rename_members(sample, names)
 
 
 def read_slice(

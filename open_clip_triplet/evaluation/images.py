@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from open_clip_triplet.errors import ImageError, ShardError
-from open_clip_triplet.shards import group_samples
-from open_clip_triplet.tar import TarMembers, open_tar
+from open_clip_triplet.shards import read_samples
+from open_clip_triplet.tar import TarMembers
 
 #: Orientations of the EXIF tag 274 that ask a viewer to turn or mirror the stored pixels.
 _ROTATED = range(2, 9)
@@ -128,8 +128,7 @@ def read_tar_index(path: str | os.PathLike) -> list[dict]:
         return ImageRef(str(path), members.member, members.offset, members.size)
 
     try:
-        with open_tar(path, in_place=True) as members:
-            return list(group_samples(members, str(path), locate))
+        return list(read_samples(path, locate, in_place=True))
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error})") from error
 

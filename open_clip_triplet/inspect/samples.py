@@ -13,8 +13,8 @@ from typing import Any
 
 from open_clip_triplet.errors import ShardError, UsageError
 from open_clip_triplet.files import join, list_files
-from open_clip_triplet.shards import expand_shards, group_samples, read_meta, read_sizes, rename_members
-from open_clip_triplet.tar import TarMembers, open_tar
+from open_clip_triplet.shards import expand_shards, read_meta, read_samples, read_sizes, rename_members
+from open_clip_triplet.tar import TarMembers
 
 #: keys of ``json`` that hold a number worth sorting by end in one of these, or are under ``scores``
 SCORE_ENDINGS = ("score", "similarity", "accuracy", "margin", "cosine")
@@ -134,8 +134,7 @@ def read_some(
         return members.read() if (wanted is None or number in wanted) and (images or text) else None
 
     try:
-        with open_tar(url) as members:
-            yield from group_samples(members, url, take)
+        yield from read_samples(url, take)
     except ShardError as error:
         if not quiet:
             print(f"{error}; the samples before the damage are shown", file=sys.stderr)

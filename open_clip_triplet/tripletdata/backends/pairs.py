@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from open_clip_triplet import files
 from open_clip_triplet.errors import ShardError
-from open_clip_triplet.shards import IMAGE_SUFFIXES, group_samples
-from open_clip_triplet.tar import TarMembers, open_tar
+from open_clip_triplet.shards import IMAGE_SUFFIXES, read_samples
+from open_clip_triplet.tar import TarMembers
 from open_clip_triplet.tripletdata.run.sample import Stats
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
@@ -63,15 +63,14 @@ def read_pairs(task: ShardTask, stats: Stats) -> Iterator[Pair]:
 
     shard, ordinal = task.inputs[0], -1
     try:
-        with open_tar(shard, in_place=True) as members:
-            for ordinal, sample in enumerate(group_samples(members, shard, take)):
-                stats.read += 1
-                key = f"{task.name}_{ordinal:06d}"
-                found = _pair(shard, key, sample)
-                if isinstance(found, str):
-                    stats.drop(found, key)
-                else:
-                    yield found
+        for ordinal, sample in enumerate(read_samples(shard, take, in_place=True)):
+            stats.read += 1
+            key = f"{task.name}_{ordinal:06d}"
+            found = _pair(shard, key, sample)
+            if isinstance(found, str):
+                stats.drop(found, key)
+            else:
+                yield found
     except OSError as error:
         raise ShardError(f"{shard}: cannot be read ({error.strerror or error})") from error
     except ShardError as error:

@@ -9,8 +9,7 @@ from itertools import groupby
 
 from open_clip_triplet import files
 from open_clip_triplet.errors import ShardError
-from open_clip_triplet.shards import IMAGE_SUFFIXES, group_samples, rename_members
-from open_clip_triplet.tar import open_tar
+from open_clip_triplet.shards import IMAGE_SUFFIXES, read_samples, rename_members
 from open_clip_triplet.tripletdata.run.tables import Table, iter_rows
 
 NO_TEXT = "caption is no text"
@@ -34,8 +33,7 @@ def member_rows(url: str, images: bool) -> Iterator[dict]:
         def take(members, number: int, suffix: str) -> bytes | None:
             return members.read() if images or suffix not in IMAGE_MEMBERS else None
 
-        with open_tar(url) as members:
-            yield from map(_roles, group_samples(members, url, take))
+        yield from map(_roles, read_samples(url, take))
     except FileNotFoundError as error:
         raise ShardError(f"{url}: no such file") from error
     except OSError as error:
