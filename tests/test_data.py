@@ -260,8 +260,8 @@ def test_unusable_samples_are_counted_and_the_next_ones_take_their_place(tmp_pat
     assert set(found) == set(range(21)) - set(changes)
     info.dataloader.report()
     assert (
-        "Data, pass 0: 16 of 21 samples seen, corrupt image 2, empty caption 1, unreadable caption 1, "
-        "missing member 1." in caplog.text
+        "Data, pass 0: 16 of 21 samples seen, corrupt image 2, empty caption 1, missing member 1, "
+        "unreadable caption 1." in caplog.text
     )
 
 
@@ -549,6 +549,15 @@ def test_a_pass_that_lost_much_is_warned_of(tmp_path, caplog):
     epoch_of(info)
     info.dataloader.report()
     assert "8% of the samples were dropped, most of them for: corrupt image" in caplog.text
+
+
+def test_samples_without_units_are_counted_as_dropped(tmp_path, caplog):
+    caplog.set_level("INFO")
+    changes = {n: {"json": {"units": [{"text": "1", "neg_text": "2"}] * (n != 3)}} for n in range(8)}
+    info = dataset(arguments(write_shards(tmp_path, [8], changes=changes), batch_size=1, units=1))
+    epoch_of(info)
+    info.dataloader.report()
+    assert "Data, pass 0: 7 of 8 samples seen, no units 1." in caplog.text
 
 
 def test_without_sizes(tmp_path):

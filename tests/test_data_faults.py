@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 
 from open_clip_triplet.data import get_paired_dataset, reading
 from open_clip_triplet.data import loader as loader_module
-from open_clip_triplet.data.counts import DROPPED
+from open_clip_triplet.data.counts import dropped_samples
 from open_clip_triplet.data.reading import ShardWatch
 from open_clip_triplet.data.stream import ShardSlice
 from open_clip_triplet.errors import ShardError, UsageError
@@ -35,7 +35,7 @@ def no_pauses(monkeypatch):
 def add_up(info, total):
     """A pass that is over has seen or dropped each of its samples."""
     named = info.dataloader.state.counts.totals(0)
-    assert named["seen"] + sum(named[reason] for reason in DROPPED) == total
+    assert named["seen"] + dropped_samples(named).total() == total
     return named
 
 

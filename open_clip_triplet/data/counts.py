@@ -7,25 +7,15 @@ from collections.abc import Iterable, Sequence
 
 from open_clip_triplet.data.stream import Position
 
-#: reasons why a sample does not reach a batch
-DROPPED = (
-    "corrupt image",
-    "image too large",
-    "empty caption",
-    "unreadable caption",
-    "missing member",
-    "damaged shard",
-    "shard shorter than sizes.json",
-    "left out by a data stage",
-)
-#: other things counted, in samples
-EVENTS = ("seen", "filled up negative captions")
+#: what is counted of the samples of batches; any other name is a reason why one does not reach a batch
+FILLED = "filled up negative captions"
+KEPT = ("seen", FILLED)
 #: share of a pass's samples that may be dropped before it is warned of
 WORTH_A_WARNING = 0.05
 
 
 class Dropped(Exception):
-    """A sample cannot be used; ``reason`` is one of :data:`DROPPED`."""
+    """A sample cannot be used; it is counted under ``reason``."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -72,8 +62,10 @@ class PassCounts:
         """
         shares, tried = 0.0, 0
         for key, named in self._counts.items():
-            if key[0] == pass_index and (of_stream := tried_samples(named)):
-                shares += dropped_samples(named) / of_stream
+            if key[0] == pass_index:
+                dropped = dropped_samples(named).total()
+                of_stream = named["seen"] + dropped
+                shares += dropped / max(1, of_stream)
                 tried += of_stream
         return shares / streams, tried
 
@@ -81,16 +73,14 @@ class PassCounts:
         """One line on a pass. total: its samples, None where they are unknown. whole: it is over."""
         totals = self.totals(pass_index)
         parts = [f"{totals['seen']:,} of {total:,} samples seen" if total else f"{totals['seen']:,} samples seen"]
-        parts += [f"{name} {totals[name]:,}" for name in DROPPED + EVENTS[1:] if totals[name]]
+        parts += [f"{name} {number:,}" for name, number in dropped_samples(totals).most_common()]
+        parts += [f"{FILLED} {totals[FILLED]:,}"] if totals[FILLED] else []
         return f"pass {pass_index}{'' if whole else ' so far'}: {', '.join(parts)}"
 
 
-def tried_samples(named: Counter) -> int:
-    return named["seen"] + dropped_samples(named)
-
-
-def dropped_samples(named: Counter) -> int:
-    return sum(named[name] for name in DROPPED)
+def dropped_samples(named: Counter) -> Counter:
+    """Samples that did not reach a batch, by reason."""
+    return Counter({name: number for name, number in sorted(named.items()) if name not in KEPT})
 
 
 def finished_passes(counts: PassCounts, positions: Iterable[Position]) -> list[int]:
@@ -106,8 +96,7 @@ def too_many_dropped(totals: Counter) -> str:
     '20% of the samples were dropped, most of them for: missing member.'
     """
     dropped = dropped_samples(totals)
-    share = dropped / max(1, tried_samples(totals))
+    share = dropped.total() / max(1, dropped.total() + totals["seen"])
     if share <= WORTH_A_WARNING:
         return ""
-    worst = max(DROPPED, key=lambda name: totals[name])
-    return f"{share:.0%} of the samples were dropped, most of them for: {worst}."
+    return f"{share:.0%} of the samples were dropped, most of them for: {dropped.most_common(1)[0][0]}."

@@ -27,7 +27,7 @@ import webdataset as wds
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from open_clip_triplet.data.captions import CaptionChoice
-from open_clip_triplet.data.counts import Dropped
+from open_clip_triplet.data.counts import FILLED, Dropped
 from open_clip_triplet.data.reading import ShardWatch, read_shard, read_slice
 from open_clip_triplet.data.stream import Dealing, Position, ShuffleOrder, StreamPlan
 from open_clip_triplet.errors import ShardError, UsageError
@@ -325,7 +325,7 @@ class Batch:
                     if isinstance(row, Row):
                         kept.append(row)
                         counted[pass_index, "seen"] += 1
-                        counted[pass_index, "filled up negative captions"] += row.filled
+                        counted[pass_index, FILLED] += row.filled
                     elif row.reason:
                         counted[pass_index, row.reason] += 1
                 images = [image for row in kept for image in row.images]
