@@ -77,7 +77,7 @@ def test_pipe_that_never_succeeds_is_given_up_and_counted(tmp_path, monkeypatch)
     assert [index for index, _ in found] == list(range(12))
     good = [item for _, item in found if isinstance(item, dict)]
     assert 0 < len(good) < 12
-    assert {item.reason for _, item in found if not isinstance(item, dict)} == {"damaged shard"}
+    assert {item for _, item in found if not isinstance(item, dict)} == {"damaged shard"}
 
 
 def test_command_that_fails_without_output_or_at_the_very_end(tmp_path):

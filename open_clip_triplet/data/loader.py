@@ -193,7 +193,7 @@ def joined(
     pieces: Iterator[Piece], batch_size: int, transform: SampleTransform
 ) -> Iterator[tuple[list, list, list[Piece]]]:
     """Batches of so many samples as ``(image parts, text parts, the pieces that end in them)``."""
-    images_per, texts_per = transform.image_group, transform.text_group
+    images_per, texts_per = transform.image_group, transform.captions.rows
     images, texts, missing = [], [], batch_size
     whole: list[Piece] = []
     for piece in pieces:

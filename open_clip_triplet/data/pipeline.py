@@ -19,7 +19,7 @@ import functools
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -31,7 +31,6 @@ from open_clip_triplet.data.counts import FILLED, Dropped
 from open_clip_triplet.data.reading import ShardWatch, read_shard, read_slice
 from open_clip_triplet.data.stream import Dealing, Position, ShuffleOrder, StreamPlan
 from open_clip_triplet.errors import ShardError, UsageError
-from open_clip_triplet.shards import FIELDS
 
 #: passes in a row without one usable sample after which a stream stops the run
 BARREN_PASSES = 30
@@ -95,19 +94,14 @@ class SampleTransform:
     images: Callable
     tokenizer: Callable
     fields: tuple[str, ...]
-    captions: CaptionChoice = field(default_factory=CaptionChoice)
-    seed: int = 0
-    names: Mapping[str, str] = field(default_factory=lambda: FIELDS)
+    captions: CaptionChoice
+    seed: int
+    names: Mapping[str, str]
 
     @property
     def image_group(self) -> int:
         """Image rows per sample."""
         return 1 + ("neg_image" in self.fields)
-
-    @property
-    def text_group(self) -> int:
-        """Text rows per sample."""
-        return self.captions.rows
 
     @property
     def fields_read(self) -> frozenset[str]:
@@ -130,21 +124,12 @@ class SampleTransform:
         return Row(place, self.images(encoded, *names), texts, filled)
 
 
-@dataclass
-class Passes:
+def passes(plan: StreamPlan, stream: int, position: Position) -> Iterator[tuple[int, ShuffleOrder]]:
     """Source: (pass, order) for pass after pass of one stream, from a position on."""
-
-    plan: StreamPlan
-    stream: int
-    start: Position
-
-    def __call__(self) -> Iterator[tuple[int, ShuffleOrder]]:
-        position = self.start
-        for pass_index in count(position.pass_index):
-            length = self.plan.length(pass_index, self.stream)
-            seed = f"{self.plan.seed}/{pass_index}/{self.stream}"
-            yield pass_index, ShuffleOrder.at(position, length, self.plan.shuffle, seed)
-            position = Position()
+    for pass_index in count(position.pass_index):
+        seed = f"{plan.seed}/{pass_index}/{stream}"
+        yield pass_index, ShuffleOrder.at(position, plan.length(pass_index, stream), plan.shuffle, seed)
+        position = Position()
 
 
 @dataclass
@@ -155,7 +140,7 @@ class Read:
     stream: int
     transform: SampleTransform
     watch: ShardWatch
-    row: int = 0  # of the watch
+    row: int  # of the watch
 
     def __call__(self, passes: Iterator) -> Iterator[tuple]:
         for pass_index, order in passes:
@@ -202,19 +187,16 @@ def shuffle(passes: Iterator) -> Iterator[dict | Unusable]:
                 held[found[0]] = found[1:]
             source, sample = held.pop(index, ("", None))
             over = not order.pending and order.next_index == order.length
-            after = Position(pass_index + 1) if over else Position(pass_index, order.drawn, _learned(order))
+            length = order.length if order.learned else None
+            after = Position(pass_index + 1) if over else Position(pass_index, order.drawn, length)
             place = Place(pass_index, order.drawn - 1, after, source)
             if isinstance(sample, dict):
                 sample["__place__"] = place
                 yield sample
             else:
-                yield Unusable(place, sample.reason if sample else None)
+                yield Unusable(place, sample)
         next(samples, None)  # what lies behind the slice, if sizes.json is wrong, is warned of on the way
         yield Unusable(Place(pass_index, order.drawn, Position(pass_index + 1), END), None)
-
-
-def _learned(order: ShuffleOrder) -> int | None:
-    return order.length if order.learned else None
 
 
 @dataclass
@@ -258,7 +240,7 @@ class Decode:
 
     plan: StreamPlan
     transform: SampleTransform
-    max_bad: float = 0.5
+    max_bad: float
 
     def __call__(self, items: Iterator) -> Iterator[Row | Unusable]:
         barren, usable, reason = 0, False, "every shard is empty"
@@ -299,52 +281,39 @@ class Decode:
         return True
 
 
-@dataclass
-class Batch:
+def batch(
+    rows: Iterator[Row | Unusable], dealing: Dealing, stream: int, first_step: int, position: Position
+) -> Iterator[Piece]:
     """Rows to :class:`Piece`, as large as the stream's share of each batch; texts are still strings."""
-
-    dealing: Dealing
-    stream: int
-    step: int
-    start: Position
-
-    def __call__(self, rows: Iterator[Row | Unusable]) -> Iterator[Piece]:
-        position, expected = self.start, (self.start.pass_index, self.start.drawn)
-        for step in count(self.step):
-            for piece in range(self.dealing.pieces):
-                kept: list[Row] = []
-                counted: Counter = Counter()
-                size = self.dealing.piece(self.stream, step, piece)
-                while len(kept) < size:
-                    row = next(rows)
-                    pass_index, draw, after, _ = row.place
-                    if pass_index == expected[0] and draw > expected[1]:
-                        counted[pass_index, "left out by a data stage"] += draw - expected[1]
-                    if after[:2] > expected:
-                        position, expected = after, after[:2]
-                    if isinstance(row, Row):
-                        kept.append(row)
-                        counted[pass_index, "seen"] += 1
-                        counted[pass_index, FILLED] += row.filled
-                    elif row.reason:
-                        counted[pass_index, row.reason] += 1
-                images = [image for row in kept for image in row.images]
-                listed = [(*key, number) for key, number in counted.items() if number]
-                yield Piece(
-                    default_collate(images) if images else None,
-                    [text for row in kept for text in row.texts], self.stream, position, listed,
-                )
+    expected = position[:2]
+    for step in count(first_step):
+        for piece in range(dealing.pieces):
+            kept: list[Row] = []
+            counted: Counter = Counter()
+            size = dealing.piece(stream, step, piece)
+            while len(kept) < size:
+                row = next(rows)
+                pass_index, draw, after, _ = row.place
+                if pass_index == expected[0] and draw > expected[1]:
+                    counted[pass_index, "left out by a data stage"] += draw - expected[1]
+                if after[:2] > expected:
+                    position, expected = after, after[:2]
+                if isinstance(row, Row):
+                    kept.append(row)
+                    counted[pass_index, "seen"] += 1
+                    counted[pass_index, FILLED] += row.filled
+                elif row.reason:
+                    counted[pass_index, row.reason] += 1
+            images = [image for row in kept for image in row.images]
+            texts = [text for row in kept for text in row.texts]
+            listed = [(*key, number) for key, number in counted.items() if number]
+            yield Piece(default_collate(images) if images else None, texts, stream, position, listed)
 
 
-@dataclass
-class Tokenize:
+def tokenize(pieces: Iterator[Piece], tokenizer: Callable) -> Iterator[Piece]:
     """The texts of pieces to token ids [N*(1+K), L]."""
-
-    tokenizer: Callable
-
-    def __call__(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        for piece in pieces:
-            yield piece._replace(texts=self.tokenizer(piece.texts) if piece.texts else None)
+    for piece in pieces:
+        yield piece._replace(texts=tokenizer(piece.texts) if piece.texts else None)
 
 
 @dataclass(eq=False)
@@ -363,9 +332,9 @@ class StreamPieces(IterableDataset):
     watch: ShardWatch
     streams: range
     positions: tuple[Position, ...]
-    step: int = 0
-    stages: tuple[Callable, ...] = ()
-    max_bad: float = 0.5
+    step: int
+    stages: tuple[Callable, ...]
+    max_bad: float
 
     def __iter__(self) -> Iterator[Piece]:
         info = get_worker_info()
@@ -379,11 +348,11 @@ class StreamPieces(IterableDataset):
         """The stages of one data stream, in order; to insert one of yours is one line."""
         start = self.positions[stream]
         return [
-            Passes(self.plan, stream, start),
+            functools.partial(passes, self.plan, stream, start),
             Read(self.plan, stream, self.transform, self.watch, stream - self.streams.start),
             shuffle,
             *map(UserStage, self.stages),
             Decode(self.plan, self.transform, self.max_bad),
-            Batch(self.dealing, stream, self.step, start),
-            Tokenize(self.transform.tokenizer),
+            functools.partial(batch, dealing=self.dealing, stream=stream, first_step=self.step, position=start),
+            functools.partial(tokenize, tokenizer=self.transform.tokenizer),
         ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 
@@ -19,13 +18,6 @@ from open_clip_triplet.tar import TarMembers
 RETRIES = 5
 #: seconds before the first of them; doubled every time
 BACK_OFF = 1.0
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """Stands in for a sample that cannot be read; ``reason`` is one of ``counts.DROPPED``."""
-
-    reason: str
 
 
 class ShardWatch:
@@ -87,12 +79,12 @@ def read_shard(
 def read_slice(
     part: ShardSlice, wanted: Callable[[int], bool], *, pass_index: int, watch: ShardWatch, fields: Container[str],
     names: Mapping[str, str] = FIELDS,
-) -> Iterator[tuple[int, dict | Unreadable | None]]:
+) -> Iterator[tuple[int, dict | str | None]]:
     """(index, sample) of every index of a slice, ascending, each exactly once; None for unwanted ones.
 
     A remote shard that fails is opened again, after a pause, and continued at the sample that was
-    being read; not where the server says that it is not there. What cannot be read comes as
-    :class:`Unreadable`; where the size is unknown, one stands for all that is lost.
+    being read; not where the server says that it is not there. In place of what cannot be read comes the
+    reason; where the size is unknown, one stands for all that is lost.
     """
     def skip(found: int) -> bool:
         return found < index or not wanted(found)
@@ -127,10 +119,10 @@ def read_slice(
         logging.warning("%s: skipped %d samples that are not in sizes.json, in pass %d", part.url, surplus, pass_index)
     if part.last is None:
         if reason == "damaged shard":
-            yield index, Unreadable(reason)
+            yield index, reason
         return
     for lost in range(index, part.last):
-        yield lost, Unreadable(reason) if wanted(lost) else None
+        yield lost, reason if wanted(lost) else None
 
 
 def with_retries(work: Callable[[], None], url: str) -> None:
