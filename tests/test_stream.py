@@ -119,7 +119,7 @@ def test_an_order_of_unknown_length_continues_after_its_end_was_met():
             elif order.length is None:
                 order.length = length
 
-    whole = list(draw(ShuffleOrder(None, 8, "s", initial=4), 30))
+    whole = list(draw(ShuffleOrder(None, 8, "s"), 30))
     assert sorted(whole) == list(range(30))
     order = ShuffleOrder(None, 8, "s")
     first = list(islice(draw(order, 30), 29))

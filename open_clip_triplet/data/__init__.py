@@ -8,6 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
+from open_clip_triplet.data.captions import CaptionChoice
+from open_clip_triplet.data.checks import check_sources, known_sizes
+from open_clip_triplet.data.device import ToDevice
+from open_clip_triplet.data.group import HostGroup
+from open_clip_triplet.data.images import FastImages, PilImages
+from open_clip_triplet.data.loader import PairedLoader
+from open_clip_triplet.data.pipeline import SampleTransform, StreamPieces
+from open_clip_triplet.data.reading import ShardWatch
+from open_clip_triplet.data.state import continued
 from open_clip_triplet.data.stream import Dealing, StreamPlan, shuffle_samples
 from open_clip_triplet.errors import CheckpointError, ShardError, UsageError
 from open_clip_triplet.files import local_path
@@ -34,38 +43,35 @@ def get_paired_dataset(
     """
     from open_clip_train.data import DataInfo
 
-    from open_clip_triplet.data.checks import check_sources
-    from open_clip_triplet.data.device import ToDevice
-    from open_clip_triplet.data.group import HostGroup
-    from open_clip_triplet.data.loader import PairedLoader
-    from open_clip_triplet.data.pipeline import StreamPieces
-    from open_clip_triplet.data.reading import ShardWatch
-    from open_clip_triplet.data.state import continued
-
     transform = _transform(args, preprocess_fn, tokenizer, method)
+    sources = [expand_shards(source) for source in normalise_ranges(args.train_data).split("::")]
     check_sources(
-        [expand_shards(source) for source in _sources(args.train_data)], transform.fields,
-        negatives=transform.captions.negatives, reader=f"--loss {method.name}", names=transform.names,
-        max_bad=args.max_bad_fraction,
+        sources, transform.fields, negatives=transform.captions.negatives, reader=f"--loss {method.name}",
+        names=transform.names, max_bad=args.max_bad_fraction,
     )
-    plan, state = continued(_plan(args, saved), saved, epoch=epoch, log=args.rank == 0)
+    plan, state = continued(_plan(args, sources, saved), saved, epoch=epoch, log=args.rank == 0)
+    samples = args.train_num_samples or sum(plan.sizes or ())
+    global_batch = args.batch_size * args.world_size * args.accum_freq
+    if samples < global_batch:
+        raise ShardError(
+            f"{samples:,} training samples are fewer than one global batch of {global_batch:,} (--batch-size "
+            f"{args.batch_size} x {args.world_size} processes x --accum-freq {args.accum_freq})"
+        )
     group = HostGroup()
     if len(starts := set(group.gather((state.step, tuple(state.positions))))) > 1:
         raise CheckpointError(f"processes resumed from {len(starts)} different checkpoints: one of them could not read "
                               "the newest. Name the checkpoint: --resume FILE")
-    accumulate = getattr(args, "accum_freq", 1)
-    global_batch = args.batch_size * args.world_size * accumulate
     per_rank = plan.streams // args.world_size
     own = range(args.rank * per_rank, (args.rank + 1) * per_rank)
     pieces = StreamPieces(
-        plan, Dealing(global_batch, plan.streams, accumulate), transform, ShardWatch(per_rank, len(plan.urls)),
+        plan, Dealing(global_batch, plan.streams, args.accum_freq), transform, ShardWatch(per_rank, len(plan.urls)),
         own, tuple(state.positions), state.step,
         stages=tuple(map(load_stage, args.data_stage)), max_bad=args.max_bad_fraction,
     )
     loader = PairedLoader(
         pieces, workers=_workers(args, per_rank), state=state, batch_size=args.batch_size,
         finish=ToDevice(args.device, transform.images.normalize, as_dict=as_dict),
-        num_batches=_samples_per_epoch(args, plan) // global_batch * accumulate, group=group, rank=args.rank,
+        num_batches=samples // global_batch * args.accum_freq, group=group, rank=args.rank,
         pin_memory="cuda" in str(args.device), stopping=stopping,
     )
     return DataInfo(dataloader=loader, shared_epoch=loader)
@@ -105,9 +111,6 @@ def field_names(args) -> Mapping[str, str]:
 
 
 def _transform(args, preprocess, tokenizer, method):
-    from open_clip_triplet.data.captions import CaptionChoice
-    from open_clip_triplet.data.pipeline import SampleTransform
-
     keys, probs = getattr(args, "json_text_key", None), getattr(args, "json_text_key_probs", None)
     captions = CaptionChoice(
         args.caption_sampling, args.neg_captions if method.reads_neg_captions else 0,
@@ -126,8 +129,6 @@ def _split_keys(keys: str) -> tuple[str, ...]:
 
 def _images(args, preprocess):
     """The image decoder asked for, or under ``auto`` the right one, with the reason in the log."""
-    from open_clip_triplet.data.images import FastImages, PilImages
-
     decoder, reason = args.image_decoder, "as asked for"
     options = {"same_crop": args.same_crop, "max_pixels": getattr(args, "max_image_pixels", 0) or None}
     if decoder == "auto":
@@ -146,17 +147,11 @@ def _images(args, preprocess):
     return images
 
 
-def _sources(spec) -> list:
-    return normalise_ranges(spec).split("::") if isinstance(spec, str) else list(spec)
-
-
-def _shards(args) -> tuple[list[str], tuple[float, ...] | None]:
-    """Urls of all sources, and for resampling the weight of each."""
-    sources = [expand_shards(source) for source in _sources(args.train_data)]
-    urls = [url for source in sources for url in source]
+def _weights(args, sources: list[list[str]]) -> tuple[float, ...] | None:
+    """For resampling, the weight of each shard."""
     factors = args.train_data_upsampling_factors
     if factors is None:
-        return urls, None
+        return None
     if not args.dataset_resampled:
         raise ShardError("--train-data-upsampling-factors needs --dataset-resampled")
     weights = [float(factor) for factor in factors.split("::")]
@@ -164,13 +159,11 @@ def _shards(args) -> tuple[list[str], tuple[float, ...] | None]:
         raise ShardError(
             f"--train-data-upsampling-factors has {len(weights)} factors for {len(sources)} sources"
         )
-    return urls, tuple(weight for weight, source in zip(weights, sources) for _ in source)
+    return tuple(weight for weight, source in zip(weights, sources) for _ in source)
 
 
-def _plan(args, saved: dict | None) -> StreamPlan:
-    from open_clip_triplet.data.checks import known_sizes
-
-    urls, weights = _shards(args)
+def _plan(args, sources: list[list[str]], saved: dict | None) -> StreamPlan:
+    urls, weights = [url for source in sources for url in source], _weights(args, sources)
     sizes, why = known_sizes(urls)
     if sizes is None and not args.train_num_samples:
         raise ShardError(
@@ -180,25 +173,13 @@ def _plan(args, saved: dict | None) -> StreamPlan:
     if sizes is None and not args.dataset_resampled and args.rank == 0:
         logging.warning("Whole shards are dealt out to the data streams, because %s.", why)
     # what can be dealt out: a stream without a sample of its own has nothing to give
-    most = sum(sizes) if sizes and not args.dataset_resampled else len(urls)
-    streams = _streams(args, saved, most if not args.dataset_resampled else sys.maxsize)
-    mean_bytes = _mean_bytes(urls[0], sizes)
-    plan = StreamPlan(
+    most = sys.maxsize if args.dataset_resampled else sum(sizes) if sizes else len(urls)
+    streams = _streams(args, saved, most)
+    return StreamPlan(
         urls=tuple(urls), sizes=tuple(sizes) if sizes else None, streams=streams, seed=args.seed,
-        shuffle=shuffle_samples(streams, mean_bytes), resampled=bool(args.dataset_resampled), weights=weights,
+        shuffle=shuffle_samples(streams, _mean_bytes(urls[0], sizes)), resampled=bool(args.dataset_resampled),
+        weights=weights,
     )
-    samples = _samples_per_epoch(args, plan)
-    step = args.batch_size * args.world_size * getattr(args, "accum_freq", 1)
-    if samples < step:
-        raise ShardError(
-            f"{samples:,} training samples are fewer than one global batch of {step:,} (--batch-size "
-            f"{args.batch_size} x {args.world_size} processes x --accum-freq {getattr(args, 'accum_freq', 1)})"
-        )
-    return plan
-
-
-def _samples_per_epoch(args, plan: StreamPlan) -> int:
-    return args.train_num_samples or sum(plan.sizes or ())
 
 
 def _mean_bytes(url: str, sizes) -> float | None:

@@ -9,8 +9,6 @@ from typing import Any
 from open_clip_triplet.data.counts import Dropped
 from open_clip_triplet.shards import read_meta
 
-SAMPLING = ("first", "random")
-
 
 @dataclass(frozen=True)
 class CaptionChoice:
@@ -44,13 +42,11 @@ class CaptionChoice:
         more = self.negatives > 1 or self.paraphrases or self.units or self.json_keys
         return self.sampling == "random" or bool(more)
 
-    def __call__(
-        self, sample: dict, rng: random.Random | None, *, keep_first: bool
-    ) -> tuple[list[str], bool]:
+    def __call__(self, sample: dict, rng: Any, *, keep_first: bool) -> tuple[list[str], bool]:
         """The ``rows`` captions of a sample under field names.
 
         Args:
-            rng: may be None where nothing is random.
+            rng: a random.Random; may be None where nothing is random.
             keep_first: ``neg.txt`` stays the first negative, because it is the caption of the negative image.
 
         Returns:
@@ -59,31 +55,29 @@ class CaptionChoice:
         Raises:
             Dropped: a caption is empty, or not UTF-8; units are wanted and there are none.
         """
-        assert rng is not None or not self.is_random
-        draw: Any = rng
         meta = read_meta(sample) if self.reads_meta else {}
-        caption = self._from_json(meta, draw) if self.json_keys else _text(sample["text"])
+        caption = self._from_json(meta, rng) if self.json_keys else _text(sample["text"])
         if self.sampling == "random":
-            caption = draw.choice(_strings(meta.get("captions")) or [caption])
+            caption = rng.choice(_strings(meta.get("captions")) or [caption])
         chosen, filled = [caption], False
         if self.negatives:
             first, *others = pool = negative_captions(_text(sample["neg_text"]), meta)
             if self.sampling == "random":
                 if keep_first:
-                    draw.shuffle(others)
+                    rng.shuffle(others)
                     pool = [first, *others]
                 else:
-                    draw.shuffle(pool)
+                    rng.shuffle(pool)
             filled = len(pool) < self.negatives
             chosen += [pool[i % len(pool)] for i in range(self.negatives)]
         if self.paraphrases:
             others = [text for text in _strings(meta.get("captions")) if text != caption]
             filled |= len(others) < self.paraphrases
-            chosen += self._some(others or [caption], self.paraphrases, draw)
+            chosen += self._some(others or [caption], self.paraphrases, rng)
         if self.units:
             units = _units(meta.get("units"))
             filled |= len(units) < self.units
-            chosen += [text for unit in self._some(units, self.units, draw) for text in unit]
+            chosen += [text for unit in self._some(units, self.units, rng) for text in unit]
         if not all(text.strip() for text in chosen):
             raise Dropped("empty caption")
         return chosen, filled
@@ -130,6 +124,4 @@ def _text(data: bytes | str) -> str:
 
 def _strings(value) -> list[str]:
     """The non-empty strings of a list out of an untrusted json member."""
-    return (
-        [item for item in value if isinstance(item, str) and item.strip()] if isinstance(value, list) else []
-    )
+    return [item for item in value if isinstance(item, str) and item.strip()] if isinstance(value, list) else []

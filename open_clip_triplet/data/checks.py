@@ -12,7 +12,7 @@ from open_clip_triplet.data.captions import negative_captions
 from open_clip_triplet.data.reading import read_shard, with_retries
 from open_clip_triplet.errors import MembersMissing, ShardError
 from open_clip_triplet.files import is_remote
-from open_clip_triplet.shards import FIELDS, read_meta, read_samples, read_sizes, rename_members
+from open_clip_triplet.shards import read_meta, read_samples, read_sizes, rename_members
 
 #: local shards of a source that are looked at, and samples in each of them; more in the first
 SHARDS_CHECKED, SAMPLES_CHECKED, SAMPLES_CHECKED_IN_FIRST = 64, 64, 4096
@@ -25,7 +25,7 @@ SHOWN = {"image": "jpg", "text": "txt", "neg_image": "neg.jpg", "neg_text": "neg
 
 def check_sources(
     sources: Sequence[Sequence[str]], fields: Sequence[str], *, negatives: int, reader: str,
-    names: Mapping[str, str] = FIELDS, max_bad: float = 0.5,
+    names: Mapping[str, str], max_bad: float,
 ) -> None:
     """Check samples of each source's local shards, all or evenly spaced, or of its first remote one.
 

@@ -307,9 +307,9 @@ def resize_box(
     return made[0, :, extra[0] :, extra[1] :].permute(1, 2, 0)
 
 
-def align_grid(begin: float, step: float, most: int = 8) -> tuple[int, int]:
-    """(start, drop): a whole ``start`` with start + drop * step nearest to ``begin``, drop < most."""
+def align_grid(begin: float, step: float) -> tuple[int, int]:
+    """(start, drop): a whole ``start`` with start + drop * step nearest to ``begin``, drop < 8."""
     if begin == int(begin):
         return int(begin), 0
-    tries = [(round(begin - drop * step), drop) for drop in range(most)]
+    tries = [(round(begin - drop * step), drop) for drop in range(8)]
     return min(tries, key=lambda found: (round(abs(found[0] + found[1] * step - begin), 1), found[1]))

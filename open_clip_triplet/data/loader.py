@@ -42,8 +42,8 @@ class PairedLoader:
 
     def __init__(
         self, pieces: StreamPieces, *, workers: int, state: StreamState, finish: Callable[[list, list], Any],
-        batch_size: int, num_batches: int, group: HostGroup, rank: int = 0, pin_memory: bool = False,
-        stopping: Callable[[], bool] = lambda: False,
+        batch_size: int, num_batches: int, group: HostGroup, rank: int, pin_memory: bool,
+        stopping: Callable[[], bool],
     ):
         self.pieces, self.state, self.batch_size, self.num_batches = pieces, state, batch_size, num_batches
         self.stretch = num_batches

@@ -47,9 +47,8 @@ def continued(plan: StreamPlan, saved: dict | None, *, epoch: int, log: bool) ->
     Args:
         epoch: completed, where there is no state: a checkpoint of stock OpenCLIP or of version 0.1.
     """
-    start = [Position(epoch)] * plan.streams
     if not saved:
-        return plan, StreamState(list(start))
+        return plan, StreamState([Position(epoch)] * plan.streams)
     positions = [Position(*position) for position in saved["positions"]]
     now = order_of(plan)
     changed = [name for name in now if now[name] != saved.get(name)]

@@ -117,10 +117,9 @@ class StreamPlan:
             return [self._whole(shard) for shard in order[stream :: self.streams]]
         total = sum(self.sizes)
         # cut anew in every pass: a stream whose slice is unreadable gets another one
-        begin = rng.randrange(total) + stream * total // self.streams
+        begin = (rng.randrange(total) + stream * total // self.streams) % total
         end = begin + _part(total, self.streams, stream)
-        return [*self._between(order, begin % total, min(begin % total + end - begin, total)),
-                *self._between(order, 0, max(0, begin % total + end - begin - total))]
+        return list(self._between(order * 2, begin, end))  # behind the last shard comes the first again
 
     def length(self, pass_index: int, stream: int) -> int | None:
         """Samples of a stream in a pass; None where sizes are unknown."""
@@ -159,13 +158,13 @@ class ShuffleOrder:
     [0, 1, 2, 3, 4, 5]
     """
 
-    def __init__(self, length: int | None, buffer: int, seed: str, initial: int = SHUFFLE_INITIAL):
+    def __init__(self, length: int | None, buffer: int, seed: str):
         self.length = length
         self.learned = length is None  #: whether the length, once there is one, was met on the way
         self.pending: list[int] = []
         self.next_index = self.drawn = 0
         self._buffer = buffer
-        self._goal = min(buffer, initial)
+        self._goal = min(buffer, SHUFFLE_INITIAL)
         self._rng = random.Random(seed)
 
     @classmethod
