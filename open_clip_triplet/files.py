@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def local_path(url: str | os.PathLike) -> str:
     >>> local_path("file:///data/0.tar"), local_path("file:0.tar")
     ('/data/0.tar', '0.tar')
     """
-    return os.fspath(url).removeprefix("file:").removeprefix("//" if os.fspath(url).startswith("file:") else "")
+    return re.sub("^file:(//)?", "", os.fspath(url))
 
 
 def join(folder: str | os.PathLike, *names: str) -> str:
@@ -85,24 +86,14 @@ def opened(url: str | os.PathLike) -> Iterator[tuple[Any, str]]:
         raise OSError(f"{url}: cannot be read or written ({type(error).__name__}: {error})") from error
 
 
-def read_bytes(url: str | os.PathLike) -> bytes:
-    """A small file whole.
+def read_bytes(url: str | os.PathLike, start: int | None = None, end: int | None = None) -> bytes:
+    """A small file whole, or its bytes from ``start`` to ``end``.
 
     Raises:
         OSError: it is not there, or cannot be read.
     """
     with opened(url) as (fs, path):
-        return fs.cat_file(path)
-
-
-def read_range(url: str | os.PathLike, offset: int, size: int) -> bytes:
-    """``size`` bytes of a file, from ``offset`` on.
-
-    Raises:
-        OSError: it is not there, or cannot be read.
-    """
-    with opened(url) as (fs, path):
-        return fs.cat_file(path, start=offset, end=offset + size)
+        return fs.cat_file(path, start=start, end=end)
 
 
 def read_many(folder: str | os.PathLike, suffix: str) -> dict[str, bytes]:
@@ -110,8 +101,6 @@ def read_many(folder: str | os.PathLike, suffix: str) -> dict[str, bytes]:
     names = [name for name in list_files(folder) if name.endswith(suffix)]
     with opened(folder) as (fs, path):
         found = fs.cat([f"{path.rstrip('/')}/{name}" for name in names]) if names else {}
-    # fsspec unpacks a list of one
-    found = {names[0]: found} if isinstance(found, bytes) else found
     return {os.path.basename(name): data for name, data in found.items()}
 
 

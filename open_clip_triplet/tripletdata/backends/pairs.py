@@ -33,7 +33,7 @@ class Pair:
     meta: dict
 
     def image(self) -> bytes:
-        return files.read_range(self.shard, self.offset, self.size)
+        return files.read_bytes(self.shard, self.offset, self.offset + self.size)
 
     def line(self) -> bytes:
         """All of it but the digest, as one json line without the shard's folder."""
