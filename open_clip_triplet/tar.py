@@ -80,10 +80,8 @@ class TarMembers:
         if _number(header[148:156], 8) != checksum:
             raise self._damaged("damaged, or not a tar (bad header)")
         kind = header[156:157]
-        if header[124] == 0x80:  # GNU's base 256
-            size: int | None = int.from_bytes(header[125:136], "big")
-        else:
-            size = _number(header[124:136], 8)
+        base_256 = header[124] == 0x80  # GNU's
+        size = int.from_bytes(header[125:136], "big") if base_256 else _number(header[124:136], 8)
         self.offset = self._position
         self._set_size(0 if kind in b"123456" else size)  # nothing follows a link, device or directory
         name = _text(header[:100])
@@ -98,11 +96,9 @@ class TarMembers:
 
     def _exactly(self, size: int) -> bytes:
         """``size`` bytes of the stream."""
-        data = self._piece(min(size, PIECE))
-        if size > PIECE:
-            pieces = [data, *(self._piece(min(PIECE, size - at)) for at in range(PIECE, size, PIECE))]
-            data = b"".join(pieces)
-        return data
+        if size <= PIECE:
+            return self._piece(size)
+        return b"".join(self._piece(min(PIECE, size - at)) for at in range(0, size, PIECE))
 
     def _piece(self, size: int) -> bytes:
         try:

@@ -255,14 +255,14 @@ def throughput(spec: str, rounds: int, negatives: bool = False) -> dict:
 
 def first_images(spec: str, number: int) -> list[bytes]:
     """Encoded images of the first shards, in order."""
-    samples = (s for url in expand_shards(spec) for _, s in read_shard(url, ("image",), lambda i: False))
+    samples = (s for url in expand_shards(spec) for _, s in read_shard(url, ("image",)))
     return [sample["image"] for sample in itertools.islice(samples, number)]
 
 
 def stages(spec: str, size: tuple[int, int], number: int = 200) -> dict:
     """Where one image's time goes in ``fast``, and in ``pil`` for comparison, on warm caches."""
     shard = spec.replace("{00000..00019}", "00000")
-    samples = [s for _, s in read_shard(shard, ("image", "text"), lambda i: False)][:number]
+    samples = [s for _, s in read_shard(shard, ("image", "text"))][:number]
     encoded, texts = [s["image"] for s in samples], [s["text"].decode() for s in samples]
     transform = open_clip.image_transform(224, is_train=True)
     fast, crop = FastImages(transform), transform.transforms[0]
@@ -276,7 +276,7 @@ def stages(spec: str, size: tuple[int, int], number: int = 200) -> dict:
     finish = ToDevice("cuda" if torch.cuda.is_available() else "cpu", fast.normalize)
     count, choose = len(samples), CaptionChoice()
     return {
-        "tar": clock(lambda: list(read_shard(shard, ("image", "text"), lambda i: False))) / count,
+        "tar": clock(lambda: list(read_shard(shard, ("image", "text")))) / count,
         "captions": clock(
             lambda: [
                 choose(s, None, keep_first=False) for s in samples

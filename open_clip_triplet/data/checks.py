@@ -116,9 +116,7 @@ def _check_members(
 def _check_negatives(url: str, number: int, *, reader: str, names: Mapping[str, str]) -> None:
     """The first samples of a shard have so many different negative captions, one of them at least."""
     found = 0
-    for index, sample in read_shard(url, ("neg_text", "meta"), lambda index: index >= CAPTIONS_CHECKED, names):
-        if index == CAPTIONS_CHECKED:
-            break
+    for _, sample in islice(read_shard(url, ("neg_text", "meta"), names), CAPTIONS_CHECKED):
         if "neg_text" in sample:
             text = sample["neg_text"].decode("utf-8", "replace")
             found = max(found, len(negative_captions(text, read_meta(sample))))

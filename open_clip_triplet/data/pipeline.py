@@ -274,7 +274,7 @@ class Decode:
 
     def _usable(self, url: str) -> bool:
         try:
-            _, sample = next(read_shard(url, self.transform.fields_read, lambda _: False, self.transform.names))
+            _, sample = next(read_shard(url, self.transform.fields_read, self.transform.names))
             self.transform({**sample, "__place__": Place(0, 0, Position())})
         except (OSError, ShardError, Dropped, StopIteration):
             return False

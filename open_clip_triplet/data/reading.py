@@ -62,7 +62,8 @@ class ShardWatch:
 
 
 def read_shard(
-    url: str, fields: Container[str], skip: Callable[[int], bool], names: Mapping[str, str] = FIELDS
+    url: str, fields: Container[str], names: Mapping[str, str] = FIELDS,
+    skip: Callable[[int], bool] = lambda index: False,
 ) -> Iterator[tuple[int, dict]]:
     """(index, sample) of one shard under field names; only ``fields`` are read.
 
@@ -93,7 +94,7 @@ def read_slice(
     reason = "damaged shard" if watch.gave_up(part.shard, pass_index) else ""
     while not reason:
         try:
-            for found, sample in read_shard(part.url, fields, skip, names):
+            for found, sample in read_shard(part.url, fields, names, skip):
                 opened = True
                 if part.last is not None and found >= part.last:
                     surplus = found + 1 - part.last
