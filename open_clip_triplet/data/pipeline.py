@@ -187,8 +187,7 @@ def shuffle(passes: Iterator) -> Iterator[dict | Unusable]:
                 held[found[0]] = found[1:]
             source, sample = held.pop(index, ("", None))
             over = not order.pending and order.next_index == order.length
-            length = order.length if order.learned else None
-            after = Position(pass_index + 1) if over else Position(pass_index, order.drawn, length)
+            after = Position(pass_index + 1) if over else Position(pass_index, order.drawn, order.length)
             place = Place(pass_index, order.drawn - 1, after, source)
             if isinstance(sample, dict):
                 sample["__place__"] = place

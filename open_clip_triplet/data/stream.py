@@ -29,7 +29,7 @@ SHUFFLE_INITIAL = 500
 class Position(NamedTuple):
     """Where a data stream stands: the pass, and how many places of its shuffled slice have been drawn.
 
-    length: samples of the slice, where sizes are unknown and its end has been met; else None.
+    length: samples of the slice; None where sizes are unknown and its end has not been met.
     """
 
     pass_index: int = 0
@@ -160,7 +160,6 @@ class ShuffleOrder:
 
     def __init__(self, length: int | None, buffer: int, seed: str):
         self.length = length
-        self.learned = length is None  #: whether the length, once there is one, was met on the way
         self.pending: list[int] = []
         self.next_index = self.drawn = 0
         self._buffer = buffer
