@@ -5,8 +5,8 @@
 :meth:`StreamPieces.pipeline` returns the list; ``wds.DataPipeline`` runs it. A stage is a picklable callable that
 maps an iterator to an iterator. Between ``shuffle`` and ``decode`` the items are samples with encoded members
 under field names (``image text neg_image neg_text meta``), beside ``__key__``, ``__url__`` and ``__place__``.
-A stage put there, by ``pipeline.insert(3, stage)`` or ``--data-stage module:function``, may change samples or
-leave some out, and keeps their order. What it leaves out is counted.
+A stage put there, by ``pipeline.insert(3, UserStage(stage))`` or ``--data-stage module:function``, may change
+samples or leave some out, and keeps their order. What it leaves out is counted.
 
 A :class:`Piece` holds the rows of a few samples, side by side: images ``[x0, x0', x1, x1', ...]`` as one tensor
 ([N*G, 3, H, W], or uint8 [N*G, H, W, 3] of ``fast``), texts ``[y0, y0'a, y0'b, ..., y1, ...]`` as [N*(1+K), L];
