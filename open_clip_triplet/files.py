@@ -172,20 +172,15 @@ def write_whole(url: str | os.PathLike) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        replace_durably(temporary, final)
+        os.replace(temporary, final)
+        folder = os.open(final.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # so that the name survives a power cut
+        finally:
+            os.close(folder)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def replace_durably(temporary: Path, final: Path) -> None:
-    """Rename over ``final`` and flush the folder, so that the name survives a power cut."""
-    os.replace(temporary, final)
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write_text_durably(url: str | os.PathLike, text: str) -> None:

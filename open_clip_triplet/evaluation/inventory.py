@@ -12,7 +12,7 @@ from open_clip_triplet.evaluation.benchmarks import Benchmark
 from open_clip_triplet.evaluation.benchmarks.sugarcrepe import SIZES as SUGARCREPE
 from open_clip_triplet.evaluation.benchmarks.sugarcrepe_pp import SIZES as SUGARCREPE_PP
 from open_clip_triplet.evaluation.benchmarks.valse import SIZES as VALSE
-from open_clip_triplet.files import replace_durably
+from open_clip_triplet.files import write_whole
 
 _GITHUB = "https://raw.githubusercontent.com"
 _COLA = "COLA_multiobjects_matching_benchmark.json"
@@ -107,11 +107,8 @@ def download(name: str, root: Path) -> None:
         if path.exists():
             continue
         print(f"{address} -> {path}", file=sys.stderr)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
         try:
-            with urllib.request.urlopen(address, timeout=60) as answer:
-                temporary.write_bytes(answer.read())
+            with urllib.request.urlopen(address, timeout=60) as answer, write_whole(path) as file:
+                file.write(answer.read())
         except OSError as error:
             raise UsageError(f"{address}: {error}") from error
-        replace_durably(temporary, path)
