@@ -199,6 +199,19 @@ def test_bfloat16_features_and_autocast():
         assert cosine > 0.98
 
 
+@pytest.mark.parametrize("neg_scope", ["batch", "own"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_scale_may_be_a_number_or_a_tensor_of_one_of_any_type(dtype, neg_scope):
+    four = [features(6, 8, seed=seed, dtype=dtype) for seed in range(4)]
+    exact = triplet_clip_loss(*four, scalar(7.3, dtype), neg_scope=neg_scope)
+    for scale in (7.3, torch.tensor([7.3], dtype=torch.float64), torch.tensor(7.3), torch.tensor([7.3])):
+        loss = triplet_clip_loss(*four, scale, neg_scope=neg_scope)
+        assert loss.shape == () and loss.dtype == dtype
+        torch.testing.assert_close(loss, exact, rtol=1e-6, atol=1e-6)
+    number = triplet_clip_loss(*four, 7.3, neg_scope=neg_scope)
+    torch.testing.assert_close(number, exact, rtol=1e-12 if dtype == torch.float64 else 1e-6, atol=0)
+
+
 def test_large_bfloat16_batch_at_scale_100_stays_finite():
     four = [features(2048, 8, seed=seed, dtype=torch.bfloat16) for seed in range(4)]
     scale = scalar(100.0, torch.bfloat16)

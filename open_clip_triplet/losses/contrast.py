@@ -40,7 +40,7 @@ def softmax_contrast(
         them with the gradient that all ranks' losses have for this rank's rows.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        queries, keys = wide(queries) * scale, ranks.gather(wide(keys))
+        queries, keys = scaled(queries, scale), ranks.gather(wide(keys))
         by_query, by_key = _SoftmaxContrast.apply(queries, keys, same_polarity, chunk_size, ranks)
     return by_query, by_key
 
@@ -98,7 +98,7 @@ def sigmoid_contrast(
         -log sigmoid(z * (scale * similarity + bias)), z = 1 for its own key and -1 otherwise.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        queries, keys = wide(queries) * scale, ranks.gather(wide(keys))
+        queries, keys = scaled(queries, scale), ranks.gather(wide(keys))
 
         def loss_of_block(index: tuple[int, slice], queries, keys, bias):  # type: ignore[no-untyped-def]
             logits, own, _ = _logits(queries, keys, index, True, ranks)
@@ -139,3 +139,9 @@ def _logits(
 def wide(rows: Tensor) -> Tensor:
     """At least float32: half-precision logits near 100 come in steps of 0.06 to 0.5."""
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def scaled(rows: Tensor, scale: Tensor | float) -> Tensor:
+    """Rows times a scale, which may be of another type or lie elsewhere; at least float32."""
+    rows = wide(rows)
+    return rows * torch.as_tensor(scale, dtype=rows.dtype, device=rows.device)

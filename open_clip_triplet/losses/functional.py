@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from open_clip_triplet.losses.contrast import sigmoid_contrast, softmax_contrast
+from open_clip_triplet.losses.contrast import scaled, sigmoid_contrast, softmax_contrast
 from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
 from open_clip_triplet.losses.terms import all_but, cyclic_consistency, similarity_gain
 
@@ -62,7 +62,7 @@ def negclip_terms(
     by_image, by_caption = (torch.cat(losses) for losses in zip(*contrasts))
     if neg_scope == "own" and len(captions) > 1:
         gains = [similarity_gain(images[a], all_but(a, captions), captions[a]) for a in range(len(images))]
-        by_image = torch.logaddexp(by_image, (logit_scale * torch.stack(gains)).logsumexp(1))
+        by_image = torch.logaddexp(by_image, scaled(torch.stack(gains), logit_scale).logsumexp(1))
     return ranks.mean(by_image + by_caption) / 2
 
 
