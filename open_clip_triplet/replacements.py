@@ -380,4 +380,4 @@ def _rows(info) -> tuple[int, int]:
     if not _is_paired(info):
         return 1, 1
     transform = info.dataloader.pieces.transform
-    return transform.image_group, transform.text_group
+    return transform.image_group, transform.captions.rows

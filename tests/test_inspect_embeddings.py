@@ -289,3 +289,6 @@ def test_set_without_negatives_is_refused(checkpoints, tmp_path, capsys):
         writer.write({k: v for k, v in paired_sample(0).items() if k in ("__key__", "jpg", "txt")})
     assert cli.main(["model", str(checkpoints[1]), str(tmp_path), "--model-config", str(checkpoints[0])]) == 2
     assert "no sample has an image, a caption and a negative caption" in capsys.readouterr().err
+    encoder = f"openclip:tiny-inspect:{checkpoints[1]}"
+    assert cli.main(["similarity", str(tmp_path), "--encoder", encoder, "--model-config", str(checkpoints[0])]) == 2
+    assert "nothing to compare (seed0: 1 samples have no image pair; " in capsys.readouterr().err

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from open_clip_triplet.evaluation.encode.job import decoding_threads
 from open_clip_triplet.inspect.diff import caption_diff
 from open_clip_triplet.inspect.duplicates import NEAR, Fingerprint, fingerprint, normal_caption
 from open_clip_triplet.inspect.samples import ViewSample
+from open_clip_triplet.tripletdata.run.overlap import map_ahead
 
 
 @dataclass
@@ -70,11 +71,4 @@ def _with_fingerprints(samples: Iterable[ViewSample]) -> Iterator[tuple]:
         sample.image = sample.neg_image = None
         return sample, *prints
 
-    with ThreadPoolExecutor() as pool:
-        pending: deque = deque()
-        for sample in samples:
-            pending.append(pool.submit(work, sample))
-            if len(pending) > 64:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    return map_ahead(work, samples, decoding_threads(), 64)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
 from open_clip_triplet.errors import ImageError
+from open_clip_triplet.evaluation.encode.job import decoding_threads
 from open_clip_triplet.evaluation.images import open_image
 from open_clip_triplet.inspect.encoders import PairEncoder
 from open_clip_triplet.inspect.samples import ViewSample
+from open_clip_triplet.tripletdata.run.overlap import map_ahead
 
 #: columns of :func:`similarities`: sij is image i with caption j (0 positive, 1 negative); then positive and
 #: negative of one modality; then a positive and that of another sample
@@ -30,24 +32,22 @@ def similarities(
     """
     kept: list[ViewSample] = []
     rows = [np.empty((0, len(COLUMNS)))]
-    with ThreadPoolExecutor() as pool:
-        batches = _prepared(pool, samples, encoder, batch_size)
-        for batch, tensors in batches:
-            rows.append(_similarities(batch, tensors, encoder))
-            for sample in batch if not keep_images else ():
-                sample.image = sample.neg_image = None
-            kept += batch
-            if not quiet:
-                print(f"\r{encoder.label}: {len(kept):,} samples", end="", file=sys.stderr)
+    prepared = map_ahead(functools.partial(_prepared, encoder), samples, decoding_threads(), 2 * batch_size)
+    while found := list(itertools.islice(prepared, batch_size)):
+        batch, tensors = [sample for sample, _ in found], [pair for _, pair in found]
+        rows.append(_similarities(batch, tensors, encoder))
+        for sample in batch if not keep_images else ():
+            sample.image = sample.neg_image = None
+        kept += batch
+        if not quiet:
+            print(f"\r{encoder.label}: {len(kept):,} samples", end="", file=sys.stderr)
     if not quiet:
         print(file=sys.stderr)
     return kept, np.concatenate(rows)
 
 
-def _prepared(
-    pool: ThreadPoolExecutor, samples: Iterable[ViewSample], encoder: PairEncoder, size: int
-) -> Iterator[tuple]:
-    """Batches with their images as tensors, one batch decoded while the one before is encoded."""
+def _prepared(encoder: PairEncoder, sample: ViewSample) -> tuple[ViewSample, list]:
+    """A sample with its two images as tensors; None for one that is missing or cannot be decoded."""
 
     def prepare(data: bytes | None):
         if data is None or encoder.prepare is None:
@@ -57,16 +57,7 @@ def _prepared(
         except (ImageError, MemoryError):
             return None
 
-    iterator = iter(samples)
-    pending: deque = deque()
-    while batch := list(itertools.islice(iterator, size)):
-        futures = [[pool.submit(prepare, data) for data in (s.image, s.neg_image)] for s in batch]
-        pending.append((batch, futures))
-        if len(pending) > 1:
-            done, waiting = pending.popleft()
-            yield done, [[future.result() for future in pair] for pair in waiting]
-    for done, waiting in pending:
-        yield done, [[future.result() for future in pair] for pair in waiting]
+    return sample, [prepare(data) for data in (sample.image, sample.neg_image)]
 
 
 def _similarities(batch: list[ViewSample], tensors: list[list], encoder: PairEncoder) -> np.ndarray:

@@ -11,7 +11,7 @@ import itertools
 
 import numpy as np
 
-from open_clip_triplet.errors import UsageError
+from open_clip_triplet.errors import ShardError, UsageError
 from open_clip_triplet.evaluation.metrics import wilson_interval
 from open_clip_triplet.evaluation.tasks import pair_outcome
 from open_clip_triplet.inspect.encoders import choose_device, make_encoder
@@ -158,4 +158,6 @@ def run(args) -> int:
         notes += [f"{encoder.label}: {n:,} samples have no {name} pair" for name, n in left_out.items() if n]
     report = make_report(found, set_name(args.shards))
     report.intro = "; ".join(notes)
+    if not report.tables:
+        raise ShardError(f"{args.shards[0]}: nothing to compare ({report.intro})")
     return conclude(report, args)

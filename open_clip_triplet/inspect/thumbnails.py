@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from open_clip_triplet.errors import ImageError
+from open_clip_triplet.evaluation.encode.job import decoding_threads
 from open_clip_triplet.inspect.samples import ViewSample
+from open_clip_triplet.tripletdata.run.overlap import map_ahead
 from open_clip_triplet.tripletdata.run.pictures import decode
 
 QUALITY = 72
@@ -48,12 +47,4 @@ def with_thumbnails(
         sample.image = sample.neg_image = None
         return sample, *pair
 
-    workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque = deque()
-        for sample in samples:
-            pending.append(pool.submit(work, sample))
-            if len(pending) > 4 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    return map_ahead(work, samples, decoding_threads(), 32)
