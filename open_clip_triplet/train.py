@@ -9,6 +9,7 @@ Example, 8 GPUs::
 
 from __future__ import annotations
 
+import logging
 import sys
 
 
@@ -31,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     except TripletError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteLossError) else 2
+    finally:  # OpenCLIP sets the level of all loggers, and torch's compiler would have the last word
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith("torch."):
+                logging.getLogger(name).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -560,13 +560,13 @@ def test_weight_decay_reaches_every_parameter_on_request(paired_shards, tiny_con
     assert [group["weight_decay"] for group in every["optimizer"]["param_groups"]] == [0.5, 0.5]
 
 
-def test_errors_end_the_command_with_status_2(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "open_clip_triplet.train", "--loss", "triplet", "--train-data", "a.csv"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: --loss triplet trains on")
+@pytest.mark.parametrize(
+    ("data", "says"), [("a.csv", "--loss triplet trains on"), ("a.tar", "none of the 1 shards looked at can be read")]
+)
+def test_an_error_is_the_last_line_and_status_2(data, says, tiny_config, tmp_path):
+    argv = train_argv(tiny_config, tmp_path, "run", loss="triplet", **{"train-data": data})
+    done = subprocess.run([sys.executable, "-m", "open_clip_triplet.train", *argv], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {says}")
 
 
 def test_benchmarks_run_at_validations_without_any_validation_data(paired_shards, tiny_config, tmp_path, real_data):
