@@ -220,6 +220,39 @@ def test_a_caption_that_is_none_makes_retrieval_partial(tmp_path):
     assert task.named == ["annotation incomplete: coco_test_karpathy.json annotations[3]"]
 
 
+def test_a_line_that_is_no_caption_makes_flickr_partial(tmp_path):
+    write_retrieval(tmp_path)
+    path = tmp_path / "flickr30k" / "flickr30k_test_karpathy.txt"
+    lines = path.read_text().splitlines()
+    caption = lines[1].partition(",")[2]
+    path.write_text("\n".join([lines[0], f"{lines[1]}\u2028next to it", *lines[2:]]))
+    task = get("retrieval").load(tmp_path)["flickr30k"]
+    assert task.items[0].captions[0] == f"{caption}\u2028next to it" and not task.note  # one line, as JSON's and csv's
+    path.write_text("\n".join([*lines, "1.jpg"]))
+    task = get("retrieval").load(tmp_path)["flickr30k"]
+    task.expected = len(task.items)  # every image is there
+    assert task.note == "1 captions cannot be read" and not task.whole
+    assert task.named == ["annotation incomplete: flickr30k_test_karpathy.txt: 1.jpg"]
+
+
+def test_a_line_separator_within_a_caption_ends_no_line(tmp_path):
+    write_pairs(tmp_path)
+    path = tmp_path / "winoground" / "data" / "examples.jsonl"
+    first, *others = map(json.loads, path.read_text().splitlines())
+    first["caption_0"] = "a dog\u2028on a mat"
+    path.write_text("\n".join(json.dumps(entry, ensure_ascii=False) for entry in (first, *others)))
+    task = get("winoground").load(tmp_path)["winoground"]
+    assert not task.dropped and task.items[0].captions[0] == "a dog\u2028on a mat"
+
+
+def test_a_field_too_long_for_csv_is_refused_by_name(tmp_path):
+    WRITERS["mmvp_vlm"](tmp_path)
+    path = next(tmp_path.glob("*/Questions.csv"))
+    path.write_text(path.read_text() + f'\n271,Texts,"{"x" * 200_000}"\n')
+    with pytest.raises(DataError, match=r"Questions.csv line \d+: field larger than field limit"):
+        get("mmvp_vlm").load(tmp_path)
+
+
 @pytest.mark.parametrize("shape", [[], 5, "captions", {"images": {}}, {"images": [], "annotations": None}, None])
 def test_coco_captions_of_another_shape_are_refused(tmp_path, shape):
     write_retrieval(tmp_path)

@@ -12,7 +12,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from open_clip_triplet.evaluation.benchmarks.base import Benchmark, Headline, entries, find_image, first_file
+from open_clip_triplet.evaluation.benchmarks.base import (
+    Benchmark,
+    Headline,
+    entries,
+    find_image,
+    subset_files,
+)
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
 
@@ -25,22 +31,17 @@ FARTHEST = 100_000
 
 def load(root: Path) -> dict[str, ChoiceTask]:
     tasks = {}
-    for subset, file in FILES.items():
-        path = first_file(root, [f"aro/{file}"])
-        if path is None:
-            continue
+    for subset, path in subset_files(root, ["aro"], FILES):
         task = tasks[subset] = _task(subset)
         for key, entry in entries(path, ("image_path", "true_caption", "false_caption"), task):
             box, group = _box(entry), _group(subset, entry)
             if box is None or group is None:
-                task.leave_out("annotation incomplete", f"{file} {key} has no {'group' if box else 'box'}")
+                task.leave_out("annotation incomplete", f"{path.name} {key} has no {'group' if box else 'box'}")
                 continue
             image = ImageRef(find_image([path.parent / "images"], entry["image_path"]).path, crop=box)
             task.items.append(
                 Choice(key, image, (entry["true_caption"],), (entry["false_caption"],), (group,))
             )
-    if not tasks:
-        raise BENCHMARK.missing(root)
     return tasks
 
 
@@ -77,7 +78,7 @@ BENCHMARK = Benchmark(
     licence="annotations MIT; Visual Genome images CC BY 4.0",
     source="https://github.com/mertyg/vision-language-models-are-bows (its loaders name the files)",
     layout=tuple(f"aro/{file}" for file in FILES.values()) + ("aro/images/*.jpg",),
-    load=load,
+    loader=load,
     expected=SIZES,
     headlines=(
         Headline("VG-Relation, mean over relations (the authors')", "macro", "vg_relation"),

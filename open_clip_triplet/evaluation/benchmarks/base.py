@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
@@ -36,7 +36,7 @@ class Benchmark:
     lists; None where the benchmark has a single subset or no agreed average. ``averages`` are (name,
     metric) of the averages over it, ``flat_averages`` those over its leaves alone, ``pooled`` those over
     all items. ``headlines`` are what the authors report. ``size`` is what to download, in their words.
-    ``load(data_root)`` gives a ``Task`` per subset and raises ``MissingData`` where nothing is found.
+    ``loader(data_root)`` gives a ``Task`` for each subset that is there.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Benchmark:
     licence: str
     source: str
     layout: tuple[str, ...]
-    load: Callable[[Path], Mapping[str, Task]]
+    loader: Callable[[Path], Mapping[str, Task]]
     expected: Mapping[str, int]
     groups: tuple | None = None
     averages: tuple[tuple[str, str], ...] = (("overall", "accuracy"),)
@@ -54,10 +54,13 @@ class Benchmark:
     headlines: tuple[Headline, ...] = ()
     size: str = ""
 
-    def missing(self, root: Path) -> MissingData:
-        """The error to raise where nothing is found."""
-        places = "\n  ".join(str(Path(root) / place) for place in self.layout)
-        return MissingData(f"{self.name}: no data under {root}. Expected:\n  {places}\nFrom: {self.source}")
+    def load(self, root: Path) -> dict[str, Task]:
+        """A task per subset. Raises MissingData where nothing is found; loaders raise DataError."""
+        tasks = dict(self.loader(root))
+        if not tasks:
+            places = "\n  ".join(str(root / place) for place in self.layout)
+            raise MissingData(f"{self.name}: no data under {root}. Expected:\n  {places}\nFrom: {self.source}")
+        return tasks
 
 
 def tree_leaves(tree: Iterable) -> list[str]:
@@ -81,18 +84,25 @@ def tree_mean(tree: Iterable, values: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def first_folder(root: Path, candidates: Iterable[str]) -> Path | None:
     """The first of these folders under ``root`` that exists."""
-    return next((Path(root) / name for name in candidates if (Path(root) / name).is_dir()), None)
+    return next((root / name for name in candidates if (root / name).is_dir()), None)
 
 
 def first_file(root: Path, candidates: Iterable[str]) -> Path | None:
     """The first of these files under ``root`` that exists."""
-    return next((Path(root) / name for name in candidates if (Path(root) / name).is_file()), None)
+    return next((root / name for name in candidates if (root / name).is_file()), None)
+
+
+def subset_files(root: Path, folders: Sequence[str], files: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    """(subset, its file) of those subsets whose file is in one of these folders under ``root``."""
+    for subset, file in files.items():
+        if path := first_file(root, [f"{folder}/{file}".lstrip("/") for folder in folders]):
+            yield subset, path
 
 
 def read_json(path: Path) -> Any:
     """A JSON file. Raises DataError naming it where it is damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); fetch it again") from error
 
@@ -100,7 +110,7 @@ def read_json(path: Path) -> Any:
 def read_text(path: Path) -> str:
     """A text file. Raises DataError naming it where it cannot be read or is not UTF-8."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text ({error}); fetch it again") from error
 
@@ -216,6 +226,14 @@ def find_image(folders: Iterable[Path | None], name: str) -> ImageRef:
         if os.path.isfile(folder / base):  # unlike Path.is_file, false for a name that is too long
             return ImageRef(str(folder / base))
     return ImageRef(str(present[0] / base) if present else base)
+
+
+def image_or_zipped(folder: Path, name: str) -> ImageRef:
+    """An image in ``folder/images``, or its member of ``images.zip`` where that was not unpacked."""
+    archive = folder / "images.zip"
+    if not (folder / "images").is_dir() and archive.is_file():
+        return ImageRef(str(archive), f"images/{name}")
+    return find_image([folder / "images"], name)
 
 
 #: folders that COCO's images are looked for in, by release

@@ -24,25 +24,23 @@ SCORES = {"text": "I2T", "image": "T2I", "group": "group"}
 
 
 def load(root: Path) -> dict[str, PairTask]:
-    files = sorted(Path(root).glob("bivlc/**/*.parquet"))
+    files = sorted(root.glob("bivlc/**/*.parquet"))
     if not files:
-        raise BENCHMARK.missing(root)
+        return {}
     task = PairTask([], expected=2933)
     for path in files:
         for number, row in parquet_rows(path, (*TEXTS, "type")):
-            _append(task, row, path, number)
+            name = f"{path.name}/{number}"
+            task.add(_item(row, name, path, number), name)
     return {"bivlc": task}
 
 
-def _append(task: PairTask, row: dict, path: Path, number: int) -> None:
-    name = f"{path.name}/{number}"
+def _item(row: dict, name: str, path: Path, number: int) -> Pair | None:
     first, second = (row[column] for column in TEXTS)
     if not (is_caption(first) and is_caption(second)):
-        task.leave_out("annotation incomplete", name)
-        return
+        return None
     images = (parquet_image(path, IMAGES[0], number), parquet_image(path, IMAGES[1], number))
-    groups = (row["type"],) if is_caption(row["type"]) else ()
-    task.items.append(Pair(name, images, (first, second), groups))
+    return Pair(name, images, (first, second), (row["type"],) if is_caption(row["type"]) else ())
 
 
 BENCHMARK = Benchmark(
@@ -51,7 +49,7 @@ BENCHMARK = Benchmark(
     licence="MIT; COCO images under their own Creative Commons licences",
     source="https://huggingface.co/datasets/imirandam/BiVLC",
     layout=("bivlc/data/test-*.parquet",),
-    load=load,
+    loader=load,
     expected={"bivlc": 2933},
     headlines=(
         *(Headline(label, score, "bivlc") for score, label in SCORES.items()),

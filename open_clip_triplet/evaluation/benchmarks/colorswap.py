@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from open_clip_triplet.evaluation.benchmarks.base import Benchmark, Headline, entries, find_image, first_file
-from open_clip_triplet.evaluation.images import ImageRef
+from open_clip_triplet.evaluation.benchmarks.base import (
+    Benchmark,
+    Headline,
+    entries,
+    first_file,
+    image_or_zipped,
+)
 from open_clip_triplet.evaluation.tasks import Pair, PairTask
 
 FIELDS = ("image_1", "image_2", "caption_1", "caption_2")
@@ -17,23 +22,15 @@ FIELDS = ("image_1", "image_2", "caption_1", "caption_2")
 def load(root: Path) -> dict[str, PairTask]:
     path = first_file(root, ["colorswap/data/test.json", "colorswap/test.json"])
     if path is None:
-        raise BENCHMARK.missing(root)
+        return {}
     task = PairTask([], expected=300)
     for key, entry in entries(path, FIELDS, task):
-        images = (_image(path.parent, entry["image_1"]), _image(path.parent, entry["image_2"]))
+        first, second = (image_or_zipped(path.parent, Path(entry[field]).name) for field in FIELDS[:2])
         captions = (entry["caption_1"], entry["caption_2"])
         source = entry.get("caption_source")
         groups = (source,) if isinstance(source, str) and source else ()
-        task.items.append(Pair(str(entry.get("id", key)), images, captions, groups))
+        task.items.append(Pair(str(entry.get("id", key)), (first, second), captions, groups))
     return {"colorswap": task}
-
-
-def _image(folder: Path, name: str) -> ImageRef:
-    """An unpacked image, or its member of ``images.zip`` where that was not unpacked."""
-    archive = folder / "images.zip"
-    if not (folder / "images").is_dir() and archive.is_file():
-        return ImageRef(str(archive), f"images/{Path(name).name}")
-    return find_image([folder / "images"], name)
 
 
 BENCHMARK = Benchmark(
@@ -42,7 +39,7 @@ BENCHMARK = Benchmark(
     licence="MIT",
     source="https://github.com/Top34051/colorswap (its README links the data)",
     layout=("colorswap/test.json", "colorswap/images.zip (or unpacked: images/*.png)"),
-    load=load,
+    loader=load,
     expected={"colorswap": 300},
     headlines=tuple(Headline(metric, metric, "colorswap") for metric in ("text", "image", "group")),
     size="0.9 GB",

@@ -16,6 +16,7 @@ from open_clip_triplet.evaluation.benchmarks.base import (
     Headline,
     csv_rows,
     find_image,
+    first_folder,
     is_caption,
 )
 from open_clip_triplet.evaluation.images import ImageRef
@@ -37,31 +38,21 @@ LONGEST = 100_000
 
 
 def load(root: Path) -> dict[str, ChoiceTask]:
-    folder = next((Path(root) / name for name in FOLDERS if (Path(root) / name).is_dir()), None)
+    folder = first_folder(root, FOLDERS)
     if folder is None:
-        raise BENCHMARK.missing(root)
-    images = [Path(root) / name for name in IMAGES if (Path(root) / name).is_dir()]
+        return {}
+    images = [root / name for name in IMAGES if (root / name).is_dir()]
     tasks = {}
     for kind, size in SIZES.items():
         task = ChoiceTask([], expected=size)
         for complexity in COMPLEXITIES:
             path = folder / kind / f"prod_vg_hard_negs_{kind}_complexity_{complexity}.csv"
             if path.is_file():
-                _read(path, complexity, images, task)
                 tasks[kind] = task
-    if not tasks:
-        raise BENCHMARK.missing(root)
+                for line, row in csv_rows(path):
+                    name = f"{path.stem} {line}"
+                    task.add(_item(row, name, complexity, images), name)
     return tasks
-
-
-def _read(path: Path, complexity: int, images: list[Path], task: ChoiceTask) -> None:
-    for line, row in csv_rows(path):
-        name = f"{path.stem} {line}"
-        item = _item(row, name, complexity, images)
-        if item is None:
-            task.leave_out("annotation incomplete", name)
-        else:
-            task.items.append(item)
 
 
 def _item(row: dict, name: str, complexity: int, images: list[Path]) -> Choice | None:
@@ -99,7 +90,7 @@ BENCHMARK = Benchmark(
         "crepe/prod_hard_negatives/{atom,swap,negate}/prod_vg_hard_negs_*_complexity_{4..12}.csv",
         "visual_genome/{VG_100K,VG_100K_2}/*.jpg",
     ),
-    load=load,
+    loader=load,
     expected=SIZES,
     groups=tuple(SIZES),
     headlines=tuple(

@@ -37,20 +37,15 @@ SCORES = ("text", "image", "group")
 def load(root: Path) -> dict[str, PairTask]:
     path = first_file(root, ["eqben/all_select.json", "eqben/ann/all_select.json"])
     if path is None:
-        raise BENCHMARK.missing(root)
+        return {}
     tasks = {subset: PairTask([], expected=size) for subset, size in SIZES.items()}
-    folder = Path(root) / "eqben" / "images"
+    folder = root / "eqben" / "images"
     for number, entry in enumerate(read_list(path)):
         subset = _subset(entry)
         if subset == LEFT_OUT:
             continue
-        item = _item(entry, str(number), folder)
-        if item is None or subset not in tasks:
-            tasks[subset if subset in tasks else "sd"].leave_out(
-                "annotation incomplete", f"{path.name} {number}"
-            )
-        else:
-            tasks[subset].items.append(item)
+        item = _item(entry, str(number), folder) if subset in tasks else None
+        tasks[subset if subset in tasks else "sd"].add(item, f"{path.name} {number}")
     return tasks
 
 
@@ -88,7 +83,7 @@ BENCHMARK = Benchmark(
     licence="Apache-2.0; frames of Action Genome and GEBC videos under their own terms",
     source="https://github.com/Wangt-CN/EqBen (its README links the light images and the whole annotation)",
     layout=("eqben/all_select.json", "eqben/images/{eqbenag,...,eqbensd}/..."),
-    load=load,
+    loader=load,
     expected=SIZES,
     groups=tuple(SIZES),
     averages=tuple((metric, metric) for metric in SCORES),

@@ -16,10 +16,10 @@ import numpy as np
 from open_clip_triplet.evaluation.benchmarks.base import (
     Benchmark,
     Headline,
-    first_file,
     is_caption,
     parquet_image,
     parquet_rows,
+    subset_files,
 )
 from open_clip_triplet.evaluation.metrics import finite, row_similarities
 from open_clip_triplet.evaluation.tasks import Choice, Outcome, Task
@@ -59,21 +59,17 @@ class OrderTask(Task):
 
 def load(root: Path) -> dict[str, OrderTask]:
     tasks = {}
-    for subset in SUBSETS:
-        path = first_file(root, [f"half_truths/data/{subset}.parquet", f"half_truths/{subset}.parquet"])
-        if path is None:
-            continue
+    files = {subset: f"{subset}.parquet" for subset in SUBSETS}
+    for subset, path in subset_files(root, ["half_truths/data", "half_truths"], files):
         task = tasks[subset] = OrderTask([])  # Parquet knows its own number of rows: a cut file is refused
         for row_number, row in parquet_rows(path, ("id", "triplet_type", *CAPTIONS)):
             captions = tuple(row[name] for name in CAPTIONS)
             name = f"{subset} {row['id']}"
             if not all(map(is_caption, captions)) or row["triplet_type"] not in KINDS:
-                task.leave_out("annotation incomplete", name)
+                task.add(None, name)
                 continue
             image = parquet_image(path, "image", row_number)
             task.items.append(Choice(name, image, captions[:2], captions[2:], (row["triplet_type"],)))
-    if not tasks:
-        raise BENCHMARK.missing(root)
     return tasks
 
 
@@ -83,7 +79,7 @@ BENCHMARK = Benchmark(
     licence="see its dataset card; COCO images under their own Creative Commons licences",
     source="https://huggingface.co/datasets/kbora/Half-Truths",
     layout=tuple(f"half_truths/data/{subset}.parquet" for subset in SUBSETS),
-    load=load,
+    loader=load,
     expected={},
     headlines=tuple(
         Headline(f"{subset}{f', {kind}' if kind else ''}, {label}", metric, subset, kind)

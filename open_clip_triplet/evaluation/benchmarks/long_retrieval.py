@@ -23,11 +23,8 @@ SIZES = {"docci": 5000, "urban1k": 1000}
 
 
 def load(root: Path) -> dict[str, RetrievalTask]:
-    found = {"docci": _docci(Path(root)), "urban1k": _urban(Path(root))}
-    tasks = {name: task for name, task in found.items() if task is not None}
-    if not tasks:
-        raise BENCHMARK.missing(root)
-    return tasks
+    found = {"docci": _docci(root), "urban1k": _urban(root)}
+    return {name: task for name, task in found.items() if task is not None}
 
 
 def _docci(root: Path) -> RetrievalTask | None:
@@ -36,7 +33,7 @@ def _docci(root: Path) -> RetrievalTask | None:
     if path is None:
         return None
     task = RetrievalTask([], expected=SIZES["docci"])
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
             entry = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError):
@@ -47,7 +44,7 @@ def _docci(root: Path) -> RetrievalTask | None:
             entry.get(x) if isinstance(entry, dict) else None for x in ("image_file", "description")
         )
         if not is_caption(image) or not is_caption(caption):
-            task.leave_out("annotation incomplete", f"{path.name} line {number}")
+            task.add(None, f"{path.name} line {number}")
             continue
         task.items.append(Captioned(image, find_image([path.parent / "images"], image), (caption,)))
     return task
@@ -80,7 +77,7 @@ BENCHMARK = Benchmark(
         "Urban1k/caption/*.txt",
         "Urban1k/image/*.jpg",
     ),
-    load=load,
+    loader=load,
     expected=SIZES,
     size="DOCCI 7.6 GB, Urban1k 0.1 GB",
     reference="Onoe et al., ECCV 2024; Zhang et al., ECCV 2024",

@@ -7,18 +7,16 @@ Reference: Tong et al., CVPR 2024; github.com/tsb0601/MMVP (scripts/evaluate_vlm
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     Benchmark,
     Headline,
+    csv_rows,
     find_image,
     first_file,
     is_caption,
-    read_text,
 )
 from open_clip_triplet.evaluation.tasks import Pair, PairTask
 
@@ -42,24 +40,20 @@ IMAGES = "MLLM_VLM Images"
 def load(root: Path) -> dict[str, PairTask]:
     path = first_file(root, ["mmvp_vlm/Questions.csv", "MMVP_VLM/Questions.csv"])
     if path is None:
-        raise BENCHMARK.missing(root)
+        return {}
     tasks = {pattern: PairTask([], expected=PAIRS) for pattern in PATTERNS}
-    rows = [row for row in csv.reader(io.StringIO(read_text(path), newline="")) if row][1:]
     questions = {}
-    for row in rows:
-        if len(row) >= 3 and row[0].strip().isdecimal() and is_caption(row[1]) and is_caption(row[2]):
-            questions[int(row[0])] = (row[1].strip(), row[2])
+    for _, row in csv_rows(path):
+        number, *found = list(row.values())[:3]
+        if len(found) == 2 and all(map(is_caption, (number, *found))) and number.strip().isdecimal():
+            questions[int(number)] = (found[0].strip(), found[1])
     if not questions:
         raise DataError(f"{path}: no line is a question id, a type and a statement; fetch it again")
     for index, pattern in enumerate(PATTERNS):
         for first in range(2 * PAIRS * index + 1, 2 * PAIRS * (index + 1), 2):
             pair = [questions.get(number) for number in (first, first + 1)]
-            if None in pair:
-                tasks[pattern].leave_out(
-                    "annotation incomplete", f"Questions.csv question {first} or {first + 1}"
-                )
-            else:
-                tasks[pattern].items.append(_pair(path.parent, first, pair))
+            item = None if None in pair else _pair(path.parent, first, pair)
+            tasks[pattern].add(item, f"Questions.csv question {first} or {first + 1}")
     return tasks
 
 
@@ -76,7 +70,7 @@ BENCHMARK = Benchmark(
     licence="MIT",
     source="https://huggingface.co/datasets/MMVP/MMVP_VLM",
     layout=("mmvp_vlm/Questions.csv", f"mmvp_vlm/{IMAGES}/*/*.jpg"),
-    load=load,
+    loader=load,
     expected=dict.fromkeys(PATTERNS, PAIRS),
     groups=PATTERNS,
     averages=(("text", "text"), ("image", "image"), ("group", "group")),

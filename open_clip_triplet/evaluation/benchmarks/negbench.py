@@ -8,19 +8,16 @@ Reference: Alhamoud et al., CVPR 2025; github.com/m1k2zoo/negbench.
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
-from open_clip_triplet.errors import DataError
 from open_clip_triplet.evaluation.benchmarks.base import (
     COCO_2017,
     Benchmark,
     Headline,
+    csv_rows,
     find_image,
-    first_file,
     is_caption,
-    read_text,
+    subset_files,
 )
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
 
@@ -36,35 +33,26 @@ IMAGES = (*COCO_2017, "voc2007/JPEGImages", "VOCdevkit/VOC2007/JPEGImages", "neg
 
 def load(root: Path) -> dict[str, ChoiceTask]:
     tasks = {}
-    folders = [Path(root) / name for name in IMAGES]
-    for subset, file in FILES.items():
-        path = first_file(root, [f"negbench/images/{file}", f"negbench/{file}"])
-        if path is None:
-            continue
+    folders = [root / name for name in IMAGES]
+    for subset, path in subset_files(root, ["negbench/images", "negbench"], FILES):
         task = tasks[subset] = ChoiceTask([], expected=SIZES.get(subset))
         if subset not in SIZES:
             task.note = "its number of items is not published: nobody can tell whether some are missing"
-        rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        try:
-            for number, row in enumerate(rows):
-                _append(task, row, f"{file} row {number + 2}", folders)
-        except csv.Error as error:  # such as a field of more than 131,072 characters
-            raise DataError(f"{path} line {rows.line_num + 1}: {error}; fetch it again") from error
-    if not tasks:
-        raise BENCHMARK.missing(root)
+        for number, (_, row) in enumerate(csv_rows(path), 2):
+            name = f"{path.name} row {number}"
+            task.add(_item(row, name, folders), name)
     return tasks
 
 
-def _append(task: ChoiceTask, row: dict, name: str, folders: list[Path]) -> None:
+def _item(row: dict, name: str, folders: list[Path]) -> Choice | None:
     captions = [caption for i in range(4) if is_caption(caption := row.get(f"caption_{i}"))]
     answer, image = row.get("correct_answer"), row.get("image_path")
     if not is_caption(image) or len(captions) < 4 or answer not in ("0", "1", "2", "3"):
-        task.leave_out("annotation incomplete", name)
-        return
+        return None
     right = captions.pop(int(answer))
     kind = row.get("correct_answer_template")
     groups = (kind,) if is_caption(kind) else ()
-    task.items.append(Choice(name, find_image(folders, image), (right,), tuple(captions), groups))
+    return Choice(name, find_image(folders, image), (right,), tuple(captions), groups)
 
 
 BENCHMARK = Benchmark(
@@ -73,7 +61,7 @@ BENCHMARK = Benchmark(
     licence="code MIT; COCO and VOC images under their own terms",
     source="https://github.com/m1k2zoo/negbench (benchmarks/README.md links the CSV files)",
     layout=tuple(f"negbench/images/{file}" for file in FILES.values()) + ("coco/val2017/*.jpg",),
-    load=load,
+    loader=load,
     expected=SIZES,
     headlines=(
         *(Headline(name, "accuracy", name) for name in FILES),

@@ -31,16 +31,12 @@ SIZES = {"mscoco": 5000, "flickr30k": 1000}
 
 
 def load(root: Path) -> dict[str, RetrievalTask]:
-    root = Path(root)
     found = {
         "mscoco": _coco(root),
         "flickr30k": _flickr(root, "flickr30k"),
         "flickr8k": _flickr(root, "flickr8k"),
     }
-    tasks = {name: task for name, task in found.items() if task is not None}
-    if not tasks:
-        raise BENCHMARK.missing(root)
-    return tasks
+    return {name: task for name, task in found.items() if task is not None}
 
 
 def _coco(root: Path) -> RetrievalTask | None:
@@ -67,10 +63,7 @@ def _coco(root: Path) -> RetrievalTask | None:
 
 
 def _coco_captions(path: Path, task: RetrievalTask) -> tuple[dict[Any, str], dict[Any, list[str]]]:
-    """(image id -> file name, image id -> captions) of a file in COCO's captions format.
-
-    A caption that is none is left out of ``task`` by name, and makes it partial: recall would change.
-    """
+    """(image id -> file name, image id -> captions) of a file in COCO's captions format."""
     content = read_json(path)
     if not isinstance(content, dict) or not all(
         isinstance(content.get(part), list) for part in ("images", "annotations")
@@ -79,20 +72,25 @@ def _coco_captions(path: Path, task: RetrievalTask) -> tuple[dict[Any, str], dic
     images: dict[Any, str] = {}
     for place, image in enumerate(content["images"]):
         if not isinstance(image, dict) or not is_caption(image.get("file_name")) or not _is_id(image.get("id")):
-            task.leave_out("annotation incomplete", f"{path.name} images[{place}]")
+            task.add(None, f"{path.name} images[{place}]")
         else:
             images[image["id"]] = image["file_name"]
     captions: dict[Any, list[str]] = {}
     bad = 0
     for place, entry in enumerate(content["annotations"]):
         if not isinstance(entry, dict) or not is_caption(entry.get("caption")) or not _is_id(entry.get("image_id")):
-            task.leave_out("annotation incomplete", f"{path.name} annotations[{place}]")
+            task.add(None, f"{path.name} annotations[{place}]")
             bad += 1
         else:
             captions.setdefault(entry["image_id"], []).append(entry["caption"])
-    if bad:
-        task.note = "; ".join(filter(None, (task.note, f"{bad} captions cannot be read")))
+    _note_unread(task, bad)
     return images, captions
+
+
+def _note_unread(task: RetrievalTask, captions: int) -> None:
+    """Captions that cannot be read make a task partial, whether or not all images are there: recall would change."""
+    if captions:
+        task.note = "; ".join(filter(None, (task.note, f"{captions} captions cannot be read")))
 
 
 def _is_id(value: Any) -> bool:
@@ -111,12 +109,13 @@ def _flickr_text(root: Path, name: str, path: Path) -> RetrievalTask:
     """clip_benchmark's file: a heading, then ``<image>.jpg,<caption>`` lines."""
     captions: dict[str, list[str]] = {}
     task = RetrievalTask([], expected=1000)
-    for line in read_text(path).splitlines()[1:]:
+    for line in read_text(path).split("\n")[1:]:
         image, comma, caption = line.strip().partition(".jpg,")
         if comma and is_caption(caption):
             captions.setdefault(f"{image}.jpg", []).append(caption)
         elif line.strip():
-            task.leave_out("annotation incomplete", f"{path.name}: {line[:60]}")
+            task.add(None, f"{path.name}: {line[:60]}")
+    _note_unread(task, task.dropped.total())
     folder = first_folder(root, [f"{name}/Images", f"{name}/images"]) or root / name
     task.items = [Captioned(i, find_image([folder, root / name], i), tuple(c)) for i, c in captions.items()]
     return task
@@ -161,7 +160,7 @@ BENCHMARK = Benchmark(
         "flickr30k/*.jpg",
         "flickr8k/flickr8k_test_karpathy.txt, flickr8k/*.jpg (or flickr8k/val-*.tar)",
     ),
-    load=load,
+    loader=load,
     expected=SIZES,
     headlines=tuple(
         Headline(f"{name}, {way} R@{k}", f"{'t2i' if way == 'image' else 'i2t'}_r{k}", name)

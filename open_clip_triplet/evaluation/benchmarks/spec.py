@@ -37,25 +37,19 @@ def load(root: Path) -> dict[str, Task]:
     folder = first_folder(root, ["spec/data", "spec"])
     tasks: dict[str, Task] = {}
     if folder is None:
-        raise BENCHMARK.missing(root)
+        return {}
     for name in COUNTS:
         for way, file in FILES.items():
             path = folder / name / file
             if path.is_file():
                 tasks[f"{name}_{way}"] = _task(path, way, SIZES[f"{name}_{way}"])
-    if not tasks:
-        raise BENCHMARK.missing(root)
     return tasks
 
 
 def _task(path: Path, way: str, size: int) -> Task:
     task: Task = ChoiceTask([], expected=size) if way == "i2t" else ImageChoiceTask([], expected=size)
     for number, entry in enumerate(read_list(path)):
-        item = _item(entry, str(number), path.parent, way)
-        if item is None:
-            task.leave_out("annotation incomplete", f"{path.parent.name}/{path.name} {number}")
-        else:
-            task.items.append(item)
+        task.add(_item(entry, str(number), path.parent, way), f"{path.parent.name}/{path.name} {number}")
     return task
 
 
@@ -82,7 +76,7 @@ BENCHMARK = Benchmark(
     licence="none stated in its repository; images made by Stable Diffusion",
     source="https://huggingface.co/datasets/wjpoom/SPEC (data.zip)",
     layout=("spec/{absolute_size,...,count}/{image2text,text2image}.json", "spec/*/*/*.png"),
-    load=load,
+    loader=load,
     expected=SIZES,
     groups=(tuple(f"{name}_i2t" for name in COUNTS), tuple(f"{name}_t2i" for name in COUNTS)),
     headlines=tuple(Headline(name.replace("_", " "), "accuracy", name) for name in SIZES),

@@ -13,7 +13,7 @@ from open_clip_triplet.evaluation.benchmarks.base import (
     Headline,
     entries,
     find_image,
-    first_file,
+    subset_files,
 )
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
 
@@ -31,17 +31,12 @@ FOLDERS = ("sugar-crepe/data", "sugar-crepe", "sugar_crepe", "")
 
 def load(root: Path) -> dict[str, ChoiceTask]:
     tasks = {}
-    images = [folder for name in COCO_2017 if (folder := Path(root) / name).is_dir()]
-    for subset, size in SIZES.items():
-        path = first_file(root, [f"{folder}/{subset}.json".lstrip("/") for folder in FOLDERS])
-        if path is None:
-            continue
-        task = tasks[subset] = ChoiceTask([], expected=size)
+    images = [folder for name in COCO_2017 if (folder := root / name).is_dir()]
+    for subset, path in subset_files(root, FOLDERS, {name: f"{name}.json" for name in SIZES}):
+        task = tasks[subset] = ChoiceTask([], expected=SIZES[subset])
         for key, entry in entries(path, ("filename", "caption", "negative_caption"), task):
             image = find_image([*images, path.parent / "val2017"], entry["filename"])
             task.items.append(Choice(key, image, (entry["caption"],), (entry["negative_caption"],)))
-    if not tasks:
-        raise BENCHMARK.missing(root)
     return tasks
 
 
@@ -51,7 +46,7 @@ BENCHMARK = Benchmark(
     licence="annotations MIT; COCO images under their own Creative Commons licences",
     source="https://github.com/RAIVNLab/sugar-crepe (data/) and http://images.cocodataset.org/zips/val2017.zip",
     layout=("sugar-crepe/{add_att,...,swap_obj}.json", "coco/val2017/*.jpg"),
-    load=load,
+    loader=load,
     expected=SIZES,
     groups=tuple(SIZES),
     pooled=(("item_weighted", "accuracy"),),

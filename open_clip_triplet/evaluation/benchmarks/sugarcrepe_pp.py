@@ -15,7 +15,7 @@ from open_clip_triplet.evaluation.benchmarks.base import (
     Headline,
     entries,
     find_image,
-    first_file,
+    subset_files,
 )
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
 
@@ -24,18 +24,13 @@ SIZES = {"replace_obj": 1652, "replace_att": 788, "replace_rel": 1406, "swap_obj
 
 def load(root: Path) -> dict[str, ChoiceTask]:
     tasks = {}
-    folders = [Path(root) / name for name in COCO_2017]
-    for subset, size in SIZES.items():
-        path = first_file(root, [f"scpp/data/{subset}.json", f"scpp/{subset}.json"])
-        if path is None:
-            continue
-        task = tasks[subset] = ChoiceTask([], expected=size, text_only=True)
+    folders = [root / name for name in COCO_2017]
+    for subset, path in subset_files(root, ["scpp/data", "scpp"], {name: f"{name}.json" for name in SIZES}):
+        task = tasks[subset] = ChoiceTask([], expected=SIZES[subset], text_only=True)
         for key, entry in entries(path, ("filename", "caption", "caption2", "negative_caption"), task):
             image = find_image(folders, entry["filename"])
             positives = (entry["caption"], entry["caption2"])
             task.items.append(Choice(key, image, positives, (entry["negative_caption"],)))
-    if not tasks:
-        raise BENCHMARK.missing(root)
     return tasks
 
 
@@ -45,7 +40,7 @@ BENCHMARK = Benchmark(
     licence="annotations MIT; COCO images under their own Creative Commons licences",
     source="https://github.com/Sri-Harsha/scpp (data/) and http://images.cocodataset.org/zips/val2017.zip",
     layout=("scpp/data/{replace_obj,...,swap_att}.json", "coco/val2017/*.jpg"),
-    load=load,
+    loader=load,
     expected=SIZES,
     groups=tuple(SIZES),
     averages=(("overall", "accuracy"), ("text_only", "text_only")),

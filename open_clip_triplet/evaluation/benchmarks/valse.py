@@ -16,7 +16,7 @@ from open_clip_triplet.evaluation.benchmarks.base import (
     Headline,
     entries,
     find_image,
-    first_file,
+    subset_files,
 )
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask
 
@@ -70,11 +70,8 @@ OTHERS = ("valse/images",)
 
 def load(root: Path) -> dict[str, ChoiceTask]:
     tasks = {}
-    for subset, size in SIZES.items():
-        path = first_file(root, [f"valse/data/{subset}.json", f"valse/{subset}.json"])
-        if path is None:
-            continue
-        task = tasks[subset] = ChoiceTask([], expected=size)
+    for subset, path in subset_files(root, ["valse/data", "valse"], {name: f"{name}.json" for name in SIZES}):
+        task = tasks[subset] = ChoiceTask([], expected=SIZES[subset])
         for key, entry in entries(path, ("image_file", "caption", "foil"), task):
             votes = entry.get("mturk")
             votes = votes.get("caption") if isinstance(votes, dict) else None
@@ -82,11 +79,9 @@ def load(root: Path) -> dict[str, ChoiceTask]:
                 continue  # not part of the benchmark, so not counted as dropped
             source = entry.get("dataset")
             places = IMAGES.get(source, OTHERS) if isinstance(source, str) else OTHERS
-            folders = [Path(root) / name for name in places]
+            folders = [root / name for name in places]
             image = find_image(folders, entry["image_file"])
             task.items.append(Choice(key, image, (entry["caption"],), (entry["foil"],)))
-    if not tasks:
-        raise BENCHMARK.missing(root)
     return tasks
 
 
@@ -102,7 +97,7 @@ BENCHMARK = Benchmark(
         "visdial/VisualDialog_val2018/*.jpg",
         "coco/{train2014,val2014,val2017}/*.jpg",
     ),
-    load=load,
+    loader=load,
     expected=SIZES,
     groups=GROUPS,
     flat_averages=(("mean_of_files", "accuracy"),),

@@ -24,16 +24,16 @@ def load(root: Path) -> dict[str, PairTask]:
     files = [
         path
         for name in ("vismin", "vismin-bench")
-        for path in sorted(Path(root).glob(f"{name}/**/*.parquet"))
+        for path in sorted(root.glob(f"{name}/**/*.parquet"))
     ]
     if not files:
-        raise BENCHMARK.missing(root)
+        return {}
     task = PairTask([], expected=2084)
     for path in files:
         for number, row in parquet_rows(path, ("id", "category", *TEXTS)):
             captions = (row["text_0"], row["text_1"])
             if not all(map(is_caption, captions)) or not is_caption(row["category"]):
-                task.leave_out("annotation incomplete", f"{path.name}/{number}")
+                task.add(None, f"{path.name}/{number}")
                 continue
             images = (parquet_image(path, "image_0", number), parquet_image(path, "image_1", number))
             task.items.append(Pair(str(row["id"]), images, captions, (row["category"],)))
@@ -47,7 +47,7 @@ BENCHMARK = Benchmark(
     source="https://huggingface.co/datasets/mair-lab/vismin-bench (its Arrow files as Parquet: `datasets` writes "
     'them by load_from_disk(...)["test"].to_parquet("vismin/test.parquet"))',
     layout=("vismin/*.parquet",),
-    load=load,
+    loader=load,
     expected={"vismin": 2084},
     headlines=tuple(
         Headline(f"{category}, {metric}", metric, "vismin", category)

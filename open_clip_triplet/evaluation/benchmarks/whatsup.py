@@ -19,9 +19,9 @@ from open_clip_triplet.evaluation.benchmarks.base import (
     Benchmark,
     Headline,
     find_image,
-    first_file,
     is_caption,
     read_list,
+    subset_files,
 )
 from open_clip_triplet.evaluation.tasks import Choice, ChoiceTask, Outcome, proportion
 from open_clip_triplet.evaluation.tasks.base import Rows
@@ -94,24 +94,16 @@ class ControlledTask(ChoiceTask):
 
 def load(root: Path) -> dict[str, ChoiceTask]:
     tasks: dict[str, ChoiceTask] = {}
-    for subset, file in FILES.items():
-        path = first_file(root, [f"whatsup/{file}", f"whatsup/data/{file}"])
-        if path is None:
-            continue
+    for subset, path in subset_files(root, ["whatsup", "whatsup/data"], FILES):
         names = FOLDERS.get(subset) or FOLDERS[subset.partition("_")[0]]
-        folders = [Path(root) / name for name in names]
+        folders = [root / name for name in names]
         controlled = subset.startswith("controlled")
         task = tasks[subset] = (ControlledTask if controlled else ChoiceTask)([], expected=SIZES[subset])
         for number, entry in enumerate(read_list(path)):
             item = (_controlled if controlled else _question)(entry, str(number), folders)
-            if item is None:
-                task.leave_out("annotation incomplete", f"{file} {number}")
-                continue
-            task.items.append(item)
-            if isinstance(task, ControlledTask):
+            task.add(item, f"{path.name} {number}")
+            if item is not None and isinstance(task, ControlledTask):
                 task.places[item.name] = _place(item.image.path)
-    if not tasks:
-        raise BENCHMARK.missing(root)
     return tasks
 
 
@@ -167,7 +159,7 @@ BENCHMARK = Benchmark(
         "whatsup/vg_images/*.jpg",
         "coco/val2017/*.jpg",
     ),
-    load=load,
+    loader=load,
     expected=SIZES,
     groups=tuple(SIZES),
     headlines=tuple(

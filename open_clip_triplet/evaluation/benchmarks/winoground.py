@@ -11,12 +11,11 @@ from pathlib import Path
 from open_clip_triplet.evaluation.benchmarks.base import (
     Benchmark,
     Headline,
-    find_image,
     first_file,
+    image_or_zipped,
     is_caption,
     read_text,
 )
-from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.tasks import Pair, PairTask
 
 FIELDS = ("caption_0", "caption_1", "image_0", "image_1")
@@ -28,26 +27,26 @@ FILES = ("winoground/data/examples.jsonl", "winoground/examples.jsonl")
 def load(root: Path) -> dict[str, PairTask]:
     path = first_file(root, FILES)
     if path is None:
-        raise BENCHMARK.missing(root)
+        return {}
     task = PairTask([], expected=400)
-    for number, line in enumerate(read_text(path).splitlines()):
+    for number, line in enumerate(read_text(path).split("\n")):
         if line.strip():
-            _append(task, line, number, path.parent)
+            task.add(_item(line, number, path.parent), f"{path.name} line {number + 1}")
     return {"winoground": task}
 
 
-def _append(task: PairTask, line: str, number: int, folder: Path) -> None:
+def _item(line: str, number: int, folder: Path) -> Pair | None:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         entry = None
     entry = entry if isinstance(entry, dict) else {}
     if not all(is_caption(entry.get(name)) for name in FIELDS):
-        task.leave_out("annotation incomplete", f"examples.jsonl line {number + 1}")
-        return
+        return None
     caption_0, caption_1, image_0, image_1 = (entry[name] for name in FIELDS)
-    images = (_image(folder, image_0), _image(folder, image_1))
-    task.items.append(Pair(str(entry.get("id", number)), images, (caption_0, caption_1), _groups(entry)))
+    names = (name if name.endswith((".png", ".jpg")) else f"{name}.png" for name in (image_0, image_1))
+    first, second = (image_or_zipped(folder, name) for name in names)
+    return Pair(str(entry.get("id", number)), (first, second), (caption_0, caption_1), _groups(entry))
 
 
 def _groups(entry: dict) -> tuple[str, ...]:
@@ -62,22 +61,13 @@ def _groups(entry: dict) -> tuple[str, ...]:
     return tuple(dict.fromkeys(groups))
 
 
-def _image(folder: Path, name: str) -> ImageRef:
-    """An unpacked image, or its member of ``images.zip`` where that was not unpacked."""
-    base = name if name.endswith((".png", ".jpg")) else f"{name}.png"
-    archive = folder / "images.zip"
-    if not (folder / "images").is_dir() and archive.is_file():
-        return ImageRef(str(archive), f"images/{base}")
-    return find_image([folder / "images"], base)
-
-
 BENCHMARK = Benchmark(
     name="winoground",
     title="Winoground",
     licence="Meta's research licence; accept it on the Hugging Face page first",
     source="https://huggingface.co/datasets/facebook/winoground (data/examples.jsonl and data/images.zip)",
     layout=("winoground/data/examples.jsonl", "winoground/data/images.zip (or unpacked: images/*.png)"),
-    load=load,
+    loader=load,
     expected={"winoground": 400},
     headlines=(
         *(Headline(f"{score} score", score, "winoground") for score in SCORES),

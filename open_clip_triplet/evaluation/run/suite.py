@@ -40,7 +40,7 @@ def load_suite(
     skipped: dict[str, str] = {}
     for benchmark in benchmarks:
         try:
-            tasks = dict(benchmark.load(Path(data_root)))
+            tasks = benchmark.load(Path(data_root))
         except DataError as error:
             if not allow_partial:
                 raise

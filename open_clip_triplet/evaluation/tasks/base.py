@@ -82,6 +82,13 @@ class Task:
         if len(self.named) < NAMED and text not in self.named:
             self.named.append(text)
 
+    def add(self, item, place: str) -> None:
+        """Keep an item; None, for a broken annotation, is left out under its place in the file."""
+        if item is None:
+            self.leave_out("annotation incomplete", place)
+        else:
+            self.items.append(item)
+
     def limit(self, number: int) -> None:
         """Keep the first ``number`` items, for a trial run; the result says so."""
         if len(self.items) > number:
