@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from evaluation_fixtures import tiny_clip, write_config, write_suite
+from open_clip_triplet.errors import CheckpointError
 from open_clip_triplet.evaluation import cli
 from open_clip_triplet.evaluation.benchmarks import names
 from open_clip_triplet.evaluation.encode import progress
+from open_clip_triplet.evaluation.watch import watch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -250,3 +252,28 @@ def test_convert_writes_a_folder(workplace, capsys):
         == 0
     )
     assert (workplace / "hub" / "open_clip_config.json").is_file()
+
+
+def test_watch_counts_what_it_evaluated_and_draws_nothing_of_no_headlines(workplace, tmp_path, capsys):
+    """Long-caption retrieval has no headlines, as its authors report none that is here."""
+    folder = tmp_path / "logs" / "run-a" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder.parent / "params.txt").write_text("epochs: 2\n")
+    for epoch in (1, 2):
+        shutil.copy(workplace / "clip.pt", folder / f"epoch_{epoch}.pt")
+
+    def evaluate(found):
+        if found.epoch == 1:
+            raise CheckpointError("gone meanwhile")
+        return []
+
+    assert watch(tmp_path / "logs", evaluate, tmp_path) == 1
+    assert "epoch_1.pt: gone meanwhile" in capsys.readouterr().err
+    assert (tmp_path / "curve.csv").is_file() and not (tmp_path / "curve.svg").exists()
+
+
+def test_a_device_that_is_not_there_is_told_in_one_line(workplace, tmp_path, capsys):
+    for device in ("gpu", "cuda:99"):
+        more = ["--store", str(tmp_path / "store"), "--device", device, "--allow-partial", "--quiet"]
+        assert run(workplace, "--benchmarks", "cola", *more) == 2
+        assert capsys.readouterr().err.startswith(f"error: --device {device}: ")

@@ -283,3 +283,27 @@ def test_standings_do_not_depend_on_numpy_types(results):
     assert all(
         type(s.composition) is float and not isinstance(s.composition, np.floating) for s in board.standings
     )
+
+
+def test_a_subset_beyond_the_expected_ones_is_labelled_partial_by_itself():
+    """NegBench's synthetic set and a folder of CIFAR-10 are always partial, beside sets that are complete."""
+    files = ("coco_mcq", "voc2007_mcq", "synthetic_mcq")
+    sets = dict.fromkeys((*get("zeroshot").expected, "cifar10"), {"top1": 400, "top5": 450})
+    results = []
+    for name in "ab":
+        negbench = made("negbench", name, dict.fromkeys(files, {"accuracy": 200}))
+        zeroshot = made("zeroshot", name, sets)
+        for result, subset in ((negbench, "synthetic_mcq"), (zeroshot, "cifar10")):
+            result["subsets"][subset]["complete"] = False
+            assert result["complete"]
+        results += [negbench, zeroshot, share("retrieval", name, {"i2t_r5": 0.8, "t2i_r5": 0.8})]
+    (mean,) = [h for h in zeroshot["headlines"] if h["label"] == "mean top-1 of the 18 sets"]
+    assert mean["items"] == zeroshot["items"]  # without CIFAR-10's, which is not among them
+    rows = list(csv.DictReader(io.StringIO(render(results, "csv"))))
+    texts = {r["row"]: r["text"] for r in rows if r["table"] == "headlines negbench" and r["column"] == "a"}
+    assert texts == {"coco_mcq": "", "voc2007_mcq": "", "synthetic_mcq": "partial"}
+    tested = {r["row"] for r in rows if r["table"] == "b vs a"}
+    assert {"negbench synthetic_mcq accuracy (partial)", "negbench coco_mcq accuracy"} <= tested
+    page = render(results, "html")
+    assert "NegBench (multiple choice), PARTIAL" in page and "NegBench (multiple choice), synthetic_mcq (500" in page
+    assert "CIFAR-10 top-1*" in page and "18 sets top-1*" not in page and "18 sets top-1" in page

@@ -9,12 +9,14 @@ import torch
 import yaml
 
 from checkpoint_fixtures import save_released
-from evaluation_fixtures import tiny_clip, write_config
+from evaluation_fixtures import TINY, tiny_clip, write_config
 from hub_stub import serving
 from open_clip_triplet.evaluation import cli
+from open_clip_triplet.evaluation.checkpoints.card import model_card
 from open_clip_triplet.evaluation.checkpoints.export import compare
 from open_clip_triplet.evaluation.checkpoints.load import load
 from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec
+from report_fixtures import made
 
 pytest.importorskip("transformers")
 
@@ -102,3 +104,13 @@ def test_the_card_says_data_method_steps_and_results(tmp_path, run):
     for line in ("| `--train-data` | `cc3m/{000..331}.tar` |", "| `--total-steps` | `90000` |", "`--loss triplet`",
                  "| SugarCrepe | overall | 65.44 | 64.00 to 67.00 | 7511 |"):
         assert line in body
+
+
+def test_the_card_counts_and_labels_each_subset_by_itself(tmp_path):
+    retrieval = made("retrieval", "ours", {s: {"i2t_r1": 300} for s in ("mscoco", "flickr30k", "flickr8k")})
+    retrieval["subsets"]["flickr8k"] |= {"complete": False, "items": 20}
+    (tmp_path / "r.json").write_text(json.dumps(retrieval))
+    spec = CheckpointSpec("ViT-B-32", "openai", name="ours")
+    text = model_card(spec, "open_clip", results=[str(tmp_path / "r.json")])(TINY)
+    assert "| Image-text retrieval | flickr30k i2t_r1 | 60.00 | 55.65 to 64.20 | 500 |" in text
+    assert "| Image-text retrieval (partial) | flickr8k i2t_r1 | 60.00 | 55.65 to 64.20 | 20 |" in text

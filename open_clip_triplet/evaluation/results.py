@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from open_clip_triplet import __version__
+from open_clip_triplet.evaluation.benchmarks import get
 from open_clip_triplet.evaluation.benchmarks.base import Benchmark, tree_leaves, tree_mean
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.metrics import EQUAL_RULE, TIE_RULE, bootstrap_interval
@@ -141,15 +142,27 @@ def _pooled(outcomes: dict[str, Outcome], metric: str, names: list[str]) -> dict
 
 def _headlines(benchmark: Benchmark, summary: dict, subsets: dict) -> Iterable[dict]:
     """The authors' numbers that this run has."""
+    averaged = sum(subsets[name]["items"] for name in tree_leaves(benchmark.groups or ()) if name in subsets)
     for headline in benchmark.headlines:
         if not headline.subset:
-            place, items = summary, sum(subset["items"] for subset in subsets.values())
+            place, items = summary, averaged
         else:
             part = subsets.get(headline.subset, {})
             part = part.get("groups", {}).get(headline.group, {}) if headline.group else part
             place, items = part.get("metrics", {}), part.get("items", 0)
         if headline.metric in place and place[headline.metric]["value"] is not None:
             yield {"label": headline.label, **place[headline.metric], "items": items}
+
+
+def partial_subsets(result: dict) -> list[str]:
+    """The subsets that were scored in part; in a complete benchmark they are beyond the expected ones."""
+    return [name for name, subset in result["subsets"].items() if subset["items"] and not subset["complete"]]
+
+
+def whole_headline(result: dict, label: str) -> bool:
+    """Whether one of a result's headlines is of complete data."""
+    subsets = [headline.subset for headline in get(result["benchmark"]).headlines if headline.label == label]
+    return result["complete"] and not set(subsets) & set(partial_subsets(result))
 
 
 def compares_names_alone(subset: dict) -> bool:

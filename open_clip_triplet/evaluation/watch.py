@@ -19,6 +19,7 @@ from pathlib import Path
 
 from open_clip_triplet.errors import CheckpointError, UsageError
 from open_clip_triplet.evaluation.checkpoints.params import training_options
+from open_clip_triplet.evaluation.results import whole_headline
 from open_clip_triplet.files import write_text_durably, write_whole
 
 COLUMNS = ("run", "epoch", "benchmark", "headline", "value", "low", "high", "items", "complete")
@@ -80,6 +81,7 @@ def watch(
         raise UsageError(f"--watch {logs}: no such folder")
     done: dict[Path, bool] = {}
     rows: list[dict] = []
+    evaluated = 0
     quiet_since = time.monotonic()
     while True:
         new = next((found for found in find(logs) if found.path not in done), None)
@@ -89,6 +91,7 @@ def watch(
             except (CheckpointError, FileNotFoundError) as error:  # deleted by the training meanwhile
                 print(f"skipped {new.path}: {str(error).splitlines()[0]}", file=sys.stderr)
             else:
+                evaluated += 1
                 write_curve(rows, output)
             done[new.path] = is_last(new)
             quiet_since = time.monotonic()
@@ -99,7 +102,7 @@ def watch(
         if idle_s is not None and time.monotonic() - quiet_since >= idle_s:
             break
         time.sleep(poll_s)
-    return len(done)
+    return evaluated
 
 
 def _rows(found: Found, results: Sequence[dict]) -> Iterator[dict]:
@@ -111,7 +114,7 @@ def _rows(found: Found, results: Sequence[dict]) -> Iterator[dict]:
                 "benchmark": result["benchmark"],
                 "headline": headline["label"],
                 **{name: headline[name] for name in ("value", "low", "high", "items")},
-                "complete": result["complete"],
+                "complete": whole_headline(result, headline["label"]),
             }
 
 
@@ -122,6 +125,8 @@ def write_curve(rows: Sequence[dict], output: Path) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text_durably(output / "curve.csv", stream.getvalue())
+    if not rows:  # benchmarks of which their authors report no number
+        return
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -56,7 +56,7 @@ def model_card(
 
 def _header(name: str, to: str, trained: dict, rows: list[dict], license: str) -> dict:
     method = trained.get("loss", "clip")
-    library = {"transformers": "transformers"}.get(to, "open_clip")
+    library = "transformers" if to == "transformers" else "open_clip"
     header: dict = {
         "license": license, "library_name": library, "pipeline_tag": "zero-shot-image-classification",
         "tags": list(dict.fromkeys(["clip", "open_clip", "compositionality", method])),
@@ -117,17 +117,18 @@ def _rows(spec: CheckpointSpec, results: Sequence[str]) -> list[dict]:
         if result["checkpoint"]["name"] != spec.label:
             continue
         overall = result["summary"].get("overall")
-        found = {"overall": overall} if overall else {
-            f"{subset} {metric}": value
+        found = [("overall", overall, result)] if overall else [
+            (f"{subset} {metric}", value, content)
             for subset, content in result["subsets"].items() if content["items"]
             for metric, value in content["metrics"].items()
-        }
-        for metric, value in found.items():
+        ]
+        for metric, value, scored in found:
             if not {"value", "low", "high"} <= value.keys() or value["value"] is None:
                 continue
+            whole = result["complete"] and scored["complete"]
             rows.append({
-                "benchmark": result["benchmark"], "metric": metric, "items": result["items"],
-                "title": result["title"] + ("" if result["complete"] else " (partial)"),
+                "benchmark": result["benchmark"], "metric": metric, "items": scored["items"],
+                "title": result["title"] + ("" if whole else " (partial)"),
                 **{key: 100 * value[key] for key in ("value", "low", "high") if value[key] is not None},
             })
     return rows

@@ -62,11 +62,12 @@ def comparison_blocks(results: Results) -> list[Block]:
 
 def _comparison_rows(benchmark: str, ours: dict, base: dict) -> list[Row]:
     rows, differences = [], {}
-    mark = "" if ours["complete"] and base["complete"] else " (partial)"
+    whole = ours["complete"] and base["complete"]
     for subset, a in ours["subsets"].items():
         b = base["subsets"].get(subset)
         if b is None or not a["items"]:
             continue
+        mark = "" if whole and a["complete"] and b["complete"] else " (partial)"
         if why := why_not_paired(a, b):
             rows.append(_unpaired_row(f"{benchmark} {subset}{mark}", why))
             continue
@@ -80,7 +81,7 @@ def _comparison_rows(benchmark: str, ours: dict, base: dict) -> list[Row]:
             label = f"{benchmark} {subset} {metric}{mark}"
             test = _test(mcnemar(won, lost), [subset] * (len(difference) < FEWEST_ITEMS))
             rows.append(_comparison_row(label, bounds, test, (str(won), str(lost))))
-    return rows + _average_rows(benchmark, ours, differences, mark)
+    return rows + _average_rows(benchmark, ours, differences, "" if whole else " (partial)")
 
 
 def _average_rows(benchmark: str, ours: dict, differences: dict, mark: str) -> list[Row]:

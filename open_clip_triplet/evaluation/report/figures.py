@@ -16,6 +16,7 @@ from open_clip_triplet.evaluation.report.coverage import coverage_series
 from open_clip_triplet.evaluation.report.reference import known_models
 from open_clip_triplet.evaluation.report.retention import leaderboard
 from open_clip_triplet.evaluation.report.sources import Results
+from open_clip_triplet.evaluation.results import partial_subsets
 
 #: benchmark -> (metric of the bars, accuracy of guessing in percent or None)
 BARS = {
@@ -124,7 +125,7 @@ def _among_known(results: Results, names: list[str]) -> Figure | None:
 
 
 def _mark(found: list[dict | None]) -> str:
-    return ", PARTIAL" if any(result and not result["complete"] for result in found) else ""
+    return ", PARTIAL" if any(r and (not r["complete"] or partial_subsets(r)) for r in found) else ""
 
 
 def _bars(benchmark: str, found: list[dict | None]) -> Figure | None:
@@ -202,7 +203,8 @@ def _radar(results: Results, names: list[str]) -> Figure | None:
     partial = {
         axis
         for axis in axes
-        if any(not r["complete"] for n in names if (r := results.by_name[n].get(axis[1])))
+        for name in names
+        if (r := results.by_name[name].get(axis[1])) and (not r["complete"] or axis[2] in partial_subsets(r))
     }
     labels = [axis[0] + ("*" if axis in partial else "") for axis in axes]
     series = [[value(name, *axis[1:]) for axis in axes] for name in names]

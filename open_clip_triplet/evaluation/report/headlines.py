@@ -5,6 +5,7 @@ from __future__ import annotations
 from open_clip_triplet.evaluation.report.reference import published, twofold_notes
 from open_clip_triplet.evaluation.report.sources import PARTIAL, Results, value_cell
 from open_clip_triplet.evaluation.report.tables import Block, Cell, Row
+from open_clip_triplet.evaluation.results import whole_headline
 
 
 def headline_blocks(results: Results, reference: bool = False) -> list[Block]:
@@ -41,6 +42,4 @@ def _block(results: Results, benchmark: str, reference: bool) -> Block | None:
 
 
 def _cell(headline: dict, result: dict) -> Cell:
-    if not result["complete"]:
-        return Cell(text=PARTIAL)
-    return value_cell(headline)
+    return value_cell(headline) if whole_headline(result, headline["label"]) else Cell(text=PARTIAL)

@@ -15,6 +15,7 @@ from open_clip_triplet.evaluation.report.intervals import provenance
 from open_clip_triplet.evaluation.report.package_data import read
 from open_clip_triplet.evaluation.report.sources import Results
 from open_clip_triplet.evaluation.report.tables import Block, Row, section
+from open_clip_triplet.evaluation.results import partial_subsets
 
 
 def page(report: Report, title: str, intro: str) -> str:
@@ -63,15 +64,14 @@ def slug(text: str) -> str:
 
 
 def _partial(results: Results) -> list[str]:
-    """What is partial, of which benchmark."""
-    return sorted(
-        {
-            f"{result['title']} ({result['items']} of {result['expected'] or '?'} items)"
-            for name in results.names
-            for result in results.by_name[name].values()
-            if not result["complete"]
-        }
-    )
+    """What is partial: benchmarks, and of complete ones the subsets beyond those expected."""
+    found = []
+    for result in (r for name in results.names for r in results.by_name[name].values()):
+        if result["complete"]:
+            found += [(f"{result['title']}, {name}", result["subsets"][name]) for name in partial_subsets(result)]
+        else:
+            found.append((result["title"], result))
+    return sorted({f"{name} ({x['items']} of {x['expected'] or '?'} items)" for name, x in found})
 
 
 def _table(block: Block) -> dict:

@@ -165,9 +165,15 @@ def run_checkpoint(
 
 
 def _load(session: Session, spec: CheckpointSpec) -> Encoder:
+    import torch
+
     from open_clip_triplet.evaluation.checkpoints.load import load
 
     device = session.device or _default_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch is built without CUDA
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
     if session.rank == 0 and session.progress:
         print(f"loading {spec.label} on {device}", file=sys.stderr)
     loaded = load(spec, device)
