@@ -248,7 +248,10 @@ def test_a_file_with_code_in_it_is_not_run(tmp_path, monkeypatch):
         load(spec(tmp_path, tmp_path / "jit.pt"))
 
 
-def test_labels():
+def test_labels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1" / "v1.5").mkdir(parents=True)
+
     def label(text):
         return CheckpointSpec.parse(text, model="ViT-B-32").label
 
@@ -257,6 +260,8 @@ def test_labels():
     assert label("weights/b.safetensors") == "b"
     assert label("openai") == "ViT-B-32-openai"
     assert label("runs/lr=1/w.pt") == "w"
+    assert label("lr=1") == "lr=1"  # which is there, and so no name
+    assert label("lr=1/v1.5") == "v1.5"
 
 
 def test_transformers_folder(tmp_path):
@@ -321,3 +326,13 @@ def write_transformers(transformers, folder: Path) -> Path:
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     ).save_pretrained(folder)
     return folder
+
+
+def test_a_crop_smaller_than_the_resized_image_is_refused(tmp_path):
+    """OpenCLIP crops what it resized to; the copy would see more of each image than the source."""
+    transformers = pytest.importorskip("transformers")
+    folder = write_transformers(transformers, tmp_path / "hf")
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "size": {"shortest_edge": 40}}))
+    with pytest.raises(CheckpointError, match="does not prepare images as the image processor does"):
+        export(CheckpointSpec("", str(folder)), tmp_path / "out")

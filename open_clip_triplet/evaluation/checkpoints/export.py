@@ -130,7 +130,7 @@ def _preprocessing(processor) -> dict:
     said = processor.to_dict()
     size, crop = dict(said["size"]), said.get("do_center_crop", False)
     refusal = f"OpenCLIP does not prepare images as the image processor does: {json.dumps(said, default=str)}"
-    if "shortest_edge" in size and crop:
+    if "shortest_edge" in size and crop and set(dict(said["crop_size"]).values()) == {size["shortest_edge"]}:
         mode, pixels = "shortest", size["shortest_edge"]
     elif "height" in size and size["height"] == size["width"] and not crop:
         mode, pixels = "squash", size["height"]

@@ -71,7 +71,7 @@ class CheckpointSpec:
         its ``model_config``.
         """
         name, equals, pretrained = text.partition("=")
-        if not equals or "/" in name:
+        if not equals or "/" in name or Path(text).exists():
             name, pretrained = "", text
         return cls.of_run(pretrained, name=name, **options)
 
@@ -92,6 +92,8 @@ class CheckpointSpec:
         path = Path(self.pretrained.removeprefix("local-dir:"))
         if not path.exists() and path.suffix == "":
             return f"{self.model}-{self.pretrained}"
+        if path.is_dir():
+            return path.name
         parent = path.parent.parent.name if path.parent.name == "checkpoints" else ""
         return f"{parent}-{path.stem}" if parent else path.stem
 
