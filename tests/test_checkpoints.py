@@ -262,6 +262,8 @@ def test_labels(tmp_path, monkeypatch):
     assert label("runs/lr=1/w.pt") == "w"
     assert label("lr=1") == "lr=1"  # which is there, and so no name
     assert label("lr=1/v1.5") == "v1.5"
+    # a folder or repository brings its own model; results do not say ViT-B-32 of it
+    assert [CheckpointSpec.parse(text).model for text in ("lr=1/v1.5", "a/b", "openai")] == ["", "", "ViT-B-32"]
 
 
 def test_transformers_folder(tmp_path):

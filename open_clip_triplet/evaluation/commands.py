@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     scored = False
     for spec, facts in zip(specs, identify_all(session, specs), strict=True):
         if session.rank == 0:
-            console.show_start(session.label(spec), spec.model, spec.precision)
+            console.show_start(session.label(spec), spec)
         evaluation = run_checkpoint(session, spec, benchmarks, facts, show=console.show_result)
         scored |= any(s["items"] for r in evaluation.results.values() for s in r["subsets"].values())
         if session.rank == 0:
@@ -83,7 +83,7 @@ def _watch(args: argparse.Namespace) -> int:
 
     def evaluate(found: Found) -> list[dict]:
         spec = CheckpointSpec.of_run(str(found.path), name=found.label, **options)
-        console.show_start(session.label(spec), spec.model, spec.precision)
+        console.show_start(session.label(spec), spec)
         evaluation = run_checkpoint(session, spec, benchmarks, show=console.show_result)
         console.show_end(session.label(spec), evaluation, session.output)
         return list(evaluation.results.values())

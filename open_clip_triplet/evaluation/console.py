@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec
 from open_clip_triplet.evaluation.result_files import safe_name
 from open_clip_triplet.evaluation.run import Evaluation
 
@@ -49,8 +50,8 @@ def _subset(result: dict, name: str) -> str:
     return f"{numbers}{expected}" if name == result["benchmark"] else f"{name} {numbers}{expected}"
 
 
-def show_start(label: str, model: str, precision: str) -> None:
-    print(f"{label} ({model}, {precision})", flush=True)
+def show_start(label: str, spec: CheckpointSpec) -> None:
+    print(f"{label} ({spec.model or spec.pretrained}, {spec.precision})", flush=True)
 
 
 def show_result(result: dict) -> None:

@@ -68,7 +68,7 @@ class CheckpointSpec:
         'CC12M_TripletCLIP_ViTB12'
 
         Without a ``model`` it is the one that the checkpoint's run names in its ``params.txt``, or ViT-B-32; so is
-        its ``model_config``.
+        its ``model_config``. A folder or repository brings its own: there it is empty.
         """
         name, equals, pretrained = text.partition("=")
         if not equals or "/" in name or Path(text).exists():
@@ -78,7 +78,10 @@ class CheckpointSpec:
     @classmethod
     def of_run(cls, pretrained: str, *, model: str | None = None, model_config: str | None = None, **options):
         """A checkpoint whose model, where none is given, is what its run was given."""
-        model = model or default_model(pretrained)
+        if model is None and (repository(pretrained) or Path(pretrained.removeprefix("local-dir:")).is_dir()):
+            model = ""
+        elif model is None:
+            model = training_options(Path(pretrained)).get("model") or "ViT-B-32"
         model_config = model_config or training_model_config(Path(pretrained), model)
         return cls(model=model, pretrained=pretrained, model_config=model_config, **options)
 
@@ -96,11 +99,6 @@ class CheckpointSpec:
             return path.name
         parent = path.parent.parent.name if path.parent.name == "checkpoints" else ""
         return f"{parent}-{path.stem}" if parent else path.stem
-
-
-def default_model(pretrained: str) -> str:
-    """The model that a checkpoint's run says it was; OpenCLIP's most common one where there is no run."""
-    return training_options(Path(pretrained)).get("model") or "ViT-B-32"
 
 
 def repository(pretrained: str) -> str | None:

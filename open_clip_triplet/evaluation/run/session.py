@@ -113,7 +113,7 @@ def _describe(session: Session, spec: CheckpointSpec, facts: dict[str, Any]) -> 
     """What a result says of its checkpoint."""
     return {
         "name": session.label(spec),
-        "model": spec.model,
+        "model": spec.model or spec.pretrained,
         "pretrained": spec.pretrained,
         "weights": facts["weights"],
         "precision": spec.precision,
