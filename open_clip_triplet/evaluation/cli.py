@@ -43,11 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(subparsers)
     _add_report(subparsers)
     overview = subparsers.add_parser("list", help="benchmarks at a glance: items, size, licence, found or not")
-    overview.add_argument("--data-root", metavar="DIR", default="data", help="folder with the data (default: data)")
+    _add_data_root(overview)
     data = subparsers.add_parser("data", help="what each benchmark expects, and what was found")
-    data.add_argument(
-        "--data-root", metavar="DIR", default="data", help="folder with the data (default: data)"
-    )
+    _add_data_root(data)
     data.add_argument("--benchmarks", metavar="NAMES", help=f"comma-separated, of: {', '.join(names())}")
     data.add_argument("--download", metavar="NAMES", help="fetch the freely licensed annotations of these")
     convert = subparsers.add_parser("convert", help="write a checkpoint in another layout, or to the hub")
@@ -70,6 +68,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force-quick-gelu", action="store_true", help="as OpenCLIP's")
     parser.add_argument("--force-image-size", type=int, metavar="PIXELS", help="as OpenCLIP's")
+
+
+def _add_data_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-root", metavar="DIR", default="data", help="folder with the data (default: data)")
 
 
 def _positive(text: str) -> int:
@@ -107,9 +109,7 @@ def _add_run(subparsers) -> None:
         choices=SUITES,
         help=f"paper: {', '.join(PAPER_SUITE)}; composition: all but {', '.join(RETENTION)}",
     )
-    run.add_argument(
-        "--data-root", metavar="DIR", default="data", help="folder with the data (default: data)"
-    )
+    _add_data_root(run)
     run.add_argument("--output", metavar="DIR", default="results", help="where results go (default: results)")
     run.add_argument("--store", metavar="DIR", help="where embeddings are kept (default: OUTPUT/.embeddings)")
     run.add_argument("--batch-size", type=_positive, default=64, help="images or captions (default: 64)")

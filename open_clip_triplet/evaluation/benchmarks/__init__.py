@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from open_clip_triplet.errors import DataError, MissingData, UsageError
+from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.benchmarks.base import Benchmark
 
 PAPER_SUITE = ("sugarcrepe", "winoground", "valse", "cola", "retrieval", "zeroshot", "tripletdata")
@@ -19,8 +19,6 @@ __all__ = [
     "RETENTION",
     "SUITES",
     "Benchmark",
-    "DataError",
-    "MissingData",
     "get",
     "names",
     "suite",

@@ -1,16 +1,12 @@
 """Metrics as pure numpy functions. A tie counts as wrong everywhere; NaN and infinity are refused."""
 
-from open_clip_triplet.evaluation.metrics.arrays import (
-    finite,
-)
+from open_clip_triplet.evaluation.metrics.arrays import finite
 from open_clip_triplet.evaluation.metrics.averages import (
     DRAWS,
     FEWEST_ITEMS,
     bootstrap_interval,
     mcnemar,
-    mean_per_class,
     paired_bootstrap,
-    per_class_counts,
     wilson_interval,
 )
 from open_clip_triplet.evaluation.metrics.composition import (
@@ -43,10 +39,8 @@ __all__ = [
     "finite",
     "histogram",
     "mcnemar",
-    "mean_per_class",
     "pair_similarities",
     "paired_bootstrap",
-    "per_class_counts",
     "rank_answers",
     "retrieval_ranks",
     "row_similarities",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from open_clip_triplet.evaluation.metrics.arrays import Floats, Ints
+from open_clip_triplet.evaluation.metrics.arrays import Floats
 
 #: draws of a bootstrap
 DRAWS = 2000
@@ -17,25 +17,11 @@ DRAWS = 2000
 FEWEST_ITEMS = 10
 
 
-def per_class_counts(correct: ArrayLike, labels: ArrayLike, classes: int) -> tuple[Ints, Ints]:
-    """(right [C], items [C]) per class."""
-    classes_of = np.asarray(labels, dtype=np.int64)
-    right = np.bincount(classes_of, weights=np.asarray(correct, dtype=float), minlength=classes)
-    return right.astype(np.int64), np.bincount(classes_of, minlength=classes)
-
-
-def mean_per_class(correct: ArrayLike, labels: ArrayLike, classes: int) -> float:
-    """Mean over the classes that occur of the accuracy within each. NaN for no items."""
-    right, items = per_class_counts(correct, labels, classes)
-    present = items > 0
-    return float((right[present] / items[present]).mean()) if present.any() else math.nan
-
-
-def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson score interval of a proportion, 95% by default. ``(nan, nan)`` for no items."""
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a proportion. ``(nan, nan)`` for no items."""
     if total == 0:
         return math.nan, math.nan
-    p = correct / total
+    p, z = correct / total, 1.959963984540054
     centre = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     # the bounds are exactly 0 for none and 1 for all; rounding misses them
@@ -43,7 +29,7 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
 
 
 def bootstrap_interval(
-    counts: Sequence[tuple[int, int]], average: Callable[[Floats], Any], *, seed: int = 0, draws: int = DRAWS
+    counts: Sequence[tuple[int, int]], average: Callable[[Floats], Any]
 ) -> tuple[float, float]:
     """95% percentile bootstrap interval of an average of accuracies, items drawn anew in each part.
 
@@ -57,8 +43,8 @@ def bootstrap_interval(
     """
     if any(items < FEWEST_ITEMS for _, items in counts):
         return math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    drawn = np.stack([rng.binomial(items, right / items, draws) / items for right, items in counts])
+    rng = np.random.default_rng(0)
+    drawn = np.stack([rng.binomial(items, right / items, DRAWS) / items for right, items in counts])
     low, high = np.percentile(average(drawn), [2.5, 97.5])
     return float(low), float(high)
 
@@ -75,9 +61,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * math.fsum(math.exp(value) for value in logs))
 
 
-def paired_bootstrap(
-    differences: Sequence[ArrayLike], average: Callable[[Floats], Any], *, seed: int = 0, draws: int = DRAWS
-) -> dict[str, float]:
+def paired_bootstrap(differences: Sequence[ArrayLike], average: Callable[[Floats], Any]) -> dict[str, float]:
     """Paired bootstrap of the difference between two models' averages, same items drawn for both.
 
     Args:
@@ -85,17 +69,17 @@ def paired_bootstrap(
         average: [parts, draws] -> [draws].
 
     Returns:
-        ``difference``, 95% ``low`` and ``high``, two-sided ``p`` (never below 1/draws); all but the first
+        ``difference``, 95% ``low`` and ``high``, two-sided ``p`` (never below 1/DRAWS); all but the first
         NaN where a part has fewer than ``FEWEST_ITEMS``.
     """
     observed = average(np.array([[float(np.mean(np.asarray(part, dtype=float)))] for part in differences]))[0]
     if any(np.size(part) < FEWEST_ITEMS for part in differences):
         return {"difference": float(observed), "low": math.nan, "high": math.nan, "p": math.nan}
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = []
     for part in differences:
         values, counts = np.unique(np.asarray(part, dtype=float), return_counts=True)
-        drawn.append(rng.multinomial(counts.sum(), counts / counts.sum(), draws) @ values / counts.sum())
+        drawn.append(rng.multinomial(counts.sum(), counts / counts.sum(), DRAWS) @ values / counts.sum())
     samples = average(np.stack(drawn))
     low, high = np.percentile(samples, [2.5, 97.5])
     tail = min((samples <= 0).mean(), (samples >= 0).mean())
@@ -103,5 +87,5 @@ def paired_bootstrap(
         "difference": float(observed),
         "low": float(low),
         "high": float(high),
-        "p": float(min(1.0, max(2 * tail, 1 / draws))),
+        "p": float(min(1.0, max(2 * tail, 1 / DRAWS))),
     }

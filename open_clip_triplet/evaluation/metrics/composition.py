@@ -52,9 +52,7 @@ def composition_ties(s00: ArrayLike, s01: ArrayLike, s10: ArrayLike, s11: ArrayL
     return int(((a == b) | (d == c) | (a == c) | (d == b)).sum())
 
 
-def histogram(
-    values: ArrayLike, bins: int = 100, low: float = -1.0, high: float = 1.0
-) -> tuple[list[float], list[int]]:
-    """(edges [bins + 1], counts [bins]) of similarities; values beyond an end count in its bin."""
-    counts, edges = np.histogram(np.clip(values, low, high), bins=bins, range=(low, high))
+def histogram(values: ArrayLike) -> tuple[list[float], list[int]]:
+    """(edges [101], counts [100]) of similarities from -1 to 1; values beyond an end count in its bin."""
+    counts, edges = np.histogram(np.clip(values, -1, 1), bins=100, range=(-1, 1))
     return [round(float(edge), 6) for edge in edges], [int(count) for count in counts]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from open_clip_triplet.evaluation.images import ImageRef
-from open_clip_triplet.evaluation.metrics import bootstrap_interval, per_class_counts, wilson_interval
+from open_clip_triplet.evaluation.metrics import bootstrap_interval, wilson_interval
 
 #: (refs) -> [n, D] rows, and (captions) -> [n, D] rows
 Rows = Callable[[Sequence], np.ndarray]
@@ -20,6 +20,18 @@ Rows = Callable[[Sequence], np.ndarray]
 NAMED = 50
 #: what a hash of items begins with since it covers images and captions; an older one is of names alone
 CONTENT = "content:"
+
+
+@dataclass(frozen=True)
+class OfImage:
+    """An item that is about one image."""
+
+    name: str
+    image: ImageRef
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        return (self.image,)
 
 
 @dataclass
@@ -53,8 +65,6 @@ class Task:
     named: list[str] = field(default_factory=list)
     note: str = ""
     limited: int | None = None
-
-    main = "accuracy"
 
     def images(self) -> list[ImageRef]:
         """Every image needed, repeats included."""
@@ -147,9 +157,10 @@ def proportion(right: int, total: int) -> dict:
     return {"value": right / total if total else math.nan, "low": low, "high": high}
 
 
-def class_mean(right: np.ndarray, labels: Sequence[int] | np.ndarray, classes: int) -> dict:
+def class_mean(right: np.ndarray, labels: Sequence[int] | np.ndarray) -> dict:
     """Mean over the classes that occur of the accuracy within each, with a bootstrap interval."""
-    counts = [(int(k), int(n)) for k, n in zip(*per_class_counts(right, labels, classes)) if n]
+    classes = np.asarray(labels, dtype=np.int64)
+    counts = [(int(k), int(n)) for k, n in zip(np.bincount(classes, right), np.bincount(classes)) if n]
     if not counts:
         return {"value": math.nan, "low": math.nan, "high": math.nan}
     low, high = bootstrap_interval(counts, lambda drawn: drawn.mean(axis=0))

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.metrics import finite, row_similarities
-from open_clip_triplet.evaluation.tasks.base import Outcome, Rows, Task, class_mean, number
+from open_clip_triplet.evaluation.tasks.base import OfImage, Outcome, Rows, Task, class_mean, number
 
 #: items scored at once
 BLOCK = 8192
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(OfImage):
     """One image; it must be closer to every caption of ``positives`` than to any of ``negatives``."""
 
-    name: str
-    image: ImageRef
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
     groups: tuple[str, ...] = ()
-
-    @property
-    def images(self) -> tuple[ImageRef, ...]:
-        return (self.image,)
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -87,13 +81,12 @@ class ChoiceTask(Task):
         return (between > row_similarities(first, negative)) & (between > row_similarities(second, negative))
 
     def _macro(self, right: np.ndarray) -> dict:
-        sizes: dict[str, int] = {}
-        for item in self.items:
-            sizes[item.groups[0]] = sizes.get(item.groups[0], 0) + 1
+        groups = [item.groups[0] for item in self.items]
+        sizes = Counter(groups)
         counted = [g for g, n in sizes.items() if n >= self.macro_least and g not in self.macro_without]
         place = {name: index for index, name in enumerate(counted)}
-        chosen = [i for i, item in enumerate(self.items) if item.groups[0] in place]
-        return class_mean(right[chosen], [place[self.items[i].groups[0]] for i in chosen], len(counted))
+        chosen = [i for i, group in enumerate(groups) if group in place]
+        return class_mean(right[chosen], [place[groups[i]] for i in chosen])
 
     def _rows(self, positives: np.ndarray, negatives: np.ndarray, right: dict) -> Iterator[dict]:
         p = n = 0

@@ -7,23 +7,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.metrics import Ranking, class_ranks
-from open_clip_triplet.evaluation.tasks.base import Outcome, Rows, Task, class_mean, equal_ids, number
+from open_clip_triplet.evaluation.tasks.base import (
+    OfImage,
+    Outcome,
+    Rows,
+    Task,
+    class_mean,
+    equal_ids,
+    number,
+)
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labelled(OfImage):
     """One image and the index of its class."""
 
-    name: str
-    image: ImageRef
     label: int
     captions: tuple[str, ...] = ()
-
-    @property
-    def images(self) -> tuple[ImageRef, ...]:
-        return (self.image,)
 
 
 @dataclass
@@ -36,8 +37,6 @@ class ClassifyTask(Task):
 
     classes: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
-
-    main = "top1"
 
     def prompts(self, name: str) -> list[str]:
         return [template.replace("{c}", name) for template in self.templates]
@@ -60,7 +59,7 @@ class ClassifyTask(Task):
             right["top5"] = ranking.ranks < 5
         shared = np.bincount(ids)[ids] > 1
         outcome = Outcome(len(self.items), ranking.ties, right=right, equal=int(shared[labels].sum()))
-        outcome.metrics["mean_per_class"] = class_mean(right["top1"], labels, len(self.classes))
+        outcome.metrics["mean_per_class"] = class_mean(right["top1"], labels)
         outcome.rows = lambda: self._rows(ranking, right)
         return self.finish(outcome)
 

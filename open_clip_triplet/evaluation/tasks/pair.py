@@ -34,8 +34,6 @@ class PairTask(Task):
     (the paper's Figures 4 and 5).
     """
 
-    main = "group"
-
     def score(self, images: Rows, texts: Rows) -> Outcome:
         if not self.items:
             return self.finish(pair_outcome(np.zeros((0, 6))))

@@ -7,22 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.metrics import Ranking, retrieval_ranks
-from open_clip_triplet.evaluation.tasks.base import Outcome, Rows, Task, equal_ids, number
+from open_clip_triplet.evaluation.tasks.base import OfImage, Outcome, Rows, Task, equal_ids, number
 
 
 @dataclass(frozen=True)
-class Captioned:
+class Captioned(OfImage):
     """One image and its captions."""
 
-    name: str
-    image: ImageRef
     captions: tuple[str, ...]
-
-    @property
-    def images(self) -> tuple[ImageRef, ...]:
-        return (self.image,)
 
 
 class RetrievalTask(Task):
@@ -31,7 +24,6 @@ class RetrievalTask(Task):
     Where two images have an equal caption, either image is right for it and it is right for either.
     """
 
-    main = "i2t_r5"
     depths = (1, 5, 10)
 
     def score(self, images: Rows, texts: Rows) -> Outcome:
