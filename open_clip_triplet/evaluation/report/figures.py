@@ -14,7 +14,7 @@ from open_clip_triplet.evaluation.report import plots
 from open_clip_triplet.evaluation.report.contents import Report
 from open_clip_triplet.evaluation.report.coverage import coverage_series
 from open_clip_triplet.evaluation.report.reference import known_models
-from open_clip_triplet.evaluation.report.retention import leaderboard
+from open_clip_triplet.evaluation.report.retention import COMPOSITION, RETENTION, leaderboard
 from open_clip_triplet.evaluation.report.sources import Results
 from open_clip_triplet.evaluation.results import partial_subsets
 
@@ -36,22 +36,11 @@ BARS = {
 }
 #: benchmarks of more subsets than this are drawn by the top nodes of their tree
 MOST_BARS = 24
-#: axes of the radar: (name, benchmark, subset or None for the overall average, metric)
+#: axes of the radar, of the leaderboard's metrics
 RADAR = (
-    ("SugarCrepe", "sugarcrepe", None, "overall"),
-    ("VALSE", "valse", None, "overall"),
-    ("Winoground group", "winoground", "winoground", "group"),
-    ("Cola group", "cola", "cola", "group"),
-    ("What'sUp", "whatsup", None, "overall"),
-    ("COCO i2t R@5", "retrieval", "mscoco", "i2t_r5"),
-    ("COCO t2i R@5", "retrieval", "mscoco", "t2i_r5"),
-    ("Flickr30k i2t R@5", "retrieval", "flickr30k", "i2t_r5"),
-    ("Flickr30k t2i R@5", "retrieval", "flickr30k", "t2i_r5"),
-    ("Flickr8k i2t R@5", "retrieval", "flickr8k", "i2t_r5"),
-    ("Flickr8k t2i R@5", "retrieval", "flickr8k", "t2i_r5"),
-    ("18 sets top-1", "zeroshot", None, "overall"),
-    ("CIFAR-10 top-1", "zeroshot", "cifar10", "top1"),
-    ("TripletData group", "tripletdata", "tripletdata", "group"),
+    "SugarCrepe", "VALSE", "Winoground group", "Cola group", "What'sUp", "COCO i2t R@5", "COCO t2i R@5",
+    "Flickr30k i2t R@5", "Flickr30k t2i R@5", "Flickr8k i2t R@5", "Flickr8k t2i R@5", "18 sets top-1",
+    "CIFAR-10 top-1", "TripletData group",
 )
 #: below this mean, in percent, a radar is a dot: bars are drawn instead
 NEAR_ZERO = 20
@@ -187,27 +176,19 @@ def _triple(result: dict | None, subset: str, metric: str) -> tuple | None:
 
 
 def _radar(results: Results, names: list[str]) -> Figure | None:
-    def value(name: str, benchmark: str, subset: str | None, metric: str) -> float | None:
-        result = results.by_name[name].get(benchmark)
-        if result is None:
-            return None
-        metrics = (
-            result["summary"] if subset is None else result["subsets"].get(subset, {}).get("metrics", {})
-        )
-        numbers = metrics.get(metric)
-        return 100 * numbers["value"] if numbers and numbers["value"] is not None else None
-
-    axes = [axis for axis in RADAR if any(value(name, *axis[1:]) is not None for name in names)]
-    if len(axes) < 3:
+    sources = {**COMPOSITION, **RETENTION}
+    found = {label: [results.metric(name, sources[label]) for name in names] for label in RADAR}
+    found = {label: metrics for label, metrics in found.items() if any(metrics)}
+    if len(found) < 3:
         return None
     partial = {
-        axis
-        for axis in axes
-        for name in names
-        if (r := results.by_name[name].get(axis[1])) and (not r["complete"] or axis[2] in partial_subsets(r))
+        label
+        for label, metrics in found.items()
+        for name, metric in zip(names, metrics)
+        if metric and not (metric[1] and results.by_name[name][sources[label].partition(":")[0]]["complete"])
     }
-    labels = [axis[0] + ("*" if axis in partial else "") for axis in axes]
-    series = [[value(name, *axis[1:]) for axis in axes] for name in names]
+    labels = [label + ("*" if label in partial else "") for label in found]
+    series = [[m and 100 * m[0]["value"] for m in of_name] for of_name in zip(*found.values())]
     title = "The suite" + (" (* partial run)" if partial else "")
     known = [v for values in series for v in values if v is not None]
     if sum(known) / len(known) < NEAR_ZERO:

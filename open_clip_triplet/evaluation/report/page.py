@@ -14,7 +14,7 @@ from open_clip_triplet.evaluation.report.figures import figures, shown_names
 from open_clip_triplet.evaluation.report.intervals import provenance
 from open_clip_triplet.evaluation.report.package_data import read
 from open_clip_triplet.evaluation.report.sources import Results
-from open_clip_triplet.evaluation.report.tables import Block, Row, section
+from open_clip_triplet.evaluation.report.tables import Block, bodies
 from open_clip_triplet.evaluation.results import partial_subsets
 
 
@@ -45,7 +45,9 @@ def page(report: Report, title: str, intro: str) -> str:
         style=read("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        sections=[(part, [_table(block) for block in part.blocks]) for part in sections(report)],
+        sections=[
+            (part, [(block, _upper(block), bodies(block)) for block in part.blocks]) for part in sections(report)
+        ],
         figures=figures(report),
         series=names,
         series_count=plots.SERIES,
@@ -74,15 +76,6 @@ def _partial(results: Results) -> list[str]:
     return sorted({f"{name} ({x['items']} of {x['expected'] or '?'} items)" for name, x in found})
 
 
-def _table(block: Block) -> dict:
-    """A block with its headings spanned and its rows in sections."""
-    has_other = any(row.kind in ("paper", "reference") for row in block.rows)
-
-    def heading(row: Row) -> str:
-        return section(row) or ("measured here" if has_other else "")
-
-    return {
-        "block": block,
-        "upper": [(name, len(list(group))) for name, group in groupby(c[0] for c in block.columns)],
-        "bodies": [(name, list(rows)) for name, rows in groupby(block.rows, key=heading)],
-    }
+def _upper(block: Block) -> list[tuple[str, int]]:
+    """The upper headings, and over how many columns each stands."""
+    return [(name, len(list(group))) for name, group in groupby(upper for upper, _ in block.columns)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from open_clip_triplet.evaluation.report.package_data import load_toml
-from open_clip_triplet.evaluation.report.sources import Results
+from open_clip_triplet.evaluation.report.sources import PARTIAL, Results
 from open_clip_triplet.evaluation.report.tables import Block, Cell, Row, gain_row, mark_best
 
 #: (group, method) of a row
@@ -112,27 +112,16 @@ def _table(entry: dict) -> PaperTable:
 def paper_blocks(results: Results) -> list[Block]:
     """The paper's tables that at least one checkpoint has a value or a partial run for."""
     blocks = [_paper_block(entry, results) for entry in tables()]
-    return [
-        block
-        for block in blocks
-        if any(str(cell) for row in block.rows if row.kind == "measured" for cell in row.cells)
-    ]
+    return [block for block in blocks if any(row.kind == "measured" for row in block.rows)]
 
 
 def _paper_block(entry: PaperTable, results: Results) -> Block:
-    measured = [
-        Row("measured", "", name, tuple(results.cell(name, c.sources) for c in entry.columns))
-        for name in results.names
-    ]
-    base = next(row for row in measured if row.label == results.baseline)
-    gains = [gain_row("gain", "", row, base) for row in measured if row is not base]
+    rows = results.rows([column.sources for column in entry.columns], gains=True)
     notes = [*entry.notes, *results.item_notes(s for c in entry.columns for s in c.sources)]
-    if any(cell.text == "partial" for row in measured for cell in row.cells):
+    if any(cell.text == PARTIAL for row in rows for cell in row.cells):
         notes.append("partial: not all items were there; see the partial runs below.")
     columns = tuple((column.group, column.name) for column in entry.columns)
     plural = "s" if " " in entry.number else ""
-    rows = [row for row in measured if any(str(cell) for cell in row.cells)]
-    rows += [row for row in gains if any(str(cell) for cell in row.cells)]
     rows += _paper_rows(entry, notes)
     return Block(
         entry.number, f"Table{plural} {entry.number}. {entry.title}", columns, mark_best(rows), notes

@@ -83,11 +83,7 @@ def composition_block(results: Results, which: str | None = None) -> Block | Non
     """
     settings = load_toml("reference.toml")
     columns = [(upper, name, tuple(sources)) for upper, name, sources in settings["columns"]]
-    rows = [
-        Row("measured", "", name, tuple(results.cell(name, sources) for *_, sources in columns))
-        for name in results.names
-    ]
-    rows = [row for row in rows if any(str(cell) for cell in row.cells)]
+    rows = results.rows([sources for *_, sources in columns])
     notes = []
     if which is not None:
         rows += [

@@ -13,7 +13,7 @@ from open_clip_triplet.evaluation.report.contents import Report, sections
 from open_clip_triplet.evaluation.report.coverage import Run
 from open_clip_triplet.evaluation.report.intervals import provenance
 from open_clip_triplet.evaluation.report.sources import Results
-from open_clip_triplet.evaluation.report.tables import Block, Cell, Row, section
+from open_clip_triplet.evaluation.report.tables import Block, Cell, Row, bodies
 
 TITLE = "Evaluation beside the TripletCLIP paper"
 INTRO = (
@@ -85,20 +85,14 @@ def _md(text: str) -> str:
 
 
 def _markdown_table(block: Block) -> str:
-    has_other = any(row.kind in ("paper", "reference") for row in block.rows)
     lines = [
         "| " + " | ".join(["", *(_md(heading(c)) for c in block.columns)]) + " |",
         "|---" + "|---:" * len(block.columns) + "|",
     ]
-    before = ""
-    for row in block.rows:
-        now = section(row) or ("measured here" if has_other else "")
-        if now != before and now:
-            lines.append(f"| *{_md(now)}* |" + " |" * len(block.columns))
-        before = now
-        lines.append(
-            "| " + " | ".join([_md(row.label), *(_markdown_cell(cell) for cell in row.cells)]) + " |"
-        )
+    for name, rows in bodies(block):
+        if name:
+            lines.append(f"| *{_md(name)}* |" + " |" * len(block.columns))
+        lines += ["| " + " | ".join([_md(row.label), *map(_markdown_cell, row.cells)]) + " |" for row in rows]
     return "\n".join(lines)
 
 
@@ -160,8 +154,7 @@ def _tex(text: str) -> str:
 def latex(report: Report) -> str:
     """All tables as LaTeX; needs the booktabs and graphicx packages."""
     parts = [f"% {TITLE}. {INTRO}", "% \\usepackage{booktabs,graphicx}"]
-    for block in all_blocks(report):
-        parts.append(_latex_table(block))
+    parts += map(_latex_table, all_blocks(report))
     return "\n\n".join(parts) + "\n"
 
 

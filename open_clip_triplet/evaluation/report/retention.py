@@ -11,7 +11,7 @@ import numpy as np
 
 from open_clip_triplet.evaluation.report.paper import table
 from open_clip_triplet.evaluation.report.sources import Results
-from open_clip_triplet.evaluation.report.tables import Block, Cell, Row, gain_row, mark_best
+from open_clip_triplet.evaluation.report.tables import Block, Cell, Row, mark_best
 
 #: (upper heading, heading, sources) of the first table of a report
 COLUMNS = (
@@ -57,15 +57,9 @@ SUGARCREPE_NOTE = (
 
 def retention_block(results: Results) -> Block | None:
     """SugarCrepe, COCO retrieval and ImageNet of every checkpoint, with the paper's rows that have them."""
-    measured = [
-        Row("measured", "", name, tuple(results.cell(name, sources) for *_, sources in COLUMNS))
-        for name in results.names
-    ]
-    if not any(cell.value is not None for row in measured for cell in row.cells[:2]):
+    rows = results.rows([sources for *_, sources in COLUMNS], gains=True)
+    if not any(cell.value is not None for row in rows for cell in row.cells[:2]):
         return None
-    base = next(row for row in measured if row.label == results.baseline)
-    gains = [gain_row("gain", "", row, base) for row in measured if row is not base]
-    rows = [row for row in (*measured, *gains) if any(str(cell) for cell in row.cells)]
     columns = tuple((upper, name) for upper, name, _ in COLUMNS)
     notes = [SUGARCREPE_NOTE, "The paper's rows are from its Tables 4, 5, 7 and 16."]
     notes += results.item_notes(source for *_, sources in COLUMNS for source in sources)
@@ -158,17 +152,8 @@ def leaderboard_block(results: Results) -> Block | None:
     if board is None:
         return None
     rows = [
-        Row(
-            "measured",
-            "",
-            standing.name,
-            (
-                Cell(standing.composition),
-                Cell(standing.retention),
-                Cell(text="yes" if standing.front else ""),
-            ),
-        )
-        for standing in board.standings
+        Row("measured", "", s.name, (Cell(s.composition), Cell(s.retention), Cell(text="yes" if s.front else "")))
+        for s in board.standings
     ]
     notes = [
         f"Composition: mean of {', '.join(board.composition)}. Retention: mean of "

@@ -5,13 +5,13 @@ A source is ``benchmark:subset:metric``, or ``benchmark:average`` for an average
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.benchmarks import get, names
-from open_clip_triplet.evaluation.report.tables import Cell
+from open_clip_triplet.evaluation.report.tables import Cell, Row, gain_row
 from open_clip_triplet.evaluation.results import why_not_paired
 
 PARTIAL = "partial"
@@ -52,30 +52,28 @@ class Results:
 
     def cell(self, name: str, sources: tuple[str, ...]) -> Cell:
         """The mean of some metrics in percent; ``partial`` or empty where one is partial or absent."""
-        found = [self.metric(name, source) for source in sources]
-        known = [metric for metric in found if isinstance(metric, dict)]
-        if None in found:
+        found = [metric for source in sources if (metric := self.metric(name, source))]
+        if len(found) < len(sources):
             return Cell()
-        if len(known) < len(found):
+        if not all(whole for _, whole in found):
             return Cell(text=PARTIAL)
-        if len(known) == 1:
-            return value_cell(known[0])
-        return Cell(100 * float(np.mean([metric["value"] for metric in known])))
+        if len(found) == 1:
+            return value_cell(found[0][0])
+        return Cell(100 * float(np.mean([metric["value"] for metric, _ in found])))
 
-    def metric(self, name: str, source: str) -> dict | str | None:
-        """The {value, low, high} that a source names, ``partial``, or None where it was not measured."""
+    def metric(self, name: str, source: str) -> tuple[dict, bool] | None:
+        """The {value, low, high} that a source names, and whether it is whole; None where it was not measured."""
         benchmark, *place = source.split(":")
-        result = self.by_name[name].get(benchmark)
-        if result is None:
-            return None
-        if len(place) == 1:
-            metric = result["summary"].get(place[0])
-            return metric if metric is None or result["complete"] else PARTIAL
-        subset = result["subsets"].get(place[0])
-        metric = subset["metrics"].get(place[1]) if subset else None
-        if metric is None or metric["value"] is None:
-            return None
-        return metric if subset["complete"] else PARTIAL
+        result = self.by_name[name].get(benchmark, {"summary": {}, "subsets": {}})
+        scored = result if len(place) == 1 else result["subsets"].get(place[0], {"metrics": {}})
+        metric = scored["summary" if len(place) == 1 else "metrics"].get(place[-1])
+        return None if metric is None or metric["value"] is None else (metric, scored["complete"])
+
+    def rows(self, columns: Sequence[tuple[str, ...]], gains: bool = False) -> list[Row]:
+        """What was measured of each column's sources, a row per checkpoint; then the gains over the baseline."""
+        rows = [Row("measured", "", name, tuple(self.cell(name, c) for c in columns)) for name in self.names]
+        rows += [gain_row("gain", "", row, rows[0]) for row in rows[1:] if gains]
+        return [row for row in rows if any(str(cell) for cell in row.cells)]
 
     def item_notes(self, sources: Iterable[str], complete: bool = True) -> list[str]:
         """A footnote for each benchmark of which not all rows stand for the same items.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,14 @@ class Block:
     notes: list[str] = field(default_factory=list)
 
 
-def section(row: Row) -> str:
-    """Heading of the rows that stand together: the paper's group, what was measured here, or the group."""
-    if row.kind.startswith("paper"):
-        return f"paper, {row.group}"
-    return row.group
+def bodies(block: Block) -> list[tuple[str, list[Row]]]:
+    """The rows that stand together, each with its heading: the paper's group, or the group, or empty."""
+    here = "measured here" if any(row.kind in ("paper", "reference") for row in block.rows) else ""
+
+    def heading(row: Row) -> str:
+        return f"paper, {row.group}" if row.kind.startswith("paper") else row.group or here
+
+    return [(name, list(rows)) for name, rows in groupby(block.rows, key=heading)]
 
 
 def gain_row(kind: str, group: str, row: Row, base: Row) -> Row:
