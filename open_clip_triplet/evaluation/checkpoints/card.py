@@ -15,6 +15,18 @@ _OPTIONS = (
     "loss", "train_data", "neg_captions", "model", "pretrained", "batch_size", "world_size", "accum_freq",
     "total_steps", "epochs", "lr", "wd", "beta1", "beta2", "eps", "warmup", "lr_scheduler", "precision", "seed",
 )
+_CITATION = """## Citation
+
+```bibtex
+@inproceedings{patel2024tripletclip,
+  title={TripletCLIP: Improving Compositional Reasoning of CLIP via Synthetic Vision-Language Negatives},
+  author={Patel, Maitreya and Kusumba, Abhiram and Cheng, Sheng and Kim, Changhoon and Gokhale, Tejas and \
+Baral, Chitta and Yang, Yezhou},
+  booktitle={NeurIPS},
+  year={2024}
+}
+```
+"""
 _USAGE = {
     "open_clip": """import open_clip
 
@@ -48,7 +60,7 @@ def model_card(
         header = yaml.safe_dump(_header(name, to, trained, rows, license), sort_keys=False, allow_unicode=True)
         return "\n".join(
             [f"---\n{header}---\n", f"# {name}\n", _about(config, trained), _usage(name, repo, to, config),
-             _training(trained), _results(rows), _citation()]
+             _training(trained), _results(rows), _CITATION]
         )
 
     return text
@@ -146,13 +158,4 @@ def _results(rows: list[dict]) -> str:
     return "\n".join(
         ["## Results\n", "In %, by `triplet-evaluate run`. A tie counts as wrong.\n",
          "| benchmark | metric | value | 95% interval | items |", "|---|---|---|---|---|", *lines, ""]
-    )
-
-
-def _citation() -> str:
-    return (
-        "## Citation\n\n```bibtex\n@inproceedings{patel2024tripletclip,\n"
-        "  title={TripletCLIP: Improving Compositional Reasoning of CLIP via Synthetic Vision-Language Negatives},\n"
-        "  author={Patel, Maitreya and Kusumba, Abhiram and Cheng, Sheng and Kim, Changhoon and Gokhale, Tejas and "
-        "Baral, Chitta and Yang, Yezhou},\n  booktitle={NeurIPS},\n  year={2024}\n}\n```\n"
     )

@@ -138,7 +138,11 @@ def open_clip_config(config) -> dict:
     }
     if config.model_type == "siglip":
         return _open_clip_siglip(text, vision, text_cfg)
-    act = _one_activation(text.hidden_act, vision.hidden_act)
+    act = text.hidden_act
+    if act != vision.hidden_act:
+        raise CheckpointError(
+            f"text tower with {act} and vision tower with {vision.hidden_act}: OpenCLIP has one for both"
+        )
     vision_cfg = {
         "image_size": vision.image_size, "patch_size": vision.patch_size, "width": vision.hidden_size,
         "layers": vision.num_hidden_layers, "head_width": vision.hidden_size // vision.num_attention_heads,
@@ -176,12 +180,6 @@ def _open_clip_siglip(text, vision, text_cfg: dict) -> dict:
                        **_act_and_norm(vision.hidden_act, 1e-6, 1e-6)},
         "text_cfg": text_cfg,
     }
-
-
-def _one_activation(text: str, vision: str) -> str:
-    if text != vision:
-        raise CheckpointError(f"text tower with {text} and vision tower with {vision}: OpenCLIP has one for both")
-    return text
 
 
 def _act_and_norm(act: str, eps: float, default: float) -> dict:

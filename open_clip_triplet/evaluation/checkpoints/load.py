@@ -31,15 +31,12 @@ from open_clip_triplet.evaluation.checkpoints.params import training_preprocessi
 from open_clip_triplet.evaluation.checkpoints.spec import (
     OPEN_CLIP,
     CheckpointSpec,
-    identify,
     layout,
     locate,
     model_config,
     read_json,
     shorten,
 )
-
-__all__ = ["CheckpointSpec", "LoadedCheckpoint", "identify", "load", "load_open_clip"]
 
 
 def load(spec: CheckpointSpec, device: str = "cpu") -> LoadedCheckpoint:

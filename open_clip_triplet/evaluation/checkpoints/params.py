@@ -44,18 +44,12 @@ def training_preprocessing(path: Path) -> dict:
     """
     options = training_options(path)
     given = {name: options[name] for name in PREPROCESSING if options.get(name) not in (None, "None", "")}
-    found: dict = {}
-    for name, value in given.items():
-        found[name] = _choice(path, name, value) if name in _CHOICES else _numbers(path, name, value)
-    return found
-
-
-def _choice(path: Path, name: str, value: str) -> str:
-    if value not in _CHOICES[name]:
-        raise CheckpointError(
-            f"{path}: its run's params.txt says {name}: {value}; known: {', '.join(_CHOICES[name])}"
-        )
-    return value
+    for name, known in _CHOICES.items():
+        if given.get(name, known[0]) not in known:
+            raise CheckpointError(
+                f"{path}: its run's params.txt says {name}: {given[name]}; known: {', '.join(known)}"
+            )
+    return {name: x if name in _CHOICES else _numbers(path, name, x) for name, x in given.items()}
 
 
 def _numbers(path: Path, name: str, value: str) -> list[float]:

@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def identify(spec: CheckpointSpec, digest: Callable[[Path], str]) -> dict:
         # beyond these it follows from the model, the weights and OpenCLIP's version
         "preprocessing": training_preprocessing(path) if path else {},
         "tokenizer": _tokenizer_digest(spec, path, digest),
-        "open_clip": _open_clip_version(),
+        "open_clip": version("open_clip_torch"),
     }
     if path is None:
         return {**facts, "weights": f"tag:{spec.pretrained}"}
@@ -217,12 +218,8 @@ def identify(spec: CheckpointSpec, digest: Callable[[Path], str]) -> dict:
     files = sorted(f for folder in [path, *parts] for pattern in patterns for f in folder.glob(pattern))
     if not any(f.suffix != ".json" for f in files):
         raise CheckpointError(f"{path}: a folder without weights; expected a Hugging Face model folder")
-    return {**facts, "weights": _joined(path, files, digest)}
-
-
-def _joined(folder: Path, files: list[Path], digest: Callable[[Path], str]) -> str:
-    lines = "".join(f"{f.relative_to(folder)}:{digest(f)}\n" for f in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    lines = "".join(f"{f.relative_to(path)}:{digest(f)}\n" for f in files)
+    return {**facts, "weights": hashlib.sha256(lines.encode()).hexdigest()}
 
 
 def _tokenizer_digest(spec: CheckpointSpec, path: Path | None, digest: Callable[[Path], str]) -> str:
@@ -237,12 +234,6 @@ def _tokenizer_digest(spec: CheckpointSpec, path: Path | None, digest: Callable[
         if (folder / name).is_file()
     ]
     return hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""
-
-
-def _open_clip_version() -> str:
-    from importlib.metadata import version
-
-    return version("open_clip_torch")
 
 
 def model_config(spec: CheckpointSpec) -> dict | None:
