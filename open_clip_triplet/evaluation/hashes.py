@@ -64,23 +64,15 @@ class ContentHashes:
             if isinstance(known, dict):
                 self._known.update((k, v) for k, v in known.items() if isinstance(v, list) and len(v) == 2)
 
-    def __call__(self, ref: ImageRef, data: bytes | None = None) -> str:
-        """Identity of an image; ``data`` saves reading it where the caller already has.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+    def __call__(self, ref: ImageRef) -> str:
+        """Identity of an image. Raises OSError where it cannot be read."""
         # the offset too: a tar may hold one name twice, for two images
         place = f"{os.path.abspath(ref.path)}|{ref.member}|{ref.offset}|{ref.row}"
-        digest = self._remembered(place, ref.path, lambda: content_id(ref.read() if data is None else data))
+        digest = self._remembered(place, ref.path, lambda: content_id(ref.read()))
         return digest if ref.crop is None else digest + "|" + ",".join(map(str, ref.crop))
 
     def digest(self, path: str | os.PathLike) -> str:
-        """SHA-256 of a file, such as weights.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """SHA-256 of a file, such as weights. Raises OSError where it cannot be read."""
         return self._remembered(f"sha256|{os.path.abspath(path)}", path, lambda: file_digest(path))
 
     def _remembered(self, place: str, path: str | os.PathLike, compute) -> str:

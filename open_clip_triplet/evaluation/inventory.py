@@ -81,8 +81,7 @@ def _found(benchmark: Benchmark, root: Path) -> list[str]:
         return [str(error).splitlines()[0]]
     lines = []
     for name, task in tasks.items():
-        refs = set(task.images())
-        task.drop({ref: "image missing" for ref in refs if not ref.exists()})
+        task.drop_missing()
         expected = "?" if task.expected is None else task.expected
         why = ", ".join(f"{count} {reason}" for reason, count in task.dropped.items())
         note = "; ".join(x for x in (why, task.note) if x)

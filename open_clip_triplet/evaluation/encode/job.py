@@ -67,8 +67,8 @@ class EncodingJob:
         missing = self.store.missing("images", refs)[self.rank :: self.world]
         if not missing:
             return
-        encoder = self.get_encoder()
-        pending = _PendingImages(self.store, encoder)
+        encoder, out = self.get_encoder(), _Writer(self.store, "images")
+        batch: dict[str, object] = {}
 
         def load(identity: str):
             return identity, *_decode(identity, refs[identity], encoder.preprocess)
@@ -78,13 +78,19 @@ class EncodingJob:
             Progress(len(missing), f"{label}: images", self.progress) as progress,
         ):
             for identity, tensor, remarks in decode_all(pool, load, missing):
-                pending.add(identity, tensor, remarks)
-                if len(pending.tensors) == self.batch_size:
-                    pending.encode()
-                    if pending.due:
-                        pending.write()
+                if tensor is not None:
+                    batch[identity] = tensor
+                    if remarks:
+                        out.remarks[identity] = remarks
+                elif isinstance(remarks, ImageError):
+                    out.failed[identity] = str(remarks)
+                if len(batch) == self.batch_size:
+                    out.add(batch, encoder.images(list(batch.values())))
+                    batch = {}
                 progress.update()
-        pending.write()
+        if batch:
+            out.add(batch, encoder.images(list(batch.values())))
+        out.write()
 
     def texts(self, captions: dict[str, str], label: str) -> None:
         """Encode the missing ones of ``captions`` (identity -> caption); remark on those that were cut."""
@@ -93,24 +99,17 @@ class EncodingJob:
         missing = sorted(missing, key=lambda i: (len(captions[i]), captions[i]))[self.rank :: self.world]
         if not missing:
             return
-        encoder = self.get_encoder()
-        ids: list[str] = []
-        rows: list[np.ndarray] = []
-        remarks: dict[str, list[str]] = {}
-        written = time.monotonic()
+        encoder, out = self.get_encoder(), _Writer(self.store, "texts")
         with Progress(len(missing), f"{label}: captions", self.progress) as progress:
             for first in range(0, len(missing), self.batch_size):
                 batch = missing[first : first + self.batch_size]
                 texts = [captions[i] for i in batch]
                 tokens = encoder.tokenizer(texts)
-                rows.append(encoder.tokens(tokens))
-                ids += batch
-                remarks.update((i, ["cut"]) for i, cut in zip(batch, encoder.cut(texts, tokens)) if cut)
+                rows = encoder.tokens(tokens)
+                out.remarks.update((i, ["cut"]) for i, cut in zip(batch, encoder.cut(texts, tokens)) if cut)
+                out.add(batch, rows)
                 progress.update(len(batch))
-                last = first + self.batch_size >= len(missing)
-                if last or len(ids) >= FLUSH_ROWS or time.monotonic() - written > FLUSH_S:
-                    self.store.add("texts", ids, np.concatenate(rows), remarks=remarks)
-                    ids, rows, remarks, written = [], [], {}, time.monotonic()
+        out.write()
 
 
 def _decode(identity: str, ref: ImageRef, preprocess: Callable) -> tuple:
@@ -125,12 +124,11 @@ def _decode(identity: str, ref: ImageRef, preprocess: Callable) -> tuple:
         return None, error
 
 
-class _PendingImages:
-    """Images on their way: decoded, then encoded, then in the store."""
+class _Writer:
+    """Rows on their way into the store, with remarks on them and what has failed; written every so often."""
 
-    def __init__(self, store: EmbeddingStore, encoder: Encoder):
-        self.store, self.encoder = store, encoder
-        self.tensors: dict[str, object] = {}
+    def __init__(self, store: EmbeddingStore, kind: str):
+        self.store, self.kind = store, kind
         self._clear()
 
     def _clear(self) -> None:
@@ -140,28 +138,14 @@ class _PendingImages:
         self.failed: dict[str, str] = {}
         self.written = time.monotonic()
 
-    @property
-    def due(self) -> bool:
-        return len(self.ids) >= FLUSH_ROWS or time.monotonic() - self.written > FLUSH_S
-
-    def add(self, identity: str, tensor, remarks) -> None:
-        if isinstance(remarks, ImageError):
-            self.failed[identity] = str(remarks)
-        if tensor is None:
-            return
-        self.tensors[identity] = tensor
-        if remarks:
-            self.remarks[identity] = remarks
-
-    def encode(self) -> None:
-        if self.tensors:
-            self.rows.append(self.encoder.images(list(self.tensors.values())))
-            self.ids += self.tensors
-            self.tensors = {}
+    def add(self, ids: Iterable[str], rows: np.ndarray) -> None:
+        self.ids += ids
+        self.rows.append(rows)
+        if len(self.ids) >= FLUSH_ROWS or time.monotonic() - self.written > FLUSH_S:
+            self.write()
 
     def write(self) -> None:
-        self.encode()
         if self.ids or self.failed:
             rows = np.concatenate(self.rows) if self.rows else np.empty((0, 0), np.float32)
-            self.store.add("images", self.ids, rows, remarks=self.remarks, failed=self.failed)
+            self.store.add(self.kind, self.ids, rows, remarks=self.remarks, failed=self.failed)
         self._clear()

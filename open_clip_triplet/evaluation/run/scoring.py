@@ -16,7 +16,7 @@ from open_clip_triplet.evaluation.encode import Encoder, EncodingJob, evaluating
 from open_clip_triplet.evaluation.hashes import ContentHashes
 from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.results import build_result, flat_metrics
-from open_clip_triplet.evaluation.run.suite import drop_images, load_suite, require_whole
+from open_clip_triplet.evaluation.run.suite import load_suite, require_whole
 from open_clip_triplet.evaluation.store import EmbeddingStore, text_id
 from open_clip_triplet.evaluation.tasks import Outcome, Task
 
@@ -123,7 +123,6 @@ def run_suite(
     """
     allow_partial = allow_partial or limit is not None
     suite, skipped = load_suite(benchmarks, data_root, allow_partial=allow_partial)
-    require_whole(suite, allow_partial)
     if limit is not None:
         for _, tasks in suite.values():
             for task in tasks.values():
@@ -170,8 +169,9 @@ class _Scorer:
             PartialData: some are, and that is not allowed. DataError: another process ended early.
         """
         identities, unusable = self._identify(tasks)
-        drop_images(tasks, unusable)
         suite = {benchmark.name: (benchmark, tasks)}
+        for task in tasks.values():
+            task.drop(unusable)
         require_whole(suite, self.allow_partial)
         by_id: dict[str, ImageRef] = {}
         for ref, identity in identities.items():
@@ -181,7 +181,9 @@ class _Scorer:
         self.job.texts(captions, benchmark.name)
         self.barrier()
         self.store.reload()
-        drop_images(tasks, self._without_row(identities))
+        unusable = self._without_row(identities)
+        for task in tasks.values():
+            task.drop(unusable)
         if lost := len(self.store.missing("texts", captions)):
             raise DataError(
                 f"{lost} captions have no embedding: another process of this run ended early, or files of "

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from open_clip_triplet.errors import DataError, PartialData
 from open_clip_triplet.evaluation.benchmarks import Benchmark, get
-from open_clip_triplet.evaluation.images import ImageRef
 from open_clip_triplet.evaluation.tasks import Task
 
 #: benchmark name -> (benchmark, task per subset)
@@ -24,8 +23,7 @@ def require_data(
     Raises:
         MissingData, PartialData: as ``evaluate``. ValueError: unknown benchmark.
     """
-    suite, _ = load_suite([get(name) for name in benchmarks], data_root, allow_partial=allow_partial)
-    require_whole(suite, allow_partial)
+    load_suite([get(name) for name in benchmarks], data_root, allow_partial=allow_partial)
 
 
 def load_suite(
@@ -35,6 +33,9 @@ def load_suite(
 
     Returns:
         ({name: (benchmark, tasks)}, {name: why it was skipped}).
+
+    Raises:
+        MissingData, PartialData: something is lacking, and that is not allowed.
     """
     suite: Suite = {}
     skipped: dict[str, str] = {}
@@ -48,8 +49,7 @@ def load_suite(
             skipped[benchmark.name] = str(error) if named else f"{benchmark.name}: {error}"
             continue
         for task in tasks.values():
-            refs = set(task.images())
-            task.drop({ref: "image missing" for ref in refs if not ref.exists()})
+            task.drop_missing()
         if any(task.items for task in tasks.values()):
             suite[benchmark.name] = (benchmark, tasks)
         elif allow_partial:
@@ -59,6 +59,7 @@ def load_suite(
                 f"{_nothing_usable(benchmark, tasks)}. Expected:\n  "
                 + "\n  ".join(str(Path(data_root) / place) for place in benchmark.layout)
             )
+    require_whole(suite, allow_partial)
     return suite, skipped
 
 
@@ -69,13 +70,6 @@ def _nothing_usable(benchmark: Benchmark, tasks: dict[str, Task]) -> str:
     first = next(name for task in tasks.values() for name in task.named)
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     return f"{benchmark.name}: nothing there can be scored ({why}; the first: {first})"
-
-
-def drop_images(tasks: dict[str, Task], unusable: dict[ImageRef, str]) -> None:
-    """Leave out what needs an image that turned out unusable."""
-    if unusable:
-        for task in tasks.values():
-            task.drop(unusable)
 
 
 def require_whole(suite: Suite, allow_partial: bool) -> None:

@@ -76,6 +76,8 @@ class Task:
 
     def drop(self, unusable: dict[ImageRef, str]) -> None:
         """Leave out the items that need one of these images; count them by reason."""
+        if not unusable:
+            return
         kept = []
         for item in self.items:
             reasons = [unusable[ref] for ref in item.images if ref in unusable]
@@ -84,6 +86,10 @@ class Task:
             else:
                 kept.append(item)
         self.items = kept
+
+    def drop_missing(self) -> None:
+        """Leave out the items of which an image is not there; images are looked for, not opened."""
+        self.drop({ref: "image missing" for ref in set(self.images()) if not ref.exists()})
 
     def leave_out(self, reason: str, name: str) -> None:
         """Count one dropped item, and remember the name of the thing that was wrong."""
