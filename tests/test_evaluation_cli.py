@@ -17,7 +17,8 @@ from open_clip_triplet.errors import CheckpointError
 from open_clip_triplet.evaluation import cli
 from open_clip_triplet.evaluation.benchmarks import names
 from open_clip_triplet.evaluation.encode import progress
-from open_clip_triplet.evaluation.watch import watch
+from open_clip_triplet.evaluation.watch import find, watch
+from report_fixtures import share
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -143,12 +144,14 @@ def test_second_run_imports_no_torch(workplace):
             "unknown model 'ViT-B-31'",
         ),
         (["report", "nowhere"], "no results in nowhere"),
+        (["report", "there.json", "nowhere"], "no results in nowhere"),
         (["report", "nowhere", "--output", "."], "--output . is a folder; name a file"),
         (["data", "--download", "winoground"], "nothing to download freely"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    Path("there.json").write_text(json.dumps(share("cola", "clip", {"group": 0.5})))
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and says in error
@@ -254,13 +257,16 @@ def test_convert_writes_a_folder(workplace, capsys):
     assert (workplace / "hub" / "open_clip_config.json").is_file()
 
 
-def test_watch_counts_what_it_evaluated_and_draws_nothing_of_no_headlines(workplace, tmp_path, capsys):
+def test_watch_counts_what_it_evaluated_and_draws_nothing_of_no_headlines(workplace, tmp_path, monkeypatch, capsys):
     """Long-caption retrieval has no headlines, as its authors report none that is here."""
     folder = tmp_path / "logs" / "run-a" / "checkpoints"
     folder.mkdir(parents=True)
     (folder.parent / "params.txt").write_text("epochs: 2\n")
     for epoch in (1, 2):
         shutil.copy(workplace / "clip.pt", folder / f"epoch_{epoch}.pt")
+
+    monkeypatch.chdir(folder.parent)
+    assert [found.label for found in find(Path("."))] == ["run-a-epoch_1", "run-a-epoch_2"]
 
     def evaluate(found):
         if found.epoch == 1:

@@ -174,7 +174,7 @@ def test_sources_of_every_summary_column_exist():
 def test_coverage_by_hand(results, tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text(
-        "checkpoint,method,concepts\ntriplet,TripletCLIP,40000\nclip,LaCLIP,50000\nworse,LaCLIP,30000\n"
+        "\ufeffcheckpoint,method,concepts\ntriplet,TripletCLIP,40000\nclip,LaCLIP,50000\nworse,LaCLIP,30000\n"
     )
     runs = read_coverage(path)
     assert runs[0] == Run("triplet", "TripletCLIP", 40000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import yaml
 from checkpoint_fixtures import save_released
 from evaluation_fixtures import TINY, tiny_clip, write_config
 from hub_stub import serving
+from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation import cli
 from open_clip_triplet.evaluation.checkpoints.card import model_card
 from open_clip_triplet.evaluation.checkpoints.export import compare
@@ -113,4 +115,6 @@ def test_the_card_counts_and_labels_each_subset_by_itself(tmp_path):
     spec = CheckpointSpec("ViT-B-32", "openai", name="ours")
     text = model_card(spec, "open_clip", results=[str(tmp_path / "r.json")])(TINY)
     assert "| Image-text retrieval | flickr30k i2t_r1 | 60.00 | 55.65 to 64.20 | 500 |" in text
+    with pytest.raises(UsageError, match="none of 'theirs'; there are: ours"):
+        model_card(replace(spec, name="theirs"), "open_clip", results=[str(tmp_path / "r.json")])
     assert "| Image-text retrieval (partial) | flickr8k i2t_r1 | 60.00 | 55.65 to 64.20 | 20 |" in text

@@ -84,17 +84,15 @@ def read_results(paths: Iterable[str | os.PathLike]) -> list[dict]:
     of two precisions, or of two files of weights, under one name get names that tell them apart.
 
     Raises:
-        DataError: nothing found, or a file is not a result of this tool; it is named.
+        DataError: a path with none, or a file is not a result of this tool; it is named.
     """
-    results = []
+    results: list[dict] = []
     for path in map(Path, paths):
         files = [path] if path.is_file() else sorted(_visible_json(path))
-        for file in files:
-            result = _read(file, must=file == path)
-            if result is not None:
-                results.append(result)
-    if not results:
-        raise DataError(f"no results in {', '.join(map(str, paths))}; make some with `triplet-evaluate run`")
+        found = [result for file in files if (result := _read(file, must=file == path))]
+        if not found:
+            raise DataError(f"no results in {path}; make some with `triplet-evaluate run`")
+        results += found
     return _tell_apart(results)
 
 

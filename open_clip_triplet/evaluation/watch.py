@@ -49,7 +49,7 @@ def find(logs: Path) -> list[Found]:
         for path in logs.glob(pattern):
             number = re.fullmatch(r"epoch_([0-9]+)\.pt", path.name)
             if number and zipfile.is_zipfile(path):
-                found.append(Found(path.parent.parent.name, int(number[1]), path))
+                found.append(Found(path.absolute().parent.parent.name, int(number[1]), path))
     return sorted(found, key=lambda x: (x.epoch, x.run))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import yaml
 
+from open_clip_triplet.errors import UsageError
 from open_clip_triplet.evaluation.checkpoints.params import training_options
 from open_clip_triplet.evaluation.checkpoints.spec import CheckpointSpec, locate
 
@@ -124,8 +125,14 @@ def _rows(spec: CheckpointSpec, results: Sequence[str]) -> list[dict]:
         return []
     from open_clip_triplet.evaluation.result_files import read_results
 
-    rows = []
-    for result in read_results(list(results)):
+    rows, read = [], read_results(results)
+    names = dict.fromkeys(result["checkpoint"]["name"] for result in read)
+    if spec.label not in names:
+        raise UsageError(
+            f"--results: none of {spec.label!r}; there are: {', '.join(names)}. Name the checkpoint as they do: "
+            "--pretrained NAME=PATH"
+        )
+    for result in read:
         if result["checkpoint"]["name"] != spec.label:
             continue
         overall = result["summary"].get("overall")

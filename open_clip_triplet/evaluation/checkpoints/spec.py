@@ -97,7 +97,7 @@ class CheckpointSpec:
         if not path.exists() and path.suffix == "":
             return f"{self.model}-{self.pretrained}"
         if path.is_dir():
-            return path.name
+            return path.absolute().name
         parent = path.parent.parent.name if path.parent.name == "checkpoints" else ""
         return f"{parent}-{path.stem}" if parent else path.stem
 

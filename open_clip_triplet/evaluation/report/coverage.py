@@ -34,7 +34,7 @@ def read_coverage(path: str | os.PathLike) -> list[Run]:
         DataError: the file, or the line, that cannot be used.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             if missing := [name for name in FIELDS if name not in (reader.fieldnames or ())]:
                 raise DataError(f"{path}: lacks the column(s) {', '.join(missing)}; needs {','.join(FIELDS)}")
