@@ -41,7 +41,8 @@ def build_result(
         identities: image -> hash of its content.
     """
     subsets = {name: _subset(tasks[name], outcome, identities or {}) for name, outcome in outcomes.items()}
-    expected = sum(benchmark.expected.values()) or _known_sum(task.expected for task in tasks.values())
+    sizes = [task.expected for task in tasks.values()]
+    known = None if None in sizes else sum(filter(None, sizes))
     counted = [name for name in subsets if name in benchmark.expected] or list(subsets)
     summary = _summary(benchmark, outcomes)
     return {
@@ -52,7 +53,7 @@ def build_result(
         "complete": set(benchmark.expected) <= subsets.keys()
         and all(subsets[name]["complete"] for name in counted),
         "items": sum(subsets[name]["items"] for name in counted),
-        "expected": expected,
+        "expected": sum(benchmark.expected.values()) or known,
         "limit": max((task.limited or 0 for task in tasks.values()), default=0) or None,
         "headlines": list(_headlines(benchmark, summary, subsets)),
         "summary": summary,
@@ -68,15 +69,10 @@ def build_result(
     }
 
 
-def _known_sum(values: Iterable[int | None]) -> int | None:
-    known = list(values)
-    return None if None in known else sum(value for value in known if value is not None)
-
-
 def _subset(task: Task, outcome: Outcome, identities: Mapping[ImageRef, str]) -> dict:
     subset = {
-        "metrics": _clean_all(outcome.metrics),
-        "groups": {g: {**x, "metrics": _clean_all(x["metrics"])} for g, x in outcome.groups.items()},
+        "metrics": _clean(outcome.metrics),
+        "groups": _clean(outcome.groups),
         "items": outcome.items,
         "expected": task.expected,
         "complete": task.whole,
@@ -93,13 +89,11 @@ def _subset(task: Task, outcome: Outcome, identities: Mapping[ImageRef, str]) ->
     return subset
 
 
-def _clean_all(metrics: dict[str, dict]) -> dict[str, dict]:
-    return {name: _clean(metric) for name, metric in metrics.items()}
-
-
-def _clean(metric: dict) -> dict:
-    """JSON has no NaN: an undefined number is null."""
-    return {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in metric.items()}
+def _clean(value):
+    """JSON has no NaN: an undefined number is null, however deep it lies."""
+    if isinstance(value, dict):
+        return {name: _clean(x) for name, x in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _summary(benchmark: Benchmark, outcomes: dict[str, Outcome]) -> dict[str, dict]:

@@ -54,20 +54,13 @@ def _subset(entry: Any) -> str:
     return image.partition("/")[0].removeprefix("eqben").strip("_") if isinstance(image, str) else ""
 
 
-def _item(entry: Any, name: str, folder: Path) -> Pair | None:
-    if not isinstance(entry, dict):
+def _item(entry: dict, name: str, folder: Path) -> Pair | None:
+    first, second = (entry.get(f"image{side}") for side in (0, 1))
+    captions = (entry.get(f"caption{side}") for side in (0, 1))
+    own, other = (x[0] if isinstance(x, list) and x else x for x in captions)  # of several the first, as the authors do
+    if not (is_caption(first) and is_caption(second) and is_caption(own) and is_caption(other)):
         return None
-    first, second = (_side(entry, side, folder) for side in (0, 1))
-    if first is None or second is None:
-        return None
-    return Pair(name, (first[0], second[0]), (first[1], second[1]))
-
-
-def _side(entry: dict, side: int, folder: Path) -> tuple[ImageRef, str] | None:
-    image, caption = entry.get(f"image{side}"), entry.get(f"caption{side}")
-    if isinstance(caption, list) and caption:
-        caption = caption[0]  # as the authors do
-    return (_image(folder, image), caption) if is_caption(image) and is_caption(caption) else None
+    return Pair(name, (_image(folder, first), _image(folder, second)), (own, other))
 
 
 def _image(folder: Path, name: str) -> ImageRef:

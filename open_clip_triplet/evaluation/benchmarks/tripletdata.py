@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,8 @@ def composition_scores(
     parts = []
     with evaluating(model), ThreadPoolExecutor(decoding_threads()) as pool:
         samples = decode_all(pool, lambda s: _prepare(s, preprocess), paired_samples(shard_urls, dropped))
-        for batch in _batches(_kept(samples, dropped, max_samples), batch_size):
+        kept = islice(_kept(samples, dropped), max_samples or None)
+        while batch := list(islice(kept, batch_size)):
             images = encoder.images([image for sample in batch for image in sample[:2]])
             texts = encoder.texts([text for sample in batch for text in sample[2:]])
             parts.append(pair_similarities(images[0::2], images[1::2], texts[0::2], texts[1::2]))
@@ -169,27 +171,12 @@ def _prepare(fields: dict, preprocess) -> tuple | str:
         return "no memory to decode the image"
 
 
-def _kept(samples: Iterable, dropped: Counter, limit: int | None) -> Iterator[tuple]:
-    kept = 0
+def _kept(samples: Iterable, dropped: Counter) -> Iterator[tuple]:
     for sample in samples:
         if isinstance(sample, str):
             dropped[sample] += 1
-            continue
-        yield sample
-        kept += 1
-        if kept == limit:
-            return
-
-
-def _batches(samples: Iterable, size: int) -> Iterator[list]:
-    batch: list = []
-    for sample in samples:
-        batch.append(sample)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        else:
+            yield sample
 
 
 BENCHMARK = Benchmark(

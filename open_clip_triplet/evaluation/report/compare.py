@@ -71,11 +71,9 @@ def _comparison_rows(benchmark: str, ours: dict, base: dict) -> list[Row]:
         if why := why_not_paired(a, b):
             rows.append(_unpaired_row(f"{benchmark} {subset}{mark}", why))
             continue
-        for metric in a["outcomes"].keys() & b["outcomes"].keys():
+        for metric in (m for m in a["outcomes"] if m in b["outcomes"]):
             x, y = (np.frombuffer(s["outcomes"][metric].encode(), np.uint8) == ord("1") for s in (a, b))
-            differences[subset, metric] = x.astype(float) - y
-        for metric in (m for m in a["outcomes"] if (subset, m) in differences):
-            difference = differences[subset, metric]
+            difference = differences[subset, metric] = x.astype(float) - y
             won, lost = int((difference > 0).sum()), int((difference < 0).sum())
             bounds = paired_bootstrap([difference], lambda drawn: drawn[0])
             label = f"{benchmark} {subset} {metric}{mark}"

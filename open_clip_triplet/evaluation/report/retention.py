@@ -117,7 +117,10 @@ def leaderboard(results: Results) -> Leaderboard | None:
         for name in results.names
     }
     ranked = [name for name, (composed, retained) in measured.items() if composed and retained]
-    shared = [_shared([measured[name][axis] for name in ranked]) for axis in (0, 1)]
+    shared = [
+        [label for label in sources if all(label in measured[name][axis] for name in ranked)]
+        for axis, sources in enumerate((COMPOSITION, RETENTION))
+    ]
     if len(ranked) < 2 or not all(shared):
         return None
     points = {
@@ -136,10 +139,6 @@ def leaderboard(results: Results) -> Leaderboard | None:
 def _values(results: Results, name: str, sources: dict[str, str]) -> dict[str, float]:
     cells = {label: results.cell(name, (source,)) for label, source in sources.items()}
     return {label: cell.value for label, cell in cells.items() if cell.value is not None}
-
-
-def _shared(found: list[dict[str, float]]) -> list[str]:
-    return [label for label in (found[0] if found else ()) if all(label in values for values in found)]
 
 
 def _dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
