@@ -30,13 +30,13 @@ from evaluation_fixtures import (
     write_valse,
     write_zeroshot,
 )
-from open_clip_triplet.errors import DataError, NonFiniteEmbeddings, UsageError
+from open_clip_triplet.errors import DataError, NonFiniteEmbeddings, PartialData, UsageError
 from open_clip_triplet.evaluation import cli, evaluate
 from open_clip_triplet.evaluation.benchmarks import get
 from open_clip_triplet.evaluation.benchmarks.tripletdata import composition_scores
 from open_clip_triplet.evaluation.encode import Encoder
 from open_clip_triplet.evaluation.result_files import claim_folders, read_results, safe_name
-from open_clip_triplet.evaluation.run import run_suite
+from open_clip_triplet.evaluation.run import require_data, run_suite
 from open_clip_triplet.evaluation.store import EmbeddingStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -251,6 +251,12 @@ def test_a_field_too_long_for_csv_is_refused_by_name(tmp_path):
     path.write_text(path.read_text() + f'\n271,Texts,"{"x" * 200_000}"\n')
     with pytest.raises(DataError, match=r"Questions.csv line \d+: field larger than field limit"):
         get("mmvp_vlm").load(tmp_path)
+
+
+def test_annotations_without_an_item_are_told_as_such(tmp_path):
+    write_json(tmp_path / "cola" / "COLA_multiobjects_matching_benchmark.json", [])
+    with pytest.raises(PartialData, match="cola: annotations found, but no item in them"):
+        require_data(["cola"], tmp_path)
 
 
 @pytest.mark.parametrize("shape", [[], 5, "captions", {"images": {}}, {"images": [], "annotations": None}, None])

@@ -90,7 +90,9 @@ def _watch(args: argparse.Namespace) -> int:
 
     idle = args.watch_idle * 60 if args.watch_idle is not None else None
     number = watch(Path(args.watch), evaluate, session.output, poll_s=args.watch_poll, idle_s=idle)
-    print(f"evaluated {number} checkpoints; the curve is in {session.output / 'curve.svg'}", file=sys.stderr)
+    curve = session.output / "curve.svg"
+    where = f"; the curve is in {curve}" if curve.is_file() else ""
+    print(f"evaluated {number} checkpoints{where}", file=sys.stderr)
     return 0 if number else 2
 
 

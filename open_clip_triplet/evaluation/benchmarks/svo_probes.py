@@ -45,11 +45,11 @@ def _images(folder: Path) -> dict[str, str]:
 def _append(tasks: dict, row: dict, name: str, folder: Path, there: dict[str, str]) -> None:
     kinds = [subset for subset in SUBSETS if str(row.get(subset)).strip().lower() == "true"]
     ids = [str(row.get(f"{side}_image_id") or "").strip() for side in ("pos", "neg")]
-    if len(kinds) != 1 or not is_caption(row.get("sentence")) or not all(x.isdecimal() for x in ids):
-        tasks[kinds[0] if kinds else SUBSETS[0]].add(None, name)
-        return
-    images = tuple(ImageRef(str(folder / there.get(x, f"{x}.jpg"))) for x in ids)
-    tasks[kinds[0]].items.append(ImageChoice(name, row["sentence"].strip(), images))
+    item = None
+    if len(kinds) == 1 and is_caption(row.get("sentence")) and all(x.isdecimal() for x in ids):
+        images = tuple(ImageRef(str(folder / there.get(x, f"{x}.jpg"))) for x in ids)
+        item = ImageChoice(name, row["sentence"].strip(), images)
+    tasks[(kinds or SUBSETS)[0]].add(item, name)
 
 
 BENCHMARK = Benchmark(

@@ -47,7 +47,7 @@ def sections(report: Report) -> list[Section]:
         leaderboard_block(results),
     ]
     if report.coverage:
-        summary.append(coverage_block(results, list(report.coverage)))
+        summary.append(coverage_block(results, report.coverage))
     authors = headline_blocks(results, report.reference is not None)
     found = [
         Section("summary", "Summary", tuple(block for block in summary if block is not None)),

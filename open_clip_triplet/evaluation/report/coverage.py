@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from open_clip_triplet.errors import DataError
@@ -53,7 +54,7 @@ def _run(path: str | os.PathLike, line: int, row: dict) -> Run:
     return Run(row["checkpoint"], row["method"], concepts)
 
 
-def coverage_block(results: Results, runs: list[Run]) -> Block:
+def coverage_block(results: Results, runs: Sequence[Run]) -> Block:
     """The scores of Figure 3's three panels by method and number of concepts.
 
     Raises:
@@ -76,7 +77,7 @@ def coverage_block(results: Results, runs: list[Run]) -> Block:
     return Block("Figure 3", "Figure 3. Scores by concept coverage", headings, rows, notes)
 
 
-def coverage_series(results: Results, runs: list[Run]) -> list[tuple[str, dict[str, list]]]:
+def coverage_series(results: Results, runs: Sequence[Run]) -> list[tuple[str, dict[str, list]]]:
     """Panels of Figure 3: (title, method -> [(concepts, value in percent), ...] by rising concepts)."""
     panels = []
     for column in table("3").columns:

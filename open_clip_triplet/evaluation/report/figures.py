@@ -80,7 +80,7 @@ def figures(report: Report) -> list[Figure]:
 
 
 def _coverage(report: Report) -> Figure | None:
-    panels = coverage_series(report.results, list(report.coverage))
+    panels = coverage_series(report.results, report.coverage)
     if not panels:
         return None
     methods = tuple(dict.fromkeys(method for _, series in panels for method in series))

@@ -65,7 +65,9 @@ def load_suite(
 
 def _nothing_usable(benchmark: Benchmark, tasks: dict[str, Task]) -> str:
     reasons = sum((task.dropped for task in tasks.values()), Counter())
-    if set(reasons) <= {"image missing"}:
+    if not reasons:
+        return f"{benchmark.name}: annotations found, but no item in them"
+    if set(reasons) == {"image missing"}:
         return f"{benchmark.name}: annotations found, but none of the images"
     first = next(name for task in tasks.values() for name in task.named)
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
@@ -87,7 +89,7 @@ def require_whole(suite: Suite, allow_partial: bool) -> None:
             if not task.whole and (name in benchmark.expected or not benchmark.expected):
                 why = ", ".join(f"{count} {reason}" for reason, count in task.dropped.items())
                 first = f"the first: {task.named[0]}" if task.named else ""
-                known = "; ".join(filter(None, (why, first, task.note))) or "fewer than published"
+                known = "; ".join(filter(None, (why, first, task.note))) or "not as many as published"
                 count = f"{len(task.items)} of {task.expected or '?'} items"
                 lines.append(f"{benchmark.name}/{name}: {count} ({known})")
     if lines:
