@@ -103,7 +103,8 @@ def load(root: Path) -> dict[str, ChoiceTask]:
             item = (_controlled if controlled else _question)(entry, str(number), folders)
             task.add(item, f"{path.name} {number}")
             if item is not None and isinstance(task, ControlledTask):
-                task.places[item.name] = _place(item.image.path)
+                first, relation, *_, last = Path(item.image.path).stem.split("_")
+                task.places[item.name] = (f"{first} {last}", AXES[relation])
     return tasks
 
 
@@ -119,21 +120,10 @@ def _controlled(entry: Any, name: str, folders: list[Path]) -> Choice | None:
         or not all(map(is_caption, options))
     ):
         return None
-    relation = _relation(image)
-    if relation not in AXES:
+    parts = Path(image).stem.split("_")  # as mug_left_of_plate.jpeg
+    if len(parts) < 3 or parts[1] not in AXES:
         return None
-    return Choice(name, find_image(folders, image), (options[0],), tuple(options[1:]), (relation,))
-
-
-def _relation(path: str) -> str:
-    """The relation in an image's name, as ``mug_left_of_plate.jpeg``, or empty."""
-    parts = Path(path).stem.split("_")
-    return parts[1] if len(parts) >= 3 else ""
-
-
-def _place(path: str) -> tuple[str, str]:
-    parts = Path(path).stem.split("_")
-    return f"{parts[0]} {parts[-1]}", AXES[parts[1]]
+    return Choice(name, find_image(folders, image), (options[0],), tuple(options[1:]), (parts[1],))
 
 
 def _question(entry: Any, name: str, folders: list[Path]) -> Choice | None:

@@ -77,15 +77,9 @@ def start(args: argparse.Namespace) -> Session:
 
         # ranks wait for the slowest at every barrier; the default, half an hour, is less than ImageNet takes
         torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=1))
-        session.barrier = _barrier
+        session.barrier = torch.distributed.barrier
     session.progress &= session.rank == 0
     return session
-
-
-def _barrier() -> None:
-    import torch
-
-    torch.distributed.barrier()
 
 
 def _require_writable(option: str, folder: Path) -> None:
@@ -169,7 +163,8 @@ def _load(session: Session, spec: CheckpointSpec) -> Encoder:
 
     from open_clip_triplet.evaluation.checkpoints.load import load
 
-    device = session.device or _default_device()
+    local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    device = session.device or local
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter where torch is built without CUDA
@@ -186,11 +181,3 @@ def _load(session: Session, spec: CheckpointSpec) -> Encoder:
         input_dtype=loaded.input_dtype,
         name=f"{spec.label} in {spec.precision}",
     )
-
-
-def _default_device() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
