@@ -99,6 +99,16 @@ def test_the_same_input_gives_the_same_bytes_and_other_options_are_refused(shard
     assert "collection" in capsys.readouterr().err
 
 
+def test_asking_again_for_what_was_dropped_doubles_nothing(shards, tmp_path):
+    write(tmp_path / "in", [pair(n) for n in range(7)] + [pair(7, "qqq")], "a.tar")
+    counts = run(shards, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    assert counts["dropped"] and run(shards, tmp_path / "out", "--redo-dropped") == counts
+    assert {name: data for name, data in contents(tmp_path / "out").items() if name.endswith(".tar")} == {
+        name: data for name, data in before.items() if name.endswith(".tar")
+    }
+
+
 def test_near_duplicates_are_passed_over(tmp_path):
     """Pair 0 has its image again as 12, its caption again as 13: neither is its negative."""
     samples = [pair(n) for n in range(12)]

@@ -53,6 +53,22 @@ def test_a_table_with_both_sides_in_a_row(tmp_path, capsys):
     assert "BleachNick/UltraEdit" in card and "Licence" in card and "--loss triplet" in card
 
 
+def test_a_row_that_was_dropped_joins_the_others_when_asked_again(tmp_path):
+    for number in (0, 2):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(number))
+    (tmp_path / "t.csv").write_text("a,b,c,d\n0.jpg,one,2.jpg,two\n1.jpg,three,2.jpg,four\n2.jpg,five,0.jpg,six\n")
+    argv = ["import", "--columns", "image=a", "caption=b", "neg_image=c", "neg_caption=d", "--quiet"]
+    argv += ["--input", str(tmp_path / "t.csv"), "--output"]
+    assert make_shards.main([*argv, str(tmp_path / "out")]) == 0
+    assert [s["txt"] for s in samples(tmp_path)] == [b"one", b"five"]
+    (tmp_path / "1.jpg").write_bytes(picture(1))
+    assert make_shards.main([*argv, str(tmp_path / "out"), "--redo-dropped", "image file missing"]) == 0
+    assert make_shards.main([*argv, str(tmp_path / "afresh")]) == 0
+    assert [s["txt"] for s in samples(tmp_path)] == [b"one", b"three", b"five"]
+    assert (tmp_path / "out/00000.tar").read_bytes() == (tmp_path / "afresh/00000.tar").read_bytes()
+    assert not list((tmp_path / "out").glob("*.dropped.json"))
+
+
 def test_edits_that_name_their_original(tmp_path):
     rows = {
         "image_id": ["o1", "e1", "e2", "o2", "e3", "e4"],

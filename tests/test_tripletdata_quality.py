@@ -14,10 +14,15 @@ from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata.backends.openclip import check_weights
 from open_clip_triplet.tripletdata.checks.clip_scores import Scores
+from open_clip_triplet.tripletdata.run.engines import Local
+from open_clip_triplet.tripletdata.run.plan import plan_tasks
+from open_clip_triplet.tripletdata.run.runner import run_stage
 from open_clip_triplet.tripletdata.run.sample import Sample
-from open_clip_triplet.tripletdata.run.task import ShardTask
+from open_clip_triplet.tripletdata.run.task import Policy, ShardTask
 from open_clip_triplet.tripletdata.stages import coverage
+from open_clip_triplet.tripletdata.stages.concepts import Positions
 from open_clip_triplet.tripletdata.stages.coverage import Captions, Vocabulary
+from open_clip_triplet.tripletdata.stages.pack import Pack
 from open_clip_triplet.tripletdata.stages.selection import Selection, select_top
 from open_clip_triplet.tripletdata.stages.wordnet import Concepts, load_wordnet, words
 
@@ -45,6 +50,24 @@ def scored(mean: float) -> Sample:
 def test_a_threshold_keeps_its_ties():
     keep = Selection(0.2).keeper(ShardTask(0, ("x",)))
     assert [keep(scored(s)) for s in (0.1, 0.2, 0.2, 0.3)] == [False, True, True, True]
+
+
+def test_a_selection_is_made_anew_where_dropped_samples_are_asked_for_again(tmp_path):
+    with ShardWriter(tmp_path / "in/00000.tar") as writer:
+        for number, mean in enumerate((0.3, 0.2, 0.2, 0.1, 0.2)):
+            image = b"no image" if number == 1 else picture(number)
+            writer.write({"__key__": f"k{number}", "jpg": image, "txt": "a dog", "json": {"scores": {"mean": mean}}})
+
+    def packed(selection, redo=None) -> list[str]:
+        tasks = plan_tasks(str(tmp_path / "in"), output=tmp_path / "out", policy=Policy(redo=redo))
+        stage = Pack(0, negatives=(), selection=selection)
+        run_stage(stage, tasks, tmp_path / "out", Local(cpu=True), quiet=True, replace_settings=True)
+        return kept(tmp_path / "out")
+
+    assert packed(Selection(0.2, {0: 2})) == packed(Selection(0.2, {0: 2}), redo=()) == ["k0", "k2"]
+    assert packed(Selection(0.3, {0: 1}), redo=()) == ["k0"]  # of other settings: nothing is settled
+    assert packed(Positions(2, {0: frozenset({1, 4})})) == packed(Positions(2, {0: frozenset({1, 4})}), redo=())
+    assert kept(tmp_path / "out") == ["k4"]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from open_clip_triplet.shards import read_samples
 from open_clip_triplet.tripletdata.run.plan import read_json
 from open_clip_triplet.tripletdata.run.records import DROPPED, RECORD, VALUES, dump
 from open_clip_triplet.tripletdata.run.sample import Stats
+from open_clip_triplet.tripletdata.run.stage import Stage, config_hash
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
 
@@ -37,12 +38,15 @@ class Redo:
     counts: dict[str, int]
 
     @classmethod
-    def of(cls, task: ShardTask, output: str) -> Redo | None:
-        """None where the task's policy asks for nothing again, or nothing is finished yet."""
+    def of(cls, stage: Stage, task: ShardTask, output: str) -> Redo | None:
+        """None where the task's policy asks for nothing again, or the stage as it is has finished nothing yet."""
         path = files.join(output, task.name)
         record = read_json(path + RECORD)
-        if task.policy.redo is None or not record or record.get("salvaged"):
+        if task.policy.redo is None or record.get("config") != config_hash(stage) or record.get("salvaged"):
             return None
+        number = record.get("redo_round", 0) + 1
+        if stage.redoes_whole:
+            return cls(path, number, [], {}, record["counts"])
         try:
             kept = [s["__key__"] for s in read_samples(f"{path}.tar")] if record["kept"] else []
         except (OSError, ShardError):
@@ -52,7 +56,7 @@ class Redo:
         dropped = read_json(path + DROPPED)
         wanted = task.policy.redo or tuple(dropped)
         left = {reason: keys for reason, keys in dropped.items() if reason not in wanted}
-        return cls(path, record.get("redo_round", 0) + 1, kept, left, record["counts"])
+        return cls(path, number, kept, left, record["counts"])
 
     @property
     def settled(self) -> frozenset[str]:

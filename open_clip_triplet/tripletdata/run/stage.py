@@ -40,6 +40,11 @@ class Stage:
         return False
 
     @property
+    def redoes_whole(self) -> bool:
+        """Whether ``--redo-dropped`` makes whole shards anew: what becomes of a sample depends on its neighbours."""
+        return False
+
+    @property
     def gpus(self) -> int:
         """GPUs that each worker needs, where there are any."""
         return getattr(getattr(self, "model", None), "tensor_parallel", 1)

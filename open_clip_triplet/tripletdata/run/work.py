@@ -37,7 +37,7 @@ def start_task(
     the shard that a thread writes meanwhile, and records it. The next task can start before it is called.
     """
     output = os.fspath(output)
-    redo = Redo.of(task, output)
+    redo = Redo.of(stage, task, output)
     stats = Stats(report, redo.round if redo else 0)
     if redo:
         task = replace(task, skip=redo.settled)
@@ -129,7 +129,7 @@ def _record(
         _write_array(f"{path}.{name}.npy", array)
     if keys:
         files.write_text_durably(path + DROPPED, dump({r: sorted(names) for r, names in keys.items()}))
-    elif redo:
+    elif files.exists(path + DROPPED):  # of an earlier round, or of other settings
         files.remove(path + DROPPED)
     _write_answers(path, stats, {key for names in keys.values() for key in names}, redo)
     if not kept:
@@ -144,7 +144,7 @@ def _write_answers(path: str, stats: Stats, dropped: set[str], redo: Redo | None
     answers = {key: answer for key, answer in answers.items() if key in dropped}
     if answers:
         files.write_text_durably(path + ANSWERS, dump(answers))
-    elif redo:
+    elif files.exists(path + ANSWERS):
         files.remove(path + ANSWERS)
 
 

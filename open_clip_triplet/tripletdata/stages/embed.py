@@ -31,6 +31,7 @@ class Embed(Stage):
     """
 
     name: ClassVar[str] = "embed"
+    redoes_whole: ClassVar[bool] = True
     embedder: str = "captions"
     model: str | None = None
     pretrained: str | None = None

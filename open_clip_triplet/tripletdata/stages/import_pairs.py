@@ -81,8 +81,10 @@ class ImportPairs(Stage):
             row = dict(zip(names, values))
             if self.original and not row[self.original]:
                 continue  # an original alone: it comes with each of its edits
-            stats.read += 1
             key = f"{task.name}_{number - start:06d}"
+            if key in task.skip:
+                continue
+            stats.read += 1
             made = self._sample(task, key, number, row)
             if isinstance(made, str):
                 stats.drop(made, key)

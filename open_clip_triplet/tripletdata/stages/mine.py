@@ -62,6 +62,7 @@ class Mine(Stage):
     """
 
     name: ClassVar[str] = "mine"
+    redoes_whole: ClassVar[bool] = True
     embedder: str = "captions"
     max_similarity: float = 0.95
     index: str | None = None

@@ -38,6 +38,11 @@ class Pack(Stage):
     selection: Any = None
     images: bool = True
 
+    @property
+    def redoes_whole(self) -> bool:
+        """A selection goes by a sample's place, or by how many of its score came before."""
+        return self.selection is not None
+
     def config(self) -> dict:
         return {**super().config(), "selection": self.selection and self.selection.config()}
 
