@@ -109,6 +109,16 @@ def test_asking_again_for_what_was_dropped_doubles_nothing(shards, tmp_path):
     }
 
 
+def test_a_part_is_mined_once_all_parts_are_embedded(shards, tmp_path, capsys):
+    run(shards, tmp_path / "whole")
+    argv = ["mine", "--input", *shards, "--output", str(tmp_path / "out"), "--quiet", "--part"]
+    assert main([*argv, "1/2"]) == 0 and not list((tmp_path / "out").glob("*.tar"))
+    assert "1 shards of other parts are not embedded yet" in capsys.readouterr().err
+    assert main([*argv, "2/2"]) == 0 and main([*argv, "1/2"]) == 0
+    for name in ("00000.tar", "00001.tar"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_near_duplicates_are_passed_over(tmp_path):
     """Pair 0 has its image again as 12, its caption again as 13: neither is its negative."""
     samples = [pair(n) for n in range(12)]

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -32,7 +33,7 @@ from open_clip_triplet.tripletdata.backends.neighbours import (
 from open_clip_triplet.tripletdata.backends.openclip import WITH_WEIGHTS, check_weights, provenance
 from open_clip_triplet.tripletdata.backends.pairs import Pair
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.command import report, run_as_asked
+from open_clip_triplet.tripletdata.run.command import DONE, report, run_as_asked
 from open_clip_triplet.tripletdata.run.folder import refuse_foreign
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
@@ -203,6 +204,15 @@ def run(args) -> int:
     embedded = run_as_asked(embedder, tasks, work, args)
     if status := report(embedded, skip_unreadable=args.skip_unreadable):
         return status  # another shard's pairs may be anybody's nearest
+    embedded.load()  # what other parts have embedded meanwhile
+    waiting = [t for t in tasks if embedded.record(t) is None and t.origin not in embedded.unreadable]
+    if waiting:
+        print(
+            f"  {len(waiting):,} shards of other parts are not embedded yet, and a nearest pair may be in any of "
+            "them: run this part again once they are.",
+            file=sys.stderr,
+        )
+        return DONE
     return _mine(args, kept_tasks(embedded), work, collection, embedder)
 
 
