@@ -17,7 +17,7 @@ from open_clip_triplet.shards import ShardWriter, read_samples
 from open_clip_triplet.tripletdata.backends.diffusers import Diffusers
 from open_clip_triplet.tripletdata.backends.drawn import BadImage, images_of
 from open_clip_triplet.tripletdata.run.engines import Local
-from open_clip_triplet.tripletdata.run.pictures import encode
+from open_clip_triplet.tripletdata.run.pictures import ORIENTATION, encode
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.runner import run_stage
 from open_clip_triplet.tripletdata.stages.images import Images
@@ -219,6 +219,16 @@ def test_edited_negatives_keep_the_proportions_of_their_positives(editor, pix2pi
         assert run.records()[0]["kept"] == 2
         first, _ = read_samples(tmp_path / name / "00000.tar")
         assert Image.open(io.BytesIO(first["neg.jpg"])).size == (40, 48)  # as the positive
+    (turned,) = negatives_of(tmp_path / "turned", ["a dog"])
+    with ShardWriter(turned.inputs[0]) as writer:
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6  # held upright: 40 by 48 when it is looked at
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(picture(1, size=(48, 40)))).save(buffer, "JPEG", exif=exif)
+        writer.write({"__key__": "0", "jpg": buffer.getvalue(), "txt": "a dog", "neg.txt": "a cat"})
+    draw(editor, [turned], tmp_path / "upright", monkeypatch, save_size=40)
+    (upright,) = read_samples(tmp_path / "upright/00000.tar")
+    assert Image.open(io.BytesIO(upright["neg.jpg"])).size == (40, 48)
     meta = json.loads(first["json"])
     assert pix2pix.follows_instructions and meta["edit_prompt"] == 'make it a picture of: A DOG!'
 

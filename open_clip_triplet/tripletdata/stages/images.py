@@ -90,13 +90,13 @@ class Images(Stage):
             stats.report(number / max(total, 1))
             yield sample
 
-    def _drawn(self, source: Iterator[Sample], stats: Stats) -> Iterator[tuple[Sample, Any]]:
-        """(sample with its origin in the json, PIL image) of samples whose image came out."""
+    def _drawn(self, source: Iterator[Sample], stats: Stats) -> Iterator[tuple[Sample, Any, Any]]:
+        """(sample with its origin in the json, PIL image, size of the one that was edited) of those that came out."""
         first = stats.redo_round * ATTEMPTS  # asked again after a run: other seeds
         while window := list(islice(source, self.model.window)):
             rows = self._usable(window, stats)
             for row, image in zip(rows, self._draw(rows, first), strict=True):
-                sample, prompt, _ = row
+                sample, prompt, picture = row
                 attempt = first
                 while isinstance(image, BadImage) and attempt + 1 < first + ATTEMPTS:
                     attempt += 1
@@ -106,7 +106,7 @@ class Images(Stage):
                     stats.drop(image.reason, sample.key)
                     continue
                 sample.meta = {**sample.meta, **self._origin(prompt, self._seed(sample, attempt))}
-                yield sample, image
+                yield sample, image, picture and picture.size
 
     def _usable(self, samples: list[Sample], stats: Stats) -> list[tuple[Sample, str, Any]]:
         """(sample, prompt, PIL image to edit or None); what cannot be drawn is counted."""
@@ -150,23 +150,21 @@ class Images(Stage):
         origin = {"t2i": model_name(self.model.model), "seed": seed}
         return {**origin, "edit_prompt": prompt, "strength": self.model.strength} if self._edit else origin
 
-    def _encoded(self, drawn: tuple[Sample, Any]) -> Sample:
-        sample, image = drawn
-        if self._edit and sample.image is not None:
-            image = _shaped_like(sample.image, image)
+    def _encoded(self, drawn: tuple[Sample, Any, Any]) -> Sample:
+        sample, image, size = drawn
+        if size:
+            image = _shaped_like(size, image)
         sample.neg_image, sample.neg_suffix = encode(image, self.save_size, self.quality), "jpg"
         if not self.images:
             sample.image = None
         return sample
 
 
-def _shaped_like(positive: bytes, image):
+def _shaped_like(size: tuple[int, int], image):
     """An edited image in the proportions of the one it was made from."""
-    import io
-
     from PIL import Image
 
-    width, height = Image.open(io.BytesIO(positive)).size
+    width, height = size
     scale = min(image.size) / min(width, height)
     return image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS)
 
