@@ -69,6 +69,11 @@ def test_a_row_that_was_dropped_joins_the_others_when_asked_again(tmp_path):
     assert not list((tmp_path / "out").glob("*.dropped.json"))
 
 
+def test_dry_run_imports_nothing(tmp_path, capsys):
+    assert run(tmp_path, ULTRAEDIT, "--format", "ultraedit", "--dry-run", "--calibrate") == 0
+    assert "1 shards, about 3 samples" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
 def test_edits_that_name_their_original(tmp_path):
     rows = {
         "image_id": ["o1", "e1", "e2", "o2", "e3", "e4"],

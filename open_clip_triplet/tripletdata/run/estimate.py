@@ -49,7 +49,7 @@ def print_plan(args, tasks: list[ShardTask], stages: list[Stage]) -> int:
     print(f"input    {len(tasks):,} shards, about {samples:,} samples, {human(size)}")
     modelled = [stage for stage in stages if stage.uses_gpu and stage.name in RATES]
     rates = {name: (value, "given") for name, value in args.rates}
-    if args.calibrate:
+    if args.calibrate and any(stage.name in RATES for stage in stages):
         rates.update({name: (value, "measured here") for name, value in calibrate(tasks, stages).items()})
     hours = paper_hours = 0.0
     for stage in modelled:
@@ -79,7 +79,7 @@ def print_plan(args, tasks: list[ShardTask], stages: list[Stage]) -> int:
 def _print_disk(args, samples: int, size: int, stages: list[Stage], modelled: int) -> None:
     disk = 0 if getattr(args, "text_only", False) else size
     disk += samples * TEXT_BYTES * (1 + modelled)
-    if any(stage.name == "images" for stage in stages):
+    if any(stage.name in ("images", "import") for stage in stages):
         disk += samples * IMAGE_BYTES * 2
     if files.is_remote(args.output):
         print(f"disk     at most {human(disk)} in {args.output}")

@@ -21,6 +21,7 @@ from open_clip_triplet.errors import ImageError, PipelineError, ShardError
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.card import write_card
 from open_clip_triplet.tripletdata.run.command import report, run_as_asked
+from open_clip_triplet.tripletdata.run.estimate import print_plan
 from open_clip_triplet.tripletdata.run.folder import refuse_foreign
 from open_clip_triplet.tripletdata.run.members import NO_TEXT, table_captions, table_cell
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
@@ -232,6 +233,8 @@ def run(args) -> int:
         chosen.source, args.licence or chosen.licence, columns, chosen.original, chosen.row_key,
         args.save_size, args.quality, table.root, tuple(ends.items()),
     )
+    if args.dry_run:
+        return print_plan(args, tasks, [stage])
     try:
         imported = run_as_asked(stage, tasks, args.output, args)
     except ShardError as error:
