@@ -517,6 +517,21 @@ def test_seeds_fit_31_bits_and_differ_by_attempt(key, attempt):
     assert 0 <= seed < 2**31 and seed == sample_seed(0, key, attempt) != sample_seed(0, key, attempt + 1)
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "message"),
+    [
+        ("pack", "--save-size=-1", "-1 is not 0 or more"),  # -1 would be a picture of one pixel
+        ("captions", "--workers=-1", "-1 is not 0 or more"),
+        ("captions", "--llm-batch=0", "0 is not 1 or more"),
+        ("images", "--strength=1.5", "1.5 is not between 0 and 1"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(command, option, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        make_shards.main([command, "--input", "in", "--output", "out", option])
+    assert message in capsys.readouterr().err
+
+
 def test_empty_and_absent_inputs_are_usage_errors(tmp_path, capsys):
     for spec in (str(tmp_path), str(tmp_path / "none.tar"), str(tmp_path / "none.csv")):
         assert make_shards.main(["pack", "--input", spec, "--output", str(tmp_path / "out")]) == 2

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from open_clip_triplet.tripletdata.backends.language import STOP, read_prompt
+from open_clip_triplet.tripletdata.run import options
 
 DEFAULT_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 BACKENDS = ("vllm", "openai", "transformers", "rules")
@@ -32,8 +33,8 @@ def add_model_arguments(parser, prompt: str, *, rules: bool = False) -> None:
         "--prompt", metavar="FILE", help=f"prompt with one {{}} for the caption (default {prompt})"
     )
     group.add_argument("--temperature", type=float, default=0.7, help="default 0.7")
-    group.add_argument("--top-p", type=float, default=0.95, help="default 0.95")
-    group.add_argument("--max-tokens", type=int, default=96, help="longest answer (default 96)")
+    group.add_argument("--top-p", type=options.share, default=0.95, help="default 0.95")
+    group.add_argument("--max-tokens", type=options.positive, default=96, help="longest answer (default 96)")
     group.add_argument(
         "--stop", nargs="*", default=list(STOP), metavar="TEXT", help="strings that end an answer (default '\\nInput:')"
     )
@@ -54,23 +55,29 @@ def add_model_arguments(parser, prompt: str, *, rules: bool = False) -> None:
 
 def _add_backend_arguments(group) -> None:
     group.add_argument(
-        "--llm-batch", type=int, default=32, help="captions per batch, transformers (default 32)"
+        "--llm-batch", type=options.positive, default=32, help="captions per batch, transformers (default 32)"
     )
     group.add_argument(
         "--no-prefix-caching", action="store_true", help="vllm: encode the shared prompt each time"
     )
-    group.add_argument("--max-model-len", type=int, default=2048, help="vllm: context length (default 2048)")
     group.add_argument(
-        "--gpu-memory", type=float, default=0.9, help="vllm: share of GPU memory (default 0.9)"
+        "--max-model-len", type=options.positive, default=2048, help="vllm: context length (default 2048)"
     )
-    group.add_argument("--tensor-parallel", type=int, default=1, help="vllm: GPUs per worker (default 1)")
+    group.add_argument(
+        "--gpu-memory", type=options.share, default=0.9, help="vllm: share of GPU memory (default 0.9)"
+    )
+    group.add_argument(
+        "--tensor-parallel", type=options.positive, default=1, help="vllm: GPUs per worker (default 1)"
+    )
     group.add_argument(
         "--url", default="http://127.0.0.1:8000/v1", help="openai: the server (default %(default)s)"
     )
     group.add_argument(
         "--api-key-env", default="OPENAI_API_KEY", help="openai: variable of the key (default %(default)s)"
     )
-    group.add_argument("--concurrency", type=int, default=64, help="openai: requests in flight (default 64)")
+    group.add_argument(
+        "--concurrency", type=options.positive, default=64, help="openai: requests in flight (default 64)"
+    )
     group.add_argument(
         "--patience", type=float, default=120, help="openai: seconds to keep trying (default 120)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,27 +19,22 @@ from open_clip_triplet.tripletdata.run.tables import Table
 from open_clip_triplet.tripletdata.run.task import Policy, ShardTask
 
 
-def positive(text: str) -> int:
-    """argparse type of counts and sizes that cannot be 0."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
-
-
-def _between(kind: type, low: float, high: float) -> Callable[[str], Any]:
+def _between(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
     """argparse type of a number from ``low`` to ``high``."""
+    wanted = f"between {low} and {high}" if high < math.inf else f"{low} or more"
 
     def parse(text: str):
         value = kind(text)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
+            raise argparse.ArgumentTypeError(f"{value} is not {wanted}")
         return value
 
-    parse.__name__ = f"{kind.__name__} from {low} to {high}"
+    parse.__name__ = kind.__name__
     return parse
 
 
+#: argparse types: a count or size, one that may be 0
+positive, natural = _between(int, 1), _between(int, 0)
 #: argparse types: a share, a cosine similarity, the quality of a JPEG
 share, cosine, quality = _between(float, 0, 1), _between(float, -1, 1), _between(int, 1, 100)
 
@@ -154,7 +150,7 @@ def add_engine(parser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument("--engine", choices=["local", "ray"], default="local", help="default local")
     group.add_argument(
-        "--workers", type=int, default=0, help="processes or Ray actors (default one per GPU, or one)"
+        "--workers", type=natural, default=0, help="processes or Ray actors (default one per GPU, or one)"
     )
     group.add_argument("--ray-address", default="", help="cluster to join: auto, host:port, ray://host:port")
     group.add_argument("--ray-gpus", type=float, help="GPUs per Ray actor (default what a stage needs)")

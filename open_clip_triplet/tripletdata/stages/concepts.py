@@ -137,7 +137,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--subset", type=options.positive, nargs="*", default=[], metavar="N", help="write subsets of N samples"
     )
-    parser.add_argument("--top", type=int, default=20, help="most frequent concepts to list (default 20)")
+    parser.add_argument("--top", type=options.natural, default=20, help="most frequent concepts to list (default 20)")
 
 
 def run(args) -> int:

@@ -188,11 +188,11 @@ def add_image_arguments(parser) -> None:
     )
     group.add_argument("--guidance", type=float, default=0.0, help="guidance scale (default 0)")
     group.add_argument(
-        "--strength", type=float, default=default.strength, help="edit: share drawn anew (default %(default)s)"
+        "--strength", type=options.share, default=default.strength, help="edit: share drawn anew (default %(default)s)"
     )
     group.add_argument("--size", type=options.positive, default=512, help="pixels drawn (default 512)")
     group.add_argument(
-        "--save-size", type=int, default=256, help="shorter side kept, pixels (default 256; 0: all)"
+        "--save-size", type=options.natural, default=256, help="shorter side kept, pixels (default 256; 0: all)"
     )
     group.add_argument("--quality", type=options.quality, default=95, help="JPEG quality (default 95)")
     group.add_argument("--image-batch", type=options.positive, default=16, help="images per batch (default 16)")

@@ -166,7 +166,7 @@ def add_arguments(parser) -> None:
         "--samples-per-shard", type=options.positive, default=10_000, help="shard size (default 10000)"
     )
     group.add_argument(
-        "--save-size", type=int, default=256, help="shorter side kept, pixels (default 256; 0: all)"
+        "--save-size", type=options.natural, default=256, help="shorter side kept, pixels (default 256; 0: all)"
     )
     group.add_argument("--quality", type=options.quality, default=95, help="JPEG quality (default 95)")
     options.add_faults(parser)

@@ -103,7 +103,7 @@ def add_arguments(parser) -> None:
     options.add_common(parser)
     group = parser.add_argument_group("packing")
     group.add_argument(
-        "--save-size", type=int, default=256, help="shorter side, pixels (default 256; 0: all)"
+        "--save-size", type=options.natural, default=256, help="shorter side, pixels (default 256; 0: all)"
     )
     group.add_argument("--quality", type=options.quality, default=95, help="JPEG quality (default 95)")
     group.add_argument(
