@@ -432,6 +432,20 @@ def test_another_separator_is_named(name, found, tmp_path, capsys):
     assert make_shards.main(argv) == 2 and f"its columns are separated by {found!r}" in capsys.readouterr().err
 
 
+def test_captions_with_commas_outside_quotes_are_refused(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("filepath,title\n0.jpg,a dog, a cat\n1.jpg,a car\n")
+    argv = ["pack", "--need", "--text-only", "--input", str(tmp_path / "t.csv"), "--output", str(tmp_path / "out")]
+    assert make_shards.main(argv) == 2 and "more cells than its header" in capsys.readouterr().err
+
+
+def test_the_suffix_of_a_table_may_be_in_capitals(tmp_path):
+    (tmp_path / "T.TSV").write_text("filepath\ttitle\n0.jpg\ta dog, a cat\n")
+    argv = ["pack", "--need", "--text-only", "--input", str(tmp_path / "T.TSV"), "--output", str(tmp_path / "out")]
+    assert make_shards.main([*argv, "--quiet"]) == 0
+    (sample,) = read_samples(tmp_path / "out/00000.tar")
+    assert sample["txt"] == b"a dog, a cat"
+
+
 @pytest.mark.parametrize("columns", ["caption", "filepath,caption", "url,caption"])
 def test_captions_alone_need_no_images(columns, tmp_path):
     cells = "gone/5.jpg," if "," in columns else ""

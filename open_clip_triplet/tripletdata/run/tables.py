@@ -76,16 +76,11 @@ def count_rows(path: str, table: Table) -> int:
     Raises:
         PipelineError: the file cannot be read or lacks a column.
     """
-    with _explained(path):
-        if path.endswith(".parquet"):
-            with _parquet(path) as file:
-                table.columns(path, file.schema_arrow.names)
-                return file.metadata.num_rows
-        if path.endswith(".arrow"):
-            with _arrow(path) as stream:
-                table.columns(path, stream.schema.names)
-                return sum(batch.num_rows for batch in stream)
-        return len(_read_text(path, table, files.size_of(path)))
+    with _opened_table(path) as (names, file):
+        table.columns(path, names)
+        if hasattr(file, "metadata"):  # parquet
+            return file.metadata.num_rows
+        return len(file) if hasattr(file, "iloc") else sum(batch.num_rows for batch in file)
 
 
 def iter_rows(path: str, table: Table, start: int, stop: int) -> Iterator[tuple]:
@@ -95,10 +90,7 @@ def iter_rows(path: str, table: Table, start: int, stop: int) -> Iterator[tuple]
     Raises:
         PipelineError: as :func:`count_rows`.
     """
-    if not path.endswith((".parquet", ".arrow")):
-        yield from _read_text(path, table, files.size_of(path))[start:stop]
-        return
-    with _explained(path), _open_columns(path) as (names, _):
+    with _opened_table(path) as (names, _):
         columns = table.columns(path, names)
     yield from iter_columns(path, columns, start, stop)
 
@@ -109,28 +101,21 @@ def iter_columns(path: str, columns: list[str], start: int, stop: int) -> Iterat
     Raises:
         PipelineError: the file cannot be read or lacks a column; those found are named.
     """
-    with _explained(path):
-        if not path.endswith((".parquet", ".arrow")):
-            frame = _read_frame(path, files.size_of(path))
-            _require(path, columns, list(map(str, frame.columns)))
-            yield from frame[columns].iloc[start:stop].itertuples(index=False, name=None)
+    with _opened_table(path) as (found, file):
+        if missing := [name for name in columns if name not in found]:
+            raise PipelineError(
+                f"{path} has no column {' or '.join(map(repr, missing))} (it has: {', '.join(found)}).", 2
+            )
+        if hasattr(file, "iloc"):
+            yield from file[columns].iloc[start:stop].itertuples(index=False, name=None)
             return
-        with _open_columns(path) as (names, file):
-            _require(path, columns, names)
-            for first, batch in _batches(file, list(dict.fromkeys(columns)), start):
-                skip, end = max(start - first, 0), min(stop - first, batch.num_rows)
-                if skip < end:
-                    part = batch.slice(skip, end - skip)
-                    yield from zip(*(part.column(name).to_pylist() for name in columns))
-                if first + batch.num_rows >= stop:
-                    return
-
-
-def _require(path: str, columns: list[str], found: list[str]) -> None:
-    if missing := [name for name in columns if name not in found]:
-        raise PipelineError(
-            f"{path} has no column {' or '.join(map(repr, missing))} (it has: {', '.join(found)}).", 2
-        )
+        for first, batch in _batches(file, list(dict.fromkeys(columns)), start):
+            skip, end = max(start - first, 0), min(stop - first, batch.num_rows)
+            if skip < end:
+                part = batch.slice(skip, end - skip)
+                yield from zip(*(part.column(name).to_pylist() for name in columns))
+            if first + batch.num_rows >= stop:
+                return
 
 
 def _batches(file, columns: list[str], start: int) -> Iterator[tuple]:
@@ -150,26 +135,27 @@ def _batches(file, columns: list[str], start: int) -> Iterator[tuple]:
 
 
 @contextlib.contextmanager
-def _open_columns(path: str):
-    """(column names, open file) of a parquet or arrow table."""
-    with (_parquet if path.endswith(".parquet") else _arrow)(path) as file:
-        yield (file.schema_arrow if path.endswith(".parquet") else file.schema).names, file
+def _opened_table(path: str):
+    """(column names, pandas' frame or pyarrow's open file) of a table; whatever is wrong with it, as PipelineError."""
+    kind = path.lower().rpartition(".")[2]
+    try:
+        if kind not in ("parquet", "arrow"):
+            frame = _read_frame(path, files.size_of(path))
+            yield list(map(str, frame.columns)), frame
+            return
+        import pyarrow.parquet
 
-
-@contextlib.contextmanager
-def _parquet(path: str):
-    import pyarrow.parquet
-
-    with _opened(path) as stream, pyarrow.parquet.ParquetFile(stream) as file:
-        yield file
-
-
-@contextlib.contextmanager
-def _arrow(path: str):
-    import pyarrow
-
-    with _opened(path) as stream, pyarrow.ipc.open_stream(stream) as reader:
-        yield reader
+        with _opened(path) as stream:
+            if kind == "parquet":
+                with pyarrow.parquet.ParquetFile(stream) as file:
+                    yield file.schema_arrow.names, file
+            else:
+                with pyarrow.ipc.open_stream(stream) as file:
+                    yield file.schema.names, file
+    except ImportError as error:
+        raise PipelineError(f"{path}: {error}; install open_clip_triplet with its extra `build`", 4) from error
+    except (OSError, ValueError) as error:  # pyarrow's and pandas' own errors are ValueErrors
+        raise PipelineError(f"{path}: cannot be read ({error})", 2) from error
 
 
 def _opened(path: str):
@@ -179,39 +165,22 @@ def _opened(path: str):
     return fs.open(name, "rb")
 
 
-@contextlib.contextmanager
-def _explained(path: str):
-    """Whatever is wrong with a table, as PipelineError."""
-    try:
-        yield
-    except ImportError as error:
-        raise PipelineError(f"{path}: {error}; install open_clip_triplet with its extra `build`", 4) from error
-    except (OSError, ValueError) as error:  # pyarrow's and pandas' own errors are ValueErrors
-        raise PipelineError(f"{path}: cannot be read ({error})", 2) from error
-
-
-def _read_text(path: str, table: Table, size: int) -> list[tuple]:
-    """(caption, image) rows of a csv or tsv, or (caption,)."""
-    frame = _read_frame(path, size)
-    columns = table.columns(path, list(map(str, frame.columns)))
-    return list(frame[columns].itertuples(index=False, name=None))
-
-
-def _refuse_other_separator(path: str, header: str, separator: str) -> None:
-    other = next((mark for mark in (";", "\t", ",") if mark in header), separator)
-    if separator not in header and other != separator:
-        wanted = "tabs" if separator == "\t" else "commas, or a name that ends in .tsv and tabs"
-        raise PipelineError(f"{path}: its columns are separated by {other!r}. Use {wanted}.", 2)
-
-
 @functools.lru_cache(maxsize=2)
 def _read_frame(path: str, size: int):
     """A csv or tsv of ``size`` bytes, every cell a string: one that has grown is read again."""
-    with _explained(path):
-        import pandas
+    import pandas
 
-        separator = "\t" if path.endswith(".tsv") else ","
-        with _opened(path) as stream:
-            _refuse_other_separator(path, stream.readline().decode("utf-8", "replace"), separator)
-            stream.seek(0)
-            return pandas.read_csv(stream, sep=separator, dtype=str, keep_default_na=False).fillna("")
+    separator = "\t" if path.lower().endswith(".tsv") else ","
+    with _opened(path) as stream:
+        header = stream.readline().decode("utf-8", "replace")
+        other = next((mark for mark in (";", "\t", ",") if mark in header), separator)
+        if separator not in header and other != separator:
+            wanted = "tabs" if separator == "\t" else "commas, or a name that ends in .tsv and tabs"
+            raise PipelineError(f"{path}: its columns are separated by {other!r}. Use {wanted}.", 2)
+        stream.seek(0)
+        frame = pandas.read_csv(stream, sep=separator, dtype=str, keep_default_na=False).fillna("")
+    if len(frame) and not isinstance(frame.index, pandas.RangeIndex):  # the first cells were taken for its index
+        raise PipelineError(
+            f"{path}: its first row has more cells than its header. Put captions that hold a comma in quotes.", 2
+        )
+    return frame
