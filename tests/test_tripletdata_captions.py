@@ -71,6 +71,9 @@ def test_the_paper_prompt_has_one_placeholder_and_bad_prompts_are_refused(tmp_pa
         read_prompt(str(tmp_path / "p.txt"), "")
     with pytest.raises(PipelineError, match="cannot be read"):
         read_prompt(str(tmp_path / "none.txt"), "")
+    (tmp_path / "p.txt").write_bytes("Très {}".encode("latin-1"))
+    with pytest.raises(PipelineError, match="cannot be read"):
+        read_prompt(str(tmp_path / "p.txt"), "")
 
 
 class Scripted(LanguageModel):
@@ -407,6 +410,14 @@ def server():
     server.shutdown()
 
 
+def test_an_address_that_is_none_is_named(tmp_path, capsys, monkeypatch):
+    assert ask_server(tmp_path, "http://127.0.0.1:8000v1") == 2
+    assert "--url http://127.0.0.1:8000v1: Invalid port" in capsys.readouterr().err
+    monkeypatch.setenv("KEY", "schlüssel")
+    assert ask_server(tmp_path, "http://127.0.0.1:8000", "--api-key-env", "KEY") == 2
+    assert "$KEY is no key" in capsys.readouterr().err
+
+
 ASKED = ("A dog on a mat here.", "A {bird} on a mat here.", "bad request here")
 
 
@@ -581,6 +592,8 @@ def test_laclip_files_are_joined_by_caption(tmp_path):
     assert cat["txt"] == b"One cat" and unknown["txt"] == b"unknown"
     (tmp_path / "short.txt").write_text("The dog runs\n")
     argv[-1] = str(tmp_path / "short.txt")
+    assert make_shards.main([*argv, "--input", shards, "--output", str(tmp_path / "two"), "--quiet"]) == 2
+    (tmp_path / "original.csv").write_text('images/1.jpg,"' + "A dog " * 50_000)  # a quote that does not end
     assert make_shards.main([*argv, "--input", shards, "--output", str(tmp_path / "two"), "--quiet"]) == 2
 
 

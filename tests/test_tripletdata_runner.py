@@ -90,6 +90,16 @@ def test_repeated_keys_inside_our_own_shards_are_dropped(tmp_path):
     assert runner.totals(run.records())["dropped"] == {"repeated key": 3}
 
 
+def test_keys_go_on_beyond_a_million(tmp_path):
+    with ShardWriter(tmp_path / "in/0.tar") as writer:
+        for number in (999_999, 1_000_000, 1_000_001):
+            text = f"drop {number}" if number == 1_000_000 else "a"
+            writer.write({"__key__": f"00000_{number:06d}", "txt": text, "json": {"source_key": "k"}})
+    run = shout(str(tmp_path / "in"), tmp_path / "out")
+    assert runner.totals(run.records())["dropped"] == {"asked to": 1}
+    assert [s["__key__"] for s in read_samples(tmp_path / "out/00000.tar")] == ["00000_999999", "00000_1000001"]
+
+
 def test_unusable_captions_are_dropped_by_reason(tmp_path):
     with ShardWriter(tmp_path / "in/0.tar") as writer:
         for number, text in enumerate([b"\xff\xfe", b"  ", b"fine"]):

@@ -141,8 +141,8 @@ def read_prompt(path: str | None, default: str) -> str:
     else:
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise PipelineError(f"--prompt {path}: cannot be read ({error.strerror})", 2) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise PipelineError(f"--prompt {path}: cannot be read ({error})", 2) from error
     if text.count("{}") != 1:
         raise PipelineError(
             f"--prompt {path}: must hold {{}} once, where the caption goes (found {text.count('{}')})", 2

@@ -61,12 +61,17 @@ class Server(LanguageModel):
                 "--backend openai needs httpx: install open_clip_triplet with its extra `build`"
             ) from error
         key = os.environ.get(self.api_key_env)
-        self._client = httpx.Client(
-            base_url=self.url.rstrip("/") + "/",
-            timeout=httpx.Timeout(300, connect=10),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=self.concurrency),
-        )
+        try:
+            self._client = httpx.Client(
+                base_url=self.url.rstrip("/") + "/",
+                timeout=httpx.Timeout(300, connect=10),
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                limits=httpx.Limits(max_connections=self.concurrency),
+            )
+        except httpx.InvalidURL as error:
+            raise PipelineError(f"--url {self.url}: {error}", 2) from error
+        except UnicodeEncodeError as error:
+            raise PipelineError(f"${self.api_key_env} is no key: it holds letters that are not ASCII", 2) from error
         self._works, self._probing = False, threading.Lock()
 
     def complete(

@@ -16,7 +16,7 @@ from open_clip_triplet.errors import ShardError
 from open_clip_triplet.shards import read_samples
 from open_clip_triplet.tripletdata.run.plan import read_json
 from open_clip_triplet.tripletdata.run.records import DROPPED, RECORD, VALUES, dump
-from open_clip_triplet.tripletdata.run.sample import Stats
+from open_clip_triplet.tripletdata.run.sample import Stats, key_order
 from open_clip_triplet.tripletdata.run.stage import Stage, config_hash
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
@@ -66,10 +66,10 @@ class Redo:
     def merged(self, rows: Iterator[dict], shard: str) -> Iterator[dict]:
         """New rows among those that the shard holds, in key order."""
         old = read_samples(shard) if self.kept else iter(())
-        return heapq.merge(old, rows, key=lambda row: row["__key__"])
+        return heapq.merge(old, rows, key=lambda row: key_order(row["__key__"]))
 
     def kept_with(self, made: list[str]) -> list[str]:
-        return sorted({*self.kept, *made})
+        return sorted({*self.kept, *made}, key=key_order)
 
     def dropped_keys(self, stats: Stats) -> dict[str, list[str]]:
         reasons = {*self.left, *stats.dropped_keys}

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+def key_order(key: str) -> tuple[int, str]:
+    """Sort key of the keys of one task, whose numbers grow by a digit beyond a million samples."""
+    return len(key), key
+
+
 @dataclass
 class Sample:
     """One sample between two stages. ``meta`` is the ``json`` member, ``input_key`` its key in the input."""

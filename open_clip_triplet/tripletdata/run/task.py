@@ -16,7 +16,7 @@ from open_clip_triplet import files
 from open_clip_triplet.errors import ShardError
 from open_clip_triplet.shards import read_meta
 from open_clip_triplet.tripletdata.run.members import member_rows, one_line, table_rows
-from open_clip_triplet.tripletdata.run.sample import Sample, Stats
+from open_clip_triplet.tripletdata.run.sample import Sample, Stats, key_order
 from open_clip_triplet.tripletdata.run.tables import Table
 
 
@@ -150,7 +150,7 @@ class ShardTask:
             key = roles["input_key"] = roles["__key__"]
             if keyed is None:  # a shard that this tool wrote for this task keeps its keys
                 keyed = "source_key" in meta and key.startswith(f"{self.name}_")
-            if keyed and not (key > last and re.fullmatch(rf"{self.name}_\d+", key)):
+            if keyed and not (key_order(key) > key_order(last) and re.fullmatch(rf"{self.name}_\d+", key)):
                 reason = reason or "repeated key"
             output_key = key if keyed else f"{self.name}_{ordinal:06d}"
             if output_key in self.skip:

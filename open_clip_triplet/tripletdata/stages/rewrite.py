@@ -101,8 +101,8 @@ def read_rewrites(original: str, rewrites: tuple[str, ...]) -> dict[str, list[st
                 raise PipelineError(f"{original} and {', '.join(rewrites)} differ in length from line {number}", 2)
             caption, *texts = row
             table.setdefault(normal(caption), [text for text in dict.fromkeys(texts) if normal(text)])
-    except OSError as error:
-        raise PipelineError(f"{error.filename}: cannot be read ({error.strerror})", 2) from error
+    except (OSError, csv.Error) as error:
+        raise PipelineError(f"{original} and {', '.join(rewrites)}: cannot be read ({error})", 2) from error
     return table
 
 
