@@ -81,10 +81,11 @@ def nearest_different(
     waiting = np.arange(rows.start, rows.stop)
     waiting = waiting[collection.usable[waiting]]
     queries = collection.rows(rows.start, rows.stop)
-    block = max(1, BLOCK_BYTES // (4 * max(map(len, collection.features), default=1)))
+    longest = max(map(len, collection.features), default=1)
     k = min(CANDIDATES, len(collection))
     while len(waiting):
         left = []
+        block = max(1, BLOCK_BYTES // (4 * max(longest, k)))
         for start in range(0, len(waiting), block):
             chosen = waiting[start : start + block]
             values, indices = search(queries[chosen - rows.start], k)
