@@ -1,8 +1,8 @@
 """Embedding spaces to look for neighbours in: captions, a sentence model, an OpenCLIP model.
 
 An embedder turns the pairs of one shard, given as their captions (all of a pair's, the main one first)
-and their image files, into unit rows. ``fit`` sees the captions of every pair once, before.
-A row of NaN marks a pair that cannot be embedded, such as an image that cannot be decoded.
+and their image files, into unit rows. A row of NaN marks a pair that cannot be embedded, such as one of an
+image that cannot be decoded.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from open_clip_triplet.errors import ImageError, PipelineError
-from open_clip_triplet.tripletdata.backends.openclip import load_openclip, provenance
+from open_clip_triplet.tripletdata.backends.openclip import load_openclip
 from open_clip_triplet.tripletdata.run.pictures import decode, refused
 
 BATCH = 256
+#: dimensions that TF-IDF is reduced to
+WIDTH = 256
 
 
 class CaptionEmbedder:
-    """Latent semantic analysis: TF-IDF of a pair's captions, reduced to ``width`` dimensions.
+    """Latent semantic analysis: TF-IDF of a pair's captions, reduced to ``WIDTH`` dimensions.
 
-    Needs no weights. Words are weighted over the collection being mined: the space belongs to it.
+    Needs no weights. Words are weighted over ``captions``, of the collection being mined: the space belongs to it.
     """
 
-    name = "captions"
     reads_images = False
 
-    def __init__(self, width: int = 256):
+    def __init__(self, captions: Iterable[list[str]]):
         try:
             from sklearn.decomposition import TruncatedSVD
             from sklearn.feature_extraction.text import TfidfVectorizer
@@ -37,15 +38,12 @@ class CaptionEmbedder:
                 "--embedder captions needs scikit-learn: install open_clip_triplet with its extra `build`"
             ) from error
         self._words = TfidfVectorizer(sublinear_tf=True, stop_words="english", min_df=2, dtype=np.float32)
-        self._reduce, self._width = TruncatedSVD, width
-
-    def fit(self, captions: Iterable[list[str]]) -> None:
         try:
             words = self._words.fit_transform(map(" ".join, captions))
         except ValueError as error:  # scikit-learn's words for "no word occurs twice"
             raise PipelineError(f"these captions have too little in common to be compared: {error}", 2) from error
-        width = min(self._width, min(words.shape) - 1)
-        self._space = self._reduce(width, random_state=0).fit(words) if width >= 2 else None
+        width = min(WIDTH, min(words.shape) - 1)
+        self._space = TruncatedSVD(width, random_state=0).fit(words) if width >= 2 else None
 
     def __call__(self, captions: Sequence[list[str]], images: Sequence[bytes]) -> np.ndarray:
         words = self._words.transform(map(" ".join, captions))
@@ -64,12 +62,9 @@ class SentenceEmbedder:
             raise PipelineError(
                 "a sentence model needs transformers: install open_clip_triplet with its extra `build`"
             ) from error
-        self.name, self._device = folder, device
+        self._device = device
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._model = AutoModel.from_pretrained(folder).to(device).eval()
-
-    def fit(self, captions: Iterable[list[str]]) -> None:
-        pass
 
     def __call__(self, captions: Sequence[list[str]], images: Sequence[bytes]) -> np.ndarray:
         import torch
@@ -95,11 +90,8 @@ class OpenClipEmbedder:
     reads_images = True
 
     def __init__(self, model: str, pretrained: str | None, device: str):
-        self.name, self._device = provenance(model, pretrained), device
+        self._device = device
         self._model, self._preprocess, self._tokenizer = load_openclip(model, pretrained, device)
-
-    def fit(self, captions: Iterable[list[str]]) -> None:
-        pass
 
     def __call__(self, captions: Sequence[list[str]], images: Sequence[bytes]) -> np.ndarray:
         import torch
@@ -129,13 +121,6 @@ class OpenClipEmbedder:
                 return self._preprocess(decode(data).rgb)
         except ImageError:  # the row says NaN and is counted
             return None
-
-
-def make_embedder(embedder: str, model: str | None, pretrained: str | None, device: str):
-    """The embedder that the options name: ``model`` first, else ``captions`` or a sentence model's folder."""
-    if model:
-        return OpenClipEmbedder(model, pretrained, device)
-    return CaptionEmbedder() if embedder == "captions" else SentenceEmbedder(embedder, device)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from open_clip_triplet import files
 from open_clip_triplet.errors import ShardError
-from open_clip_triplet.shards import IMAGE_SUFFIXES, read_samples
+from open_clip_triplet.shards import IMAGE_SUFFIXES, read_meta, read_samples
 from open_clip_triplet.tar import TarMembers
 from open_clip_triplet.tripletdata.run.sample import Stats
 from open_clip_triplet.tripletdata.run.task import ShardTask
@@ -85,11 +85,7 @@ def _pair(shard: str, key: str, parts: dict) -> Pair | str:
     suffix = next((name for name in IMAGE_SUFFIXES if name in parts), None)
     if suffix is None or "txt" not in parts:
         return "no image" if suffix is None else "no caption"
-    try:
-        meta = json.loads(parts["json"][0]) if "json" in parts else {}
-    except (ValueError, RecursionError):
-        meta = {}
-    meta = meta if isinstance(meta, dict) else {}
+    meta = read_meta({"meta": parts["json"][0]} if "json" in parts else {})
     text = parts["txt"][0].decode("utf-8", "replace").strip()
     captions = [c for c in meta.get("captions") or [] if isinstance(c, str) and c.strip()]
     captions = [text, *(c for c in captions if c != text)]

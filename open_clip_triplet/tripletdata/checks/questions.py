@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -22,10 +22,12 @@ from open_clip_triplet.tripletdata.backends.language import NoAnswer
 from open_clip_triplet.tripletdata.checks.base import store
 from open_clip_triplet.tripletdata.run.pictures import decode
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, model_name
+from open_clip_triplet.tripletdata.run.stage import Stage, model_name
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
 PROMPT = "prompt_questions.txt"
+#: samples whose questions are written together
+WINDOW = 256
 _QUESTION = re.compile(r"^\s*(?:\d+[.)]|[-*•]|Q\d*[:.])?\s*(.+?\?)\W*(?:answer\W*)?\b(yes|no)\b", re.I)
 
 
@@ -56,7 +58,6 @@ class Questions(Stage):
     model: Any = None
     vqa: Any = None
     count: int = 5
-    window: int = field(default=256, metadata=RUNTIME_ONLY)
 
     def config(self) -> dict:
         return {**super().config(), "model": self.model.config(), "vqa": self.vqa.config()}
@@ -67,7 +68,7 @@ class Questions(Stage):
 
     def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
         source = task.samples(stats)
-        while samples := list(islice(source, self.window)):
+        while samples := list(islice(source, WINDOW)):
             batch = [row for sample in samples if (row := self._usable(sample, stats))]
             asked = self._ask([sample for sample, _ in batch])
             pairs = [(image, q) for (_, image), questions in zip(batch, asked) for q, _ in questions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
@@ -140,8 +141,10 @@ def estimate(tasks: list[ShardTask]) -> tuple[int, int]:
     """(samples, bytes) of the input: counted where sizes are recorded, else from the first shard's mean."""
     sizes: dict[str, int] = {}
     for task in tasks:
-        for item in _sizes(task):
-            sizes[task.inputs[0]] = item
+        url = task.inputs[0]
+        with contextlib.suppress(ShardError):
+            folder = not files.is_remote(url) and os.path.isdir(url)
+            sizes[url] = sum(files.list_files(url).values()) if folder else task.identity()[0].get("bytes", 0)
     size, samples = sum(sizes.values()), known_samples(tasks)
     if samples is None:
         first = next((task for task in tasks if sizes.get(task.inputs[0])), None)
@@ -154,16 +157,6 @@ def estimate(tasks: list[ShardTask]) -> tuple[int, int]:
     elif tasks and tasks[0].rows:
         size = samples * IMAGE_BYTES
     return samples, size
-
-
-def _sizes(task: ShardTask) -> list[int]:
-    url = task.inputs[0]
-    if not files.is_remote(url) and os.path.isdir(url):
-        return [sum(files.list_files(url).values())]
-    try:
-        return [task.identity()[0].get("bytes", 0)]
-    except ShardError:
-        return []
 
 
 def human(number: float) -> str:

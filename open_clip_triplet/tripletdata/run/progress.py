@@ -25,14 +25,8 @@ class Progress:
         self._shards, self._done = shards, done
         self._begun: dict = {}  # task at hand -> share of it that is done
         self._samples, self._start = 0, time.monotonic()
-        self._bar = tqdm(
-            total=shards,
-            initial=done,
-            desc=name,
-            bar_format=FORMAT,
-            disable=quiet,
-            file=sys.stderr,
-            mininterval=0.5 if sys.stderr.isatty() else 10,
+        self._bar = bar(
+            total=shards, initial=done, desc=name, bar_format=FORMAT, disable=quiet, file=sys.stderr
         )
 
     def __enter__(self) -> Progress:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -43,7 +44,6 @@ class Run:
     failed: dict[str, str] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
     plan: dict[int, str] = field(default_factory=dict)
-    _records: dict[str, dict] | None = None
     _sizes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def failures(self, skip_unreadable: bool) -> dict[str, str]:
@@ -54,26 +54,28 @@ class Run:
     def path(self, name: str) -> str:
         return files.join(self.output, name)
 
+    @functools.cached_property
+    def _records(self) -> dict[str, dict]:
+        found = {}
+        for name, data in files.read_many(self.output, RECORD).items():
+            with contextlib.suppress(ValueError):  # a damaged record is none
+                found[name.removesuffix(RECORD)] = json.loads(data)
+        return found
+
     def load(self) -> None:
         """Read the folder's records again."""
         self._sizes.clear()
-        self._records = {}
-        for name, data in files.read_many(self.output, RECORD).items():
-            with contextlib.suppress(ValueError):  # a damaged record is none
-                self._records[name.removesuffix(RECORD)] = json.loads(data)
+        self.__dict__.pop("_records", None)
 
     def record(self, task: ShardTask) -> dict | None:
         """A task's record; None where it is not done."""
-        if self._records is None:
-            self.load()
-        return (self._records or {}).get(task.name)
+        return self._records.get(task.name)
 
     def note(self, task: ShardTask, record: dict | None) -> None:
         """Take over the record of a task that was worked just now."""
-        if self._records is not None:
-            self._records.pop(task.name, None)
-            if record:
-                self._records[task.name] = record
+        self._records.pop(task.name, None)
+        if record:
+            self._records[task.name] = record
 
     def read_values(self, task: ShardTask) -> dict[str, list]:
         """What the stage found for each sample of a done task: name -> one value per kept sample."""
@@ -81,10 +83,8 @@ class Run:
 
     def records(self, numbers: Iterable[int] | None = None) -> list[dict]:
         """Records of finished shards, those of inputs that are no longer listed too, in order of number."""
-        if self._records is None:
-            self.load()
         chosen = sorted({*self.plan, *(t.index for t in self.tasks)} if numbers is None else numbers)
-        return [record for n in chosen if (record := (self._records or {}).get(f"{n:05d}"))]
+        return [record for n in chosen if (record := self._records.get(f"{n:05d}"))]
 
     def size_of(self, url: str) -> int:
         """Bytes of a file; a remote folder is listed once."""

@@ -100,10 +100,9 @@ def check_arguments(args) -> None:
 def model_stages(args):
     """The stages before packing, in order, without models loaded."""
     if args.rewrite or args.laclip_original:
-        changed = {"prompt": args.rewrite_prompt}
         if args.backend == "rules" and not args.laclip_original:
             raise PipelineError("--rewrite needs a language model: choose another --backend", 2)
-        yield rewrite.make_stage(type(args)(**{**vars(args), **changed}), images=False)
+        yield rewrite.make_stage(type(args)(**{**vars(args), "prompt": args.rewrite_prompt}), images=False)
     yield captions.make_stage(args, images=False)
     if not args.no_images:
         yield images.make_stage(args, images=False)

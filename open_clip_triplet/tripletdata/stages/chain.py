@@ -45,7 +45,7 @@ class Build:
         for stage in stages:
             work = self._work(stage.name)
             if stage.reads_source:
-                left = [self._source(task).beside(task.inputs[0]) for task in left]
+                left = [self._by_index[task.index].beside(task.inputs[0]) for task in left]
             run = self._run(stage, left, work)
             left = [task.on(run.path(task.shard)) for task in quality.kept_tasks(run)]
         return self._pack([*packed, *left], settings, scored)
@@ -53,12 +53,9 @@ class Build:
     def _work(self, stage: str) -> str:
         return files.join(self.output, ".work", stage)
 
-    def _source(self, task: ShardTask) -> ShardTask:
-        return self._by_index[task.index]
-
     def _chained(self, task: ShardTask) -> ShardTask:
         """The source of a task beside the side shards that packing joins."""
-        return self._source(task).beside(*(files.join(self._work(s), task.shard) for s in self._sides))
+        return self._by_index[task.index].beside(*(files.join(self._work(s), task.shard) for s in self._sides))
 
     def _packer(self, selection=None) -> Pack:
         args = self.args

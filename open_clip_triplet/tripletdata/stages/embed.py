@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from open_clip_triplet.errors import ShardError
-from open_clip_triplet.tripletdata.backends import embed
+from open_clip_triplet.tripletdata.backends.embed import CaptionEmbedder, OpenClipEmbedder, SentenceEmbedder
 from open_clip_triplet.tripletdata.backends.pairs import CAPTIONS, read_pairs
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage
@@ -44,8 +44,12 @@ class Embed(Stage):
         return bool(self.model) or self.embedder != "captions"
 
     def open(self, device: str) -> None:
-        self._space = embed.make_embedder(self.embedder, self.model, self.pretrained, device)
-        self._space.fit(self._captions())
+        if self.model:
+            self._space = OpenClipEmbedder(self.model, self.pretrained, device)
+        elif self.embedder != "captions":
+            self._space = SentenceEmbedder(self.embedder, device)
+        else:
+            self._space = CaptionEmbedder(self._captions())
 
     def _captions(self) -> Iterator[list[str]]:
         """Captions of the collection, a million at most; what is damaged is met where it is counted."""

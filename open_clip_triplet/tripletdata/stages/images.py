@@ -12,9 +12,9 @@ seed, then its sample is dropped and counted.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from open_clip_triplet.errors import ImageError
 from open_clip_triplet.tripletdata.backends.diffusers import Diffusers
@@ -23,28 +23,15 @@ from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.overlap import ahead, map_ahead
 from open_clip_triplet.tripletdata.run.pictures import decode, encode
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, model_name, sample_seed, settings
+from open_clip_triplet.tripletdata.run.stage import Stage, model_name, sample_seed, settings
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.stages.edits import instruction
 
 HELP = "draw hard negative images, or edit the positive ones into them"
 #: times an image is drawn before its sample is dropped
 ATTEMPTS = 3
+#: threads that resize and encode
 ENCODERS = 2
-
-
-class ImageModel(Protocol):
-    """texts -> images. ``window``: how many to ask for at once."""
-
-    window: int
-
-    def open(self, device: str) -> None: ...
-
-    def too_long(self, prompts: list[str]) -> list[bool]: ...
-
-    def draw(self, prompts: list[str], seeds: list[int], images: list | None = None) -> Iterator[Any]:
-        """One PIL image or BadImage for each prompt, in order, as they come out."""
-        ...
 
 
 @dataclass
@@ -54,6 +41,7 @@ class Images(Stage):
     Reading, drawing and encoding overlap, each in threads of its own.
 
     Args:
+        model: as ``backends.diffusers.Diffusers``.
         long_prompts: ``drop`` samples whose prompt the text encoder cannot read whole, or ``truncate`` it.
         images: whether the new shards hold the positive images.
     """
@@ -66,7 +54,6 @@ class Images(Stage):
     seed: int = 0
     long_prompts: str = "drop"
     images: bool = True
-    encoders: int = field(default=ENCODERS, metadata=RUNTIME_ONLY)
 
     def config(self) -> dict:
         return {**super().config(), "model": settings(self.model)}
@@ -86,7 +73,7 @@ class Images(Stage):
         total = sum(1 for _ in task.samples(Stats(), images=False))
         source = ahead(task.samples(stats, images=self.images or self._edit), self.model.window)
         drawn = ahead(self._drawn(source, stats), 2 * self.model.window)
-        for number, sample in enumerate(map_ahead(self._encoded, drawn, self.encoders), 1):
+        for number, sample in enumerate(map_ahead(self._encoded, drawn, ENCODERS), 1):
             stats.report(number / max(total, 1))
             yield sample
 

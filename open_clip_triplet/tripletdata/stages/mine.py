@@ -34,6 +34,7 @@ from open_clip_triplet.tripletdata.backends.openclip import WITH_WEIGHTS, check_
 from open_clip_triplet.tripletdata.backends.pairs import Pair
 from open_clip_triplet.tripletdata.run import options
 from open_clip_triplet.tripletdata.run.command import DONE, report, run_as_asked
+from open_clip_triplet.tripletdata.run.estimate import print_plan
 from open_clip_triplet.tripletdata.run.folder import refuse_foreign
 from open_clip_triplet.tripletdata.run.plan import plan_tasks
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
@@ -197,8 +198,6 @@ def run(args) -> int:
         tuple(task.inputs[0] for task in tasks),
     )
     if args.dry_run:
-        from open_clip_triplet.tripletdata.run.estimate import print_plan
-
         return print_plan(args, tasks, [embedder])
     work = files.join(os.path.abspath(args.output), ".work", "embed")
     embedded = run_as_asked(embedder, tasks, work, args)
@@ -213,7 +212,14 @@ def run(args) -> int:
             file=sys.stderr,
         )
         return DONE
-    return _mine(args, kept_tasks(embedded), work, collection, embedder)
+    found = kept_tasks(embedded)
+    stage = Mine(
+        provenance(args.model, args.pretrained) if args.model else args.embedder,
+        args.max_similarity, args.index, args.nprobe, collection, work,
+        tuple(task.name for task in found), tuple(task.inputs[0] for task in found),
+        search_on_gpu=args.index is None,
+    )
+    return report(run_as_asked(stage, found, args.output, args), skip_unreadable=args.skip_unreadable)
 
 
 def _check_model(args) -> None:
@@ -229,17 +235,6 @@ def _check_model(args) -> None:
     if args.pretrained and args.model.startswith(WITH_WEIGHTS):
         raise PipelineError(f"{args.model} brings its weights: leave out --pretrained", 2)
     check_weights(args.model, args.pretrained)
-
-
-def _mine(args, tasks: list[ShardTask], work: str, collection: str, embedder: Embed) -> int:
-    name = provenance(args.model, args.pretrained) if args.model else args.embedder
-    stage = Mine(
-        name, args.max_similarity, args.index, args.nprobe, collection, work,
-        tuple(task.name for task in tasks), tuple(task.inputs[0] for task in tasks),
-        search_on_gpu=args.index is None,
-    )
-    mined = run_as_asked(stage, tasks, args.output, args)
-    return report(mined, skip_unreadable=args.skip_unreadable)
 
 
 def _collection(tasks: list[ShardTask]) -> str:

@@ -12,7 +12,7 @@ import csv
 import functools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, ClassVar
 
@@ -48,7 +48,7 @@ class Rewrite(Stage):
     attempts: int = 3
     max_chars: int = 1000
     seed: int = 0
-    images: bool = field(default=True)
+    images: bool = True
 
     def config(self) -> dict:
         return {**super().config(), "model": self.model and self.model.config()}

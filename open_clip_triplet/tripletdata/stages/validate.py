@@ -14,6 +14,7 @@ from tqdm import tqdm
 from open_clip_triplet.errors import ImageError, ShardError
 from open_clip_triplet.files import join
 from open_clip_triplet.shards import read_meta, read_samples, rename_members
+from open_clip_triplet.tripletdata.run.command import DONE, FAILED_SHARDS
 from open_clip_triplet.tripletdata.run.options import positive
 from open_clip_triplet.tripletdata.run.pictures import decode
 from open_clip_triplet.tripletdata.run.plan import plan_tasks, read_json
@@ -26,8 +27,6 @@ NEEDED = {
     "image": ("image", "text", "neg_image"),
     "paired": ("image", "text", "neg_image", "neg_text"),
 }
-#: exit status where something is broken
-BROKEN = 3
 
 
 def check_shard(shard: str, need: tuple[str, ...]) -> dict:
@@ -128,4 +127,4 @@ def _report(results: dict[str, dict], as_json: bool) -> int:
                 key = f", first {result['first'][fault]}" if fault in result["first"] else ""
                 print(f"{shard}: {fault}: {count}{key}")
         print(f"{samples:,} samples in {len(results):,} shards; {len(broken):,} shards with faults")
-    return BROKEN if broken else 0
+    return FAILED_SHARDS if broken else DONE

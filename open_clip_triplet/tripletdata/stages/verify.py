@@ -82,11 +82,6 @@ class Verified(Stage):
 
 def add_arguments(parser) -> None:
     options.add_common(parser)
-    add_verify_arguments(parser)
-    add_model_arguments(parser, PROMPT)
-
-
-def add_verify_arguments(parser) -> None:
     default = Verified()
     group = parser.add_argument_group("checks")
     group.add_argument(
@@ -126,6 +121,7 @@ def add_verify_arguments(parser) -> None:
     group.add_argument(
         "--questions", type=options.positive, default=5, help="questions per negative (default 5)"
     )
+    add_model_arguments(parser, PROMPT)
 
 
 def make_checks(args) -> list[Stage]:
@@ -157,15 +153,6 @@ def run(args) -> int:
         tasks = [sources[task.index].beside(join(work, task.shard)) for task in kept_tasks(scored)]
     if args.part:
         return 0
-    stage = make_verified(args)
+    deciding = tuple(check.name for check in checks)
+    stage = Verified(deciding, args.min_margin, args.max_entailment, args.min_accuracy, args.action)
     return report(run_as_asked(stage, tasks, args.output, args, replace_settings=True), skip_unreadable=skip)
-
-
-def make_verified(args) -> Verified:
-    return Verified(
-        tuple(name for name in CHECKS if name in args.checks),
-        args.min_margin,
-        args.max_entailment,
-        args.min_accuracy,
-        args.action,
-    )
