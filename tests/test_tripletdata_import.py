@@ -69,6 +69,17 @@ def test_a_row_that_was_dropped_joins_the_others_when_asked_again(tmp_path):
     assert not list((tmp_path / "out").glob("*.dropped.json"))
 
 
+def test_the_last_part_to_end_writes_sizes_summary_and_card(tmp_path):
+    options = ["--format", "ultraedit", "--samples-per-shard", "1", "--max-drop", "1"]
+    assert run(tmp_path, ULTRAEDIT, *options, "--part", "2/2") == 0
+    assert not (tmp_path / "out/sizes.json").exists() and not (tmp_path / "out/README.md").exists()
+    assert run(tmp_path, ULTRAEDIT, *options, "--part", "1/2") == 0
+    parts = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert {"sizes.json", "summary.json", "README.md"} <= parts.keys()
+    assert run(tmp_path, ULTRAEDIT, *options) == 0
+    assert all((tmp_path / "out" / name).read_bytes() == data for name, data in parts.items())
+
+
 def test_dry_run_imports_nothing(tmp_path, capsys):
     assert run(tmp_path, ULTRAEDIT, "--format", "ultraedit", "--dry-run", "--calibrate") == 0
     assert "1 shards, about 3 samples" in capsys.readouterr().out and not (tmp_path / "out").exists()

@@ -26,6 +26,7 @@ def run_stage(
     quiet: bool = False,
     part: tuple[int, int] | None = None,
     replace_settings: bool = False,
+    all_tasks: bool = True,
 ) -> Run:
     """Run every task that has no record yet, then write ``sizes.json`` and ``summary.json``.
 
@@ -33,6 +34,7 @@ def run_stage(
         engine: see engines.py; called only when there is something to do.
         part: (i, n) of a run that works beside n - 1 others; only tasks that are ``mine`` are worked.
         replace_settings: shards of another configuration are made again, instead of refused.
+        all_tasks: whether ``tasks`` are all that the folder will have, so that the last part sees that it is.
 
     Raises:
         PipelineError: another configuration or another run owns the folder, or the engine cannot go on.
@@ -49,7 +51,9 @@ def run_stage(
         if todo:
             _work(run, mine, todo, engine, quiet)
             remove_stale(run.output, [task.name for task in mine], common=part is None)
-        if part is None:
+        if part:
+            run.load()  # what the other parts have done meanwhile
+        if part is None or (all_tasks and all(map(run.record, tasks))):
             write_summary(run)
     return run
 

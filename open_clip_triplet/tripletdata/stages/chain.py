@@ -115,7 +115,7 @@ class Build:
         elif self.args.finish and stage.name != "pack":
             run = run_stage(stage, tasks, folder, _not_done, quiet=True)
         else:
-            run = run_as_asked(stage, tasks, folder, self.args, **more)
+            run = run_as_asked(stage, tasks, folder, self.args, all_tasks=False, **more)
         self.runs[stage.name] = run
         if tasks:
             report(run, skip_unreadable=self.args.skip_unreadable)

@@ -240,7 +240,7 @@ def run(args) -> int:
     except ShardError as error:
         raise PipelineError(str(error), 2) from error
     status = report(imported, skip_unreadable=args.skip_unreadable)
-    if not args.part:
+    if not args.part or all(map(imported.record, tasks)):
         total = totals(imported.records())
         summary = {
             **total, "shards": sum(1 for record in imported.records() if record["kept"]),

@@ -203,7 +203,6 @@ def run(args) -> int:
     embedded = run_as_asked(embedder, tasks, work, args)
     if status := report(embedded, skip_unreadable=args.skip_unreadable):
         return status  # another shard's pairs may be anybody's nearest
-    embedded.load()  # what other parts have embedded meanwhile
     waiting = [t for t in tasks if embedded.record(t) is None and t.origin not in embedded.unreadable]
     if waiting:
         print(
