@@ -142,6 +142,13 @@ def test_another_configuration_is_refused_by_name(shards, tmp_path):
     shout(shards, tmp_path / "out", poison="never met")  # how, not what: no reason to refuse
 
 
+def test_a_plan_that_cannot_be_read_renumbers_nothing(shards, tmp_path):
+    shout(shards, tmp_path / "out")
+    (tmp_path / "out/plan.json").write_text('{"inputs"')
+    with pytest.raises(PipelineError, match=r"plan\.json: cannot be read"):
+        plan_tasks(shards, output=tmp_path / "out")
+
+
 def test_another_input_under_the_same_name_is_refused(shards, tmp_path):
     shout(shards, tmp_path / "out")
     plain_shards(tmp_path / "in", [["a", "b", "c", "d", "e", "f", "g"] * 9, *TEXTS[1:]])

@@ -65,8 +65,6 @@ def _inputs(item: str) -> Iterator[str]:
         found = list(_in_folder(item))
         if not found:
             raise PipelineError(f"{item}: holds no .tar shard, no table and no folder of pairs", 2)
-    elif item.lower().endswith(TABLES):
-        found = expand_shards(item)
     else:
         found = expand_shards(item)
         files.require_scheme(*found)
@@ -169,9 +167,18 @@ def _refuse_other_cut(new: list[ShardTask], plan: dict[int, str]) -> None:
 
 
 def read_plan(output: str | os.PathLike) -> dict[int, str]:
-    """Number -> input of an output folder; ``{}`` where it has no plan."""
-    inputs = read_json(files.join(output, PLAN)).get("inputs")
-    return {int(n): str(label) for n, label in inputs.items()} if isinstance(inputs, dict) else {}
+    """Number -> input of an output folder; ``{}`` where it has no plan.
+
+    Raises:
+        PipelineError: the plan is damaged.
+    """
+    path = files.join(output, PLAN)
+    inputs = read_json(path).get("inputs")
+    if isinstance(inputs, dict):
+        return {int(n): str(label) for n, label in inputs.items()}
+    if files.exists(path):  # without it finished shards would be given to other inputs
+        raise PipelineError(f"{path}: cannot be read. Restore it, or remove the folder to start again.", 2)
+    return {}
 
 
 def write_plan(output: str | os.PathLike, tasks: list[ShardTask]) -> dict[int, str]:
