@@ -61,15 +61,14 @@ class Entailment(Stage):
     def process(self, task: ShardTask, stats: Stats) -> Iterator[Sample]:
         source = task.samples(stats, images=False)
         while batch := list(islice(source, self.batch_size)):
-            known = [(sample.text, sample.neg_text) for sample in batch if sample.neg_text]
-            forward = self._probabilities(known)
-            backward = self._probabilities([(negative, text) for text, negative in known])
-            found = dict(zip((sample.key for sample in batch if sample.neg_text), zip(forward, backward)))
+            pairs = [(sample.text, sample.neg_text) for sample in batch if sample.neg_text]
+            forward = iter(self._probabilities(pairs))
+            backward = iter(self._probabilities([(negative, text) for text, negative in pairs]))
             for sample in batch:
-                if sample.key not in found:
+                if not sample.neg_text:
                     stats.drop("no negative caption", sample.key)
                     continue
-                there, back = found[sample.key]
+                there, back = next(forward), next(backward)
                 scores = {
                     "forward": there,
                     "backward": back,

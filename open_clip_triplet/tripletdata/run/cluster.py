@@ -37,9 +37,7 @@ class Ray:
     gpus: float | None = None
     cpu: bool = False
 
-    def __call__(
-        self, stage: Stage, tasks: list[ShardTask], output: str, progress=lambda task, share: None
-    ) -> Iterator[tuple]:
+    def __call__(self, stage: Stage, tasks: list[ShardTask], output: str, progress) -> Iterator[tuple]:
         try:
             import ray
         except ImportError as error:

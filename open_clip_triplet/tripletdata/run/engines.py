@@ -49,9 +49,7 @@ class Local:
     workers: int = 0
     cpu: bool = False
 
-    def __call__(
-        self, stage: Stage, tasks: list[ShardTask], output: str, progress=lambda task, share: None
-    ) -> Iterator[tuple]:
+    def __call__(self, stage: Stage, tasks: list[ShardTask], output: str, progress) -> Iterator[tuple]:
         names = ["cpu"] * max(self.workers, 1) if self.cpu else devices(self.workers, stage.gpus)
         names = names[: len(tasks)]
         # A GPU's memory is given back only when its process ends, and the next stage needs it.

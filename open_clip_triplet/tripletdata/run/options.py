@@ -54,7 +54,7 @@ def part(text: str) -> tuple[int, int]:
     return index, count
 
 
-def add_common(parser, *, output: bool = True) -> None:
+def add_common(parser) -> None:
     """``--input``, ``--output``, how tables are read, what to do about faults, the engine."""
     group = parser.add_argument_group("input and output", "paths, or urls: s3://, gs://, hf://, ...")
     group.add_argument(
@@ -64,8 +64,7 @@ def add_common(parser, *, output: bool = True) -> None:
         help="folder of shards, pattern a/{000..999}.tar, pipe: command, csv/tsv/parquet/arrow of captions "
         "with image paths or bytes (Hugging Face datasets), or folder of those",
     )
-    if output:
-        group.add_argument("--output", required=True, help="folder of the new shards; rerun to continue")
+    group.add_argument("--output", required=True, help="folder of the new shards; rerun to continue")
     group.add_argument(
         "--text-only", action="store_true",
         help="leave the input's images out of the new shards; a table needs none",

@@ -95,12 +95,13 @@ def visible_devices(numbers: str, visible: str) -> str:
     return ",".join(names[int(number)] if names else number for number in numbers.split(","))
 
 
-def _throttled(send: Callable[[float], None], interval: float = 0.5) -> Callable[[float], None]:
+def _throttled(send: Callable[[float], None]) -> Callable[[float], None]:
+    """``send`` twice a second at most."""
     last = 0.0
 
     def report(fraction: float) -> None:
         nonlocal last
-        if time.monotonic() - last > interval:
+        if time.monotonic() - last > 0.5:
             last = time.monotonic()
             send(fraction)
 

@@ -20,14 +20,14 @@ from open_clip_triplet.tripletdata.run.stage import Stage, config_hash
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
 
-def run_task(stage: Stage, task: ShardTask, output: str | os.PathLike, report=lambda fraction: None) -> dict:
+def run_task(stage: Stage, task: ShardTask, output: str | os.PathLike) -> dict:
     """Work one task: shard first, record last. Returns the record.
 
     Raises:
         ShardError: an input is missing or damaged. TooManyDropped: more than the policy allows.
         PipelineError: the disk is full.
     """
-    return start_task(stage, task, output, report)()
+    return start_task(stage, task, output)()
 
 
 def start_task(

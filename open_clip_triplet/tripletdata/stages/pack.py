@@ -71,16 +71,15 @@ class Pack(Stage):
 
     def _resize(self, sample: Sample) -> str | None:
         """Bring both images of ``sample`` to size, in place; the reason to drop it, or None."""
+        what = "image"
         try:
             if sample.image is not None:
                 sample.image, sample.suffix = fit(sample.image, self.save_size, self.quality)
-        except ImageError:
-            return "image cannot be decoded"
-        if sample.neg_image is not None:
-            try:
+            what = "negative image"
+            if sample.neg_image is not None:
                 sample.neg_image, sample.neg_suffix = fit(sample.neg_image, self.save_size, self.quality)
-            except ImageError:
-                return "negative image cannot be decoded"
+        except ImageError:
+            return f"{what} cannot be decoded"
         return None
 
 

@@ -206,7 +206,7 @@ class Shapes(Stage):
 
 def build(
     output: str | os.PathLike, *, samples: int, val_samples: int, shards: int, world: str, image_size: int,
-    seed: int, workers: int = 1, progress: bool = True,
+    seed: int, workers: int,
 ) -> None:
     """Write both splits. Finished shards are kept; ``sizes.json`` comes last.
 
@@ -216,7 +216,7 @@ def build(
     for split, total, count in (("train", samples, shards), ("val", val_samples, 1)):
         stage = Shapes(world, split, total, count, image_size, seed)
         engine = Local(workers, cpu=True)
-        run = run_stage(stage, stage.tasks(), files.join(output, split), engine, quiet=not progress)
+        run = run_stage(stage, stage.tasks(), files.join(output, split), engine)
         if run.failed:
             raise PipelineError("; ".join(run.failed.values()), 3)
 
