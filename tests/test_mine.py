@@ -317,6 +317,9 @@ def test_what_is_no_folder_and_no_cosine_is_refused(shards, tmp_path, capsys):
     argv = ["mine", "--input", *shards, "--output", str(tmp_path / "out")]
     assert main([*argv, "--embedder", "nofolder"]) == 2
     assert "--embedder nofolder: no such folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    (tmp_path / "nomodel").mkdir()
+    assert main([*argv, "--embedder", str(tmp_path / "nomodel"), "--quiet"]) == 4
+    assert "cannot load the model" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*argv, "--max-similarity", "1.5"])
     assert "--max-similarity: 1.5 is not between -1 and 1" in capsys.readouterr().err

@@ -16,8 +16,8 @@ from typing import Any
 
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.drawn import fitted, images_of
-from open_clip_triplet.tripletdata.backends.language import missing_model
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY
+from open_clip_triplet.tripletdata.backends.language import loading
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, needs
 
 #: batches whose prompts are encoded, and whose images are read, ahead of the drawing
 BATCHES_AHEAD = 8
@@ -66,22 +66,15 @@ class Diffusers:
         return self.edit and "strength" not in self._parameters
 
     def open(self, device: str) -> None:
-        try:
+        with needs("images needs diffusers"):
             import diffusers
             import torch
             import transformers
-        except ImportError as error:
-            raise PipelineError(
-                f"images needs diffusers ({error}): install open_clip_triplet with its extra `build`"
-            ) from error
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch_dtype has another name from 1.0 on
-                self._pipe = self._load(diffusers, getattr(torch, self.dtype))
-        except (OSError, ValueError) as error:
-            raise PipelineError(missing_model(self.model, error)) from error
+        with loading(self.model), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch_dtype has another name from 1.0 on
+            self._pipe = self._load(diffusers, getattr(torch, self.dtype))
         # Long prompts are counted, not logged; each logger by name, since OpenCLIP's training sets each one's level.
         for name in ("diffusers.pipelines", "transformers.tokenization_utils_base", *logging.root.manager.loggerDict):
             if name.startswith(("diffusers.pipelines", "transformers.tokenization")):

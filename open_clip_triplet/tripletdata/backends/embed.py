@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from open_clip_triplet.errors import ImageError, PipelineError
+from open_clip_triplet.tripletdata.backends.language import loading
 from open_clip_triplet.tripletdata.backends.openclip import load_openclip
 from open_clip_triplet.tripletdata.run.pictures import decode, refused
+from open_clip_triplet.tripletdata.run.stage import needs
 
 BATCH = 256
 #: dimensions that TF-IDF is reduced to
@@ -30,13 +32,9 @@ class CaptionEmbedder:
     reads_images = False
 
     def __init__(self, captions: Iterable[list[str]]):
-        try:
+        with needs("--embedder captions needs scikit-learn"):
             from sklearn.decomposition import TruncatedSVD
             from sklearn.feature_extraction.text import TfidfVectorizer
-        except ImportError as error:
-            raise PipelineError(
-                "--embedder captions needs scikit-learn: install open_clip_triplet with its extra `build`"
-            ) from error
         self._words = TfidfVectorizer(sublinear_tf=True, stop_words="english", min_df=2, dtype=np.float32)
         try:
             words = self._words.fit_transform(map(" ".join, captions))
@@ -56,15 +54,12 @@ class SentenceEmbedder:
     reads_images = False
 
     def __init__(self, folder: str, device: str):
-        try:
+        with needs("a sentence model needs transformers"):
             from transformers import AutoModel, AutoTokenizer
-        except ImportError as error:
-            raise PipelineError(
-                "a sentence model needs transformers: install open_clip_triplet with its extra `build`"
-            ) from error
         self._device = device
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModel.from_pretrained(folder).to(device).eval()
+        with loading(folder):
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._model = AutoModel.from_pretrained(folder).to(device).eval()
 
     def __call__(self, captions: Sequence[list[str]], images: Sequence[bytes]) -> np.ndarray:
         import torch

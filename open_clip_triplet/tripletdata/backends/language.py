@@ -7,8 +7,9 @@ and ``rules.py`` without a model.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -122,12 +123,21 @@ def prompt_sha(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:12]
 
 
-def missing_model(name: str, error: Exception) -> str:
-    cause = " ".join(str(error).split())[:300] or type(error).__name__
-    return (
-        f"cannot load the model {name!r}. Give a folder that holds it, or the name of one on the "
-        f"Hugging Face Hub (hf auth login for gated ones). The loader said: {cause}"
-    )
+@contextlib.contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Around the loading of a model.
+
+    Raises:
+        PipelineError: it cannot be loaded; the message says what may be missing.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        raise PipelineError(
+            f"cannot load the model {name!r}. Give a folder that holds it, or the name of one on the "
+            f"Hugging Face Hub (hf auth login for gated ones). The loader said: {cause}"
+        ) from error
 
 
 def read_prompt(path: str | None, default: str) -> str:

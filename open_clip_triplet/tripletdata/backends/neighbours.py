@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from open_clip_triplet.errors import PipelineError
+from open_clip_triplet.tripletdata.run.stage import needs
 
 CANDIDATES = 64  # neighbours looked at first; more where all of them are near-duplicates
 MOST_CANDIDATES = 65_536
@@ -154,10 +155,8 @@ def faiss_search(features: Sequence[np.ndarray], description: str, nprobe: int, 
     Raises:
         PipelineError: FAISS is missing, or does not know the description.
     """
-    try:
+    with needs("--index needs FAISS"):
         import faiss
-    except ImportError as error:
-        raise PipelineError("--index needs FAISS: install open_clip_triplet with its extra `build`") from error
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(f"{path}.lock", "w") as lock:  # the first process builds it, the others wait
         fcntl.flock(lock, fcntl.LOCK_EX)

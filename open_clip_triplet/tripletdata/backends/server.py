@@ -21,7 +21,7 @@ from open_clip_triplet.tripletdata.backends.language import (
     Unfinished,
     unreported,
 )
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, needs
 
 #: statuses that say "later": the request is sent again
 LATER = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -54,12 +54,8 @@ class Server(LanguageModel):
     uses_gpu = False
 
     def open(self, device: str) -> None:
-        try:
+        with needs("--backend openai needs httpx"):
             import httpx
-        except ImportError as error:
-            raise PipelineError(
-                "--backend openai needs httpx: install open_clip_triplet with its extra `build`"
-            ) from error
         key = os.environ.get(self.api_key_env)
         try:
             self._client = httpx.Client(

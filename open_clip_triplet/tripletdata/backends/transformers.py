@@ -8,17 +8,16 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
-from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.backends.language import (
     LanguageModel,
     NoAnswer,
     Progress,
     Unfinished,
     chat_text,
-    missing_model,
+    loading,
     unreported,
 )
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, needs
 
 #: new tokens that are decoded to look for a stop string at their end
 STOP_WINDOW = 12
@@ -31,17 +30,13 @@ class Transformers(LanguageModel):
     batch_size: int = field(default=32, metadata=RUNTIME_ONLY)
 
     def open(self, device: str) -> None:
-        try:
+        with needs("--backend transformers needs transformers"):
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
             from transformers.utils import logging
-        except ImportError as error:
-            raise PipelineError(
-                "--backend transformers needs transformers: install open_clip_triplet with its extra `build`"
-            ) from error
         logging.disable_progress_bar()
         common = {"revision": self.revision} if self.revision else {}
-        try:
+        with loading(self.model):
             self._tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="left", **common)
             self._model = AutoModelForCausalLM.from_pretrained(
                 self.model,
@@ -49,8 +44,6 @@ class Transformers(LanguageModel):
                 use_safetensors=True,
                 **common,
             )
-        except (OSError, ValueError) as error:
-            raise PipelineError(missing_model(self.model, error)) from error
         self._model.to(device).eval()
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token

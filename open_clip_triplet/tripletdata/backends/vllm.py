@@ -22,7 +22,7 @@ from open_clip_triplet.tripletdata.backends.language import (
     Progress,
     Unfinished,
     chat_text,
-    missing_model,
+    loading,
     unreported,
 )
 from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY
@@ -59,7 +59,7 @@ class Vllm(LanguageModel):
             settings = {"enforce_eager": True, "enable_chunked_prefill": False}
         if self.revision:
             settings["revision"] = self.revision
-        try:
+        with loading(self.model):
             llm = LLM(
                 model=self.model,
                 enable_prefix_caching=self.prefix_caching,
@@ -68,8 +68,6 @@ class Vllm(LanguageModel):
                 disable_log_stats=True,
                 **settings,
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise PipelineError(missing_model(self.model, error)) from error
         self._tokenizer = llm.get_tokenizer()
         self._engine = EngineThread(llm.llm_engine)
 

@@ -10,9 +10,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from open_clip_triplet.errors import PipelineError
-from open_clip_triplet.tripletdata.backends.language import missing_model
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, settings
+from open_clip_triplet.tripletdata.backends.language import loading
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, needs, settings
 
 #: tokens of an answer to "yes or no?"
 MAX_TOKENS = 8
@@ -30,7 +29,7 @@ class VisualQuestions:
         return settings(self)
 
     def open(self, device: str) -> None:
-        try:
+        with needs("question answering needs transformers"):
             import torch
             from transformers import (
                 AutoConfig,
@@ -39,20 +38,14 @@ class VisualQuestions:
                 ViltForQuestionAnswering,
             )
             from transformers.utils import logging
-        except ImportError as error:
-            raise PipelineError(
-                "question answering needs transformers: install open_clip_triplet with its extra `build`"
-            ) from error
         logging.disable_progress_bar()
         common = {"revision": self.revision} if self.revision else {}
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        try:
+        with loading(self.model):
             classifier = AutoConfig.from_pretrained(self.model, **common).model_type == "vilt"
             loader = ViltForQuestionAnswering if classifier else AutoModelForImageTextToText
             self._processor = AutoProcessor.from_pretrained(self.model, **common)
             self._model = loader.from_pretrained(self.model, use_safetensors=True, dtype=dtype, **common)
-        except (OSError, ValueError) as error:
-            raise PipelineError(missing_model(self.model, error)) from error
         self._model.to(device).eval()
         self._answer = self._classify if classifier else self._generate
         if not classifier:

@@ -13,10 +13,10 @@ from itertools import islice
 from typing import ClassVar
 
 from open_clip_triplet.errors import PipelineError
-from open_clip_triplet.tripletdata.backends.language import missing_model
+from open_clip_triplet.tripletdata.backends.language import loading
 from open_clip_triplet.tripletdata.checks.base import store
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
-from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, model_name
+from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage, model_name, needs
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -33,22 +33,16 @@ class Entailment(Stage):
     batch_size: int = field(default=256, metadata=RUNTIME_ONLY)
 
     def open(self, device: str) -> None:
-        try:
+        with needs("this check needs transformers"):
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
             from transformers.utils import logging
-        except ImportError as error:
-            raise PipelineError(
-                "this check needs transformers: install open_clip_triplet with its extra `build`"
-            ) from error
         logging.disable_progress_bar()
         common = {"revision": self.revision} if self.revision else {}
-        try:
+        with loading(self.model):
             self._tokenizer = AutoTokenizer.from_pretrained(self.model, **common)
             self._model = AutoModelForSequenceClassification.from_pretrained(
                 self.model, use_safetensors=True, **common
             )
-        except (OSError, ValueError) as error:
-            raise PipelineError(missing_model(self.model, error)) from error
         self._model.to(device).eval()
         self._device = device
         names = {label.lower(): index for index, label in self._model.config.id2label.items()}

@@ -14,7 +14,7 @@ from typing import Any
 from open_clip_triplet import files
 from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.run.queue import TaskQueue
-from open_clip_triplet.tripletdata.run.stage import Stage
+from open_clip_triplet.tripletdata.run.stage import Stage, needs
 from open_clip_triplet.tripletdata.run.task import ShardTask
 from open_clip_triplet.tripletdata.run.worker import Worker
 
@@ -38,12 +38,8 @@ class Ray:
     cpu: bool = False
 
     def __call__(self, stage: Stage, tasks: list[ShardTask], output: str, progress) -> Iterator[tuple]:
-        try:
+        with needs("--engine ray needs Ray", "ray"):
             import ray
-        except ImportError as error:
-            raise PipelineError(
-                "--engine ray needs Ray: install open_clip_triplet with its extra `ray`"
-            ) from error
         mine = not ray.is_initialized()
         if mine:
             self._join(ray)

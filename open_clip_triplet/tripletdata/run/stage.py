@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from open_clip_triplet.errors import PipelineError
 from open_clip_triplet.tripletdata.run.sample import Stats
 from open_clip_triplet.tripletdata.run.task import ShardTask
 
@@ -74,6 +76,19 @@ class Stage:
 def config_hash(stage: Stage) -> str:
     text = json.dumps([stage.name, stage.config()], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def needs(what: str, extra: str = "build") -> Iterator[None]:
+    """Around imports of what need not be installed: the message names the extra that brings it.
+
+    Raises:
+        PipelineError: a package is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise PipelineError(f"{what} ({error}): install open_clip_triplet with its extra `{extra}`") from error
 
 
 def model_name(model: str) -> str:

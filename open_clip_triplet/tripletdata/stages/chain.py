@@ -84,13 +84,16 @@ class Build:
             )
         if summary.get("settings") != settings or summary.get("failed") or self.args.redo_dropped is not None:
             return None
-        try:
-            inputs = _hash([task.identity() for task in self.tasks])
-        except ShardError:
-            return None
-        found = files.list_files(self.output)
+        inputs, found = self._inputs(), files.list_files(self.output)
         whole = len(sizes) == summary["shards"] and sizes.keys() <= found.keys()
-        return summary if whole and summary["inputs"] == inputs else None
+        return summary if whole and inputs and summary["inputs"] == inputs else None
+
+    def _inputs(self) -> str:
+        """Hash of all inputs; empty where one cannot be read."""
+        try:
+            return _hash([task.identity() for task in self.tasks])
+        except ShardError:
+            return ""
 
     def _has_work(self) -> bool:
         return any(files.is_folder(self._work(name)) for name in ("rewrite", "captions", "images"))
@@ -180,10 +183,6 @@ class Build:
             }
         first, *_, last = stages.values()
         failed = {shard: error for run in self.runs.values() for shard, error in run.failed.items()}
-        try:
-            inputs = _hash([task.identity() for task in self.tasks])
-        except ShardError:
-            inputs = ""
         return {
             "read": first["read"],
             "kept": last["kept"],
@@ -191,7 +190,7 @@ class Build:
             "stages": stages,
             "failed": {os.path.basename(s): error for s, error in sorted(failed.items())},
             "settings": settings,
-            "inputs": inputs,
+            "inputs": self._inputs(),
         }
 
     def _conclude(self, summary: dict) -> int:

@@ -16,6 +16,7 @@ from importlib import resources
 
 from open_clip_triplet import files
 from open_clip_triplet.errors import PipelineError
+from open_clip_triplet.tripletdata.run.stage import needs
 from open_clip_triplet.tripletdata.run.tables import Table, count_rows, iter_rows
 
 NEEDED = ("image", "caption", "neg_image", "neg_caption")
@@ -61,8 +62,9 @@ def as_table(annotations: str, captions: str, output: str) -> str:
     Raises:
         PipelineError: a file cannot be read or is something else.
     """
-    import pyarrow
-    import pyarrow.parquet
+    with needs("this format needs pyarrow"):
+        import pyarrow
+        import pyarrow.parquet
 
     columns = Table("image", "caption")
     known = {image: caption for caption, image in iter_rows(captions, columns, 0, count_rows(captions, columns))}

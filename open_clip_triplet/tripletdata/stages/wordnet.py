@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 from open_clip_triplet.errors import PipelineError
+from open_clip_triplet.tripletdata.run.stage import needs
 
 PARTS = {"noun": "1", "verb": "2", "adj": "3", "adv": "4"}
 DEBIAN = "/usr/share/wordnet"
@@ -52,11 +53,9 @@ def load_wordnet(folder: str = ""):
     Raises:
         PipelineError: no WordNet there; the message says how to get it.
     """
-    try:
+    with needs("concepts needs NLTK"):
         from nltk import data
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
-    except ImportError as error:
-        raise PipelineError("concepts needs NLTK: install open_clip_triplet with its extra `build`") from error
 
     class Reader(WordNetCorpusReader):
         def map_wn(self, version="wordnet"):
