@@ -91,7 +91,7 @@ def remove_stale(output: str, names: Iterable[str], *, common: bool) -> None:
     """
     if files.is_remote(output):
         return
-    ours = {*names, *(("stage", "plan", "sizes", "summary", "README") if common else ())}
+    ours = {*names, *(("stage", "plan", "sizes", "summary", "history", "README") if common else ())}
     for stale in Path(files.local_path(output)).glob(".*.tmp"):
         if stale.name[1:].split(".", 1)[0] in ours:
             stale.unlink(missing_ok=True)
