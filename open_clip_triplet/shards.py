@@ -85,7 +85,8 @@ def _in_braces(paths: list[str]) -> str:
             return f"{stem}{{{digits}..{last}}}{tail}"
     if len(paths) == 1 or any(character in path for path in paths for character in ",{}"):
         return "::".join(paths)  # sources of their own
-    return f"{{{','.join(paths)}}}"
+    tail = ".tar" if all(path.endswith(".tar") for path in paths) else ""  # OpenCLIP tells shards by how the spec ends
+    return f"{{{','.join(path.removesuffix(tail) for path in paths)}}}{tail}"
 
 
 def split_name(name: str) -> tuple[str | None, str]:

@@ -105,6 +105,13 @@ def test_angle_brackets_spell_ranges():
     assert parse("--loss", "triplet", "--train-data", "s/<000..999>.tar").train_data == "s/{000..999}.tar"
 
 
+def test_a_folder_that_lacks_a_shard_is_shards_all_the_same(tmp_path):
+    for name in ("00000.tar", "00002.tar"):
+        (tmp_path / name).touch()
+    args = parse("--loss", "triplet", "--train-data", str(tmp_path), "--val-data", str(tmp_path))
+    assert options.is_webdataset(args.train_data, args) and options.is_webdataset(args.val_data, args)
+
+
 def test_a_config_is_read_by_every_way_in(tmp_path):
     (tmp_path / "run.yaml").write_text("loss: negclip\nneg-captions: 3\n")
     args = parse("--config", str(tmp_path / "run.yaml"), "--neg-captions", "2")
