@@ -68,22 +68,35 @@ def require_scheme(*urls: str | os.PathLike) -> None:
             filesystem(url)
 
 
+#: what the status of an http answer says of a file
+_ANSWERS = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
+
+
 @contextlib.contextmanager
 def opened(url: str | os.PathLike) -> Iterator[tuple[Any, str]]:
-    """:func:`filesystem`; whatever a store raises within (no credentials, no bucket) is an OSError with the url."""
+    """:func:`filesystem`; whatever a store raises within (no credentials, no bucket) is an OSError with the url.
+
+    FileNotFoundError and PermissionError are final; what any other says may pass.
+    """
     url = os.fspath(url)
     fs, path = filesystem(url)
     try:
         yield fs, path
     except TripletError:
         raise
-    except OSError as error:
-        if not is_remote(url) or (url in str(error) and str(error) != url):
-            raise
-        what = "not there" if str(error) == url else str(error) or type(error).__name__
-        raise type(error)(f"{url}: {what}") from error
     except Exception as error:
-        raise OSError(f"{url}: cannot be read or written ({type(error).__name__}: {error})") from error
+        cause: BaseException = error
+        if url.startswith(("http://", "https://")) and isinstance(error, FileNotFoundError):
+            cause = error.__cause__ or error  # fsspec calls a file missing whatever the server answers, or nothing
+        elif isinstance(error, OSError) and (not is_remote(url) or (url in str(error) and str(error) != url)):
+            raise
+        kind = next(kind for kind in type(cause).__mro__ if kind.__module__ == "builtins")
+        what = str(cause) or type(cause).__name__
+        if not issubclass(kind, OSError):
+            kind = _ANSWERS.get(getattr(cause, "status", 0), OSError)
+            what = f"cannot be read or written ({type(cause).__name__}: {cause})"
+        missing = str(error) == url and kind is FileNotFoundError
+        raise kind(f"{url}: {'not there' if missing else what}") from error
 
 
 def read_bytes(url: str | os.PathLike, start: int | None = None, end: int | None = None) -> bytes:

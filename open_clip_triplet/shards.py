@@ -219,6 +219,9 @@ def read_sizes(urls: Sequence[str], unknown: list[str] | None = None) -> list[in
     """Samples per shard from the ``sizes.json`` beside each shard; None where any is unknown.
 
     unknown: filled with the shards that have no entry.
+
+    Raises:
+        OSError: a store cannot be reached, so whether there is one is not known.
     """
     sizes_in = functools.cache(_sizes_in)
     found: dict[str, Any] = {url: sizes_in(os.path.dirname(url)).get(os.path.basename(url)) for url in urls}
@@ -237,6 +240,8 @@ def _sizes_in(folder: str) -> dict[str, Any]:
         sizes = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         if is_remote(path):
+            if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, PermissionError)):
+                raise
             logging.info("No sizes.json beside the shards: %s", error)
         return {}
     return sizes if isinstance(sizes, dict) else {}

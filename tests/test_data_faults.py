@@ -10,12 +10,14 @@ import signal
 import tarfile
 import threading
 import time
+from collections import Counter
 
 import pytest
 from torch.utils.data import get_worker_info
 
 from open_clip_triplet.data import get_paired_dataset, reading
 from open_clip_triplet.data import loader as loader_module
+from open_clip_triplet.data.checks import known_sizes
 from open_clip_triplet.data.counts import dropped_samples
 from open_clip_triplet.data.reading import ShardWatch
 from open_clip_triplet.data.stream import ShardSlice
@@ -148,6 +150,35 @@ def test_a_server_out_of_reach_is_no_damaged_tar(tmp_path, monkeypatch):
     with pytest.raises(ShardError, match="none of the 1 shards.*http://127.0.0.1:9/0.tar") as told:
         dataset(arguments("http://127.0.0.1:9/0.tar", train_num_samples=8))
     assert "damaged" not in str(told.value)
+
+
+class Busy(Quiet):
+    """Answers the third request for a file; before, it is unavailable."""
+
+    asked: Counter = Counter()
+
+    def send_head(self):
+        self.asked[self.path] += 1
+        return self.send_error(503) if self.asked[self.path] < 3 else super().send_head()
+
+
+def test_a_server_that_is_busy_is_asked_again(tmp_path, caplog):
+    """For the shards, which it does not say are not there, and for sizes.json, which decides the order of samples."""
+    write_shards(tmp_path, [8, 8])
+    handler = functools.partial(Busy, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        info = dataset(arguments(f"http://127.0.0.1:{httpd.server_port}/{{00000..00001}}.tar"))
+        assert info.dataloader.pieces.plan.sizes == (8, 8)
+        assert set(seen(epoch_of(info, 4))) == set(range(16))
+        httpd.shutdown()
+    assert "503" in caplog.text and add_up(info, 16)["seen"] == 16
+
+
+def test_without_a_server_it_is_not_known_whether_there_are_sizes(monkeypatch):
+    monkeypatch.setattr(reading, "RETRIES", 1)
+    with pytest.raises(ShardError, match="http://127.0.0.1:9/sizes.json: Cannot connect"):
+        known_sizes(["http://127.0.0.1:9/0.tar"])
 
 
 def test_memory_urls_are_read_by_fsspec(tmp_path):

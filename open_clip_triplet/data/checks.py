@@ -66,9 +66,16 @@ def check_sources(
 
 
 def known_sizes(urls: Sequence[str]) -> tuple[list[int] | None, str]:
-    """Samples per shard, or None and a sentence on which shards sizes.json lacks."""
+    """Samples per shard, or None and a sentence on which shards sizes.json lacks.
+
+    Raises:
+        ShardError: a store cannot be reached; without sizes the samples would come in another order.
+    """
     unknown: list[str] = []
-    sizes = read_sizes(list(urls), unknown)
+    try:
+        sizes = with_retries(functools.partial(read_sizes, urls, unknown), next(filter(is_remote, urls), urls[0]))
+    except OSError as error:
+        raise ShardError(str(error)) from error
     if len(unknown) == len(urls):
         return None, f"there is no sizes.json beside {urls[0]}"
     more = f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else ""
