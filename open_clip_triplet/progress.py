@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ class Progress:
 
 
 class CutLoader:
-    """A stock loader cut to so many batches an epoch."""
+    """A stock loader cut to so many batches an epoch, or begun again until it has given as many."""
 
     def __init__(self, loader, batches: int, num_batches: int):
         self._loader, self._batches = loader, batches
@@ -143,8 +144,8 @@ class CutLoader:
         return getattr(self._loader, name)
 
     def __iter__(self) -> Iterator:
-        batches = iter(self._loader) if self._batches else iter(())
-        while self.batches_yielded < self._batches and (batch := next(batches, None)) is not None:
+        endless = itertools.chain.from_iterable(itertools.repeat(self._loader))
+        for batch in itertools.islice(endless, self._batches):
             self.batches_yielded += 1
             yield batch
 

@@ -402,6 +402,13 @@ def test_the_rest_of_an_epoch_is_counted_in_samples(batch, rest):
     assert run.start_epoch_steps(args, 0) == rest
 
 
+@pytest.mark.parametrize("epochs", [1, 3])  # 12 and 4 steps each, of data for 3
+def test_total_steps_are_made_of_stock_data_too(epochs, tiny_config, tmp_path):
+    flags = {"dataset-type": "synthetic", "train-num-samples": 24, "batch-size": 8, "workers": 0, "total-steps": 12}
+    train(train_argv(tiny_config, tmp_path, "run", **{**flags, "epochs": epochs}))
+    assert checkpoint(tmp_path, "run", f"epoch_{epochs}.pt")["triplet"]["optimizer_steps"] == 12
+
+
 def test_a_teacher_with_the_sigmoid_loss(paired_shards, tiny_config, tmp_path):
     flags = {"loss": "triplet", "train-data": paired_shards, "siglip": True, "teacher": "frozen"}
     train(train_argv(tiny_config, tmp_path, "run", **flags))
