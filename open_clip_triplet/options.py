@@ -156,10 +156,11 @@ def parse_own(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split ``argv`` into the plugin's namespace and what is left for OpenCLIP."""
     own, rest = build_parser().parse_known_args(argv)
     own.own_meaning = sorted(set(vars(own)) - set(RUNTIME_ONLY))
-    own.epochs_given = any(word.split("=")[0] in ("--epochs", "--epoch") for word in rest)
+    own.epochs_given = any(word.split("=")[0] == "--epochs" for word in rest)
     defaults = argparse.ArgumentParser()
     add_data_arguments(defaults)
-    own.own_data_flags = any(getattr(own, name) != value for name, value in vars(defaults.parse_args([])).items())
+    data_flags = vars(defaults.parse_args([])).items()
+    own.own_data_flags = [dashed(name) for name, value in data_flags if getattr(own, name) != value]
     return own, rest
 
 
@@ -183,15 +184,15 @@ def check(args) -> None:
     if args.val_data:
         args.val_data = normalise_ranges(args.val_data)
         _check_validation_shards(args)
-    if args.train_data and is_webdataset(args.train_data, args) and uses_paired_pipeline(args):
-        _check_pipeline(args)
-    if args.loss != "clip" and args.train_data and not is_webdataset(args.train_data, args):
+    if args.train_data and is_webdataset(args.train_data, args):
+        if uses_paired_pipeline(args):
+            _check_pipeline(args)
+    elif (args.loss != "clip" or args.own_data_flags) and (args.train_data or args.dataset_type == "synthetic"):
+        own = f"--loss {args.loss} trains on" if args.loss != "clip" else f"{args.own_data_flags[0]} is for"
         raise UsageError(
-            f"--loss {args.loss} trains on paired webdataset shards, but --train-data is {args.train_data!r} "
-            f"(--dataset-type {args.dataset_type}). Build shards with triplet-shards, or use --loss clip."
+            f"{own} paired webdataset shards, but --train-data is {args.train_data!r} "
+            f"(--dataset-type {args.dataset_type}). Build shards with triplet-shards, or use --loss clip alone."
         )
-    if args.loss != "clip" and not args.train_data and args.dataset_type == "synthetic":
-        raise UsageError(f"--loss {args.loss} cannot train on OpenCLIP's synthetic data set; give paired shards.")
 
 
 def _check_validation_shards(args) -> None:

@@ -146,6 +146,12 @@ def test_what_cannot_work_is_refused_with_the_way_out(argv, message):
         parse("--loss", "triplet", *argv)
 
 
+def test_data_flags_are_not_ignored_where_the_data_is_no_shards():
+    for data in (["--train-data", "a.csv"], ["--dataset-type", "synthetic"]):
+        with pytest.raises(options.UsageError, match="^--same-crop is for paired webdataset shards"):
+            parse("--same-crop", *data)
+
+
 def test_negative_captions_need_a_method_that_reads_them():
     with pytest.raises(options.UsageError, match="reads no negative captions"):
         parse("--loss", "negimage", "--neg-captions", "4", "--train-data", "a.tar")
