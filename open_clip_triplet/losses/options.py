@@ -72,7 +72,7 @@ class LossOptions:
         2.0, "focal exponent of --hard-negative-weight; 0: cross-entropy", not_negative, needs="hard_negative_weight"
     )
     label_smoothing: float = _flag(
-        0.02, "label smoothing of --hard-negative-weight", not_negative, needs="hard_negative_weight"
+        0.02, "label smoothing of --hard-negative-weight", fraction, needs="hard_negative_weight"
     )
     paraphrase_weight: float = _flag(
         0.0, "weight of classifying another caption of the sample (json: captions) over the captions (READ: 0.5)",
