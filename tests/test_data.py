@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from open_clip_triplet.data import get_paired_dataset
+from open_clip_triplet.data.group import HostGroup
 from open_clip_triplet.data.pipeline import UserStage
 from open_clip_triplet.errors import ShardError, UsageError
 from open_clip_triplet.shards import write_sizes
@@ -350,6 +351,17 @@ def clean(samples):
         yield sample
 
 
+def test_processes_that_see_different_data_are_told_so(tmp_path, monkeypatch):
+    """As where the shards lie on disks of their own, and one has no sizes.json."""
+    told = []
+    monkeypatch.setattr(HostGroup, "gather", lambda self, value: told.append(value) or told)
+    spec = write_shards(tmp_path, [8, 8])
+    dataset(arguments(spec, train_num_samples=16))
+    (tmp_path / "sizes.json").unlink()
+    with pytest.raises(ShardError, match="see different training data"):
+        dataset(arguments(spec, train_num_samples=16))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stage_of_the_users(tmp_path, workers, caplog):
     caplog.set_level("INFO")
@@ -394,6 +406,23 @@ def no_stage(samples):
 def test_a_stage_that_gives_no_samples_is_an_error_of_one_line(tmp_path, workers):
     args = arguments(write_shards(tmp_path, [8]), data_stage=["test_data:no_stage"], workers=workers)
     with pytest.raises(UsageError, match="^the data stage test_data:no_stage gave NoneType, not an iterator.*s$"):
+        epoch_of(dataset(args))
+
+
+def first_five(samples):
+    yield from itertools.islice(samples, 5)
+
+
+def made_anew(samples):
+    yield from ({"image": sample["image"], "text": sample["text"]} for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"), [("first_five", "ended, and its samples never do"), ("made_anew", r"make one as {\*\*sample")]
+)
+def test_a_stage_that_loses_the_stream_is_an_error_of_one_line(tmp_path, stage, message):
+    args = arguments(write_shards(tmp_path, [8]), data_stage=[f"test_data:{stage}"])
+    with pytest.raises(UsageError, match=f"^the data stage test_data:{stage} .*{message}"):
         epoch_of(dataset(args))
 
 

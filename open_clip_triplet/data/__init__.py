@@ -16,7 +16,7 @@ from open_clip_triplet.data.images import FastImages, PilImages
 from open_clip_triplet.data.loader import PairedLoader
 from open_clip_triplet.data.pipeline import SampleTransform, StreamPieces
 from open_clip_triplet.data.reading import ShardWatch
-from open_clip_triplet.data.state import continued
+from open_clip_triplet.data.state import continued, order_of
 from open_clip_triplet.data.stream import Dealing, StreamPlan, shuffle_samples
 from open_clip_triplet.errors import CheckpointError, ShardError, UsageError
 from open_clip_triplet.files import local_path
@@ -58,7 +58,13 @@ def get_paired_dataset(
             f"{args.batch_size} x {args.world_size} processes x --accum-freq {args.accum_freq})"
         )
     group = HostGroup()
-    if len(starts := set(group.gather((state.step, tuple(state.positions))))) > 1:
+    orders, starts = map(set, zip(*group.gather((
+        (plan.shuffle, *order_of(plan).values()), (state.step, *state.positions),
+    ))))
+    if len(orders) > 1:
+        raise ShardError("processes see different training data: other shards, sizes or sizes.json. Give every machine "
+                         "the same.")
+    if len(starts) > 1:
         raise CheckpointError(f"processes resumed from {len(starts)} different checkpoints: one of them could not read "
                               "the newest. Name the checkpoint: --resume FILE")
     per_rank = plan.streams // args.world_size

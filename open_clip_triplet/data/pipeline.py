@@ -214,9 +214,12 @@ class UserStage:
         if not isinstance(samples, Iterable):
             raise UsageError(f"the data stage {self.name} gave {type(samples).__name__}, not an iterator of samples")
         for sample in samples:
+            if not isinstance(sample, dict) or "__place__" not in sample:
+                raise UsageError(f"the data stage {self.name} gave none of its samples; make one as {{**sample, ...}}")
             while aside and aside[0].place[:2] < sample["__place__"][:2]:  # the stage may hold samples that come later
                 yield aside.popleft()
             yield sample
+        raise UsageError(f"the data stage {self.name} ended, and its samples never do")
 
     def _samples(self, items: Iterator, aside: deque[Unusable]) -> Iterator[dict]:
         passes = 0
