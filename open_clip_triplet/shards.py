@@ -25,6 +25,7 @@ from typing import Any
 
 import braceexpand
 
+from open_clip_triplet.errors import UsageError
 from open_clip_triplet.files import is_remote, join, read_bytes, write_text_durably, write_whole
 from open_clip_triplet.tar import TarMembers, open_tar
 
@@ -54,10 +55,16 @@ def expand_shards(spec: str | Iterable[str]) -> list[str]:
 
     >>> expand_shards("a/{0..1}.tar::b/<08..09>.tar")
     ['a/0.tar', 'a/1.tar', 'b/08.tar', 'b/09.tar']
+
+    Raises:
+        UsageError: a brace is not closed.
     """
     if not isinstance(spec, str):
         return [url for item in spec for url in expand_shards(item)]
-    return [url for source in normalise_ranges(spec).split("::") for url in braceexpand.braceexpand(source)]
+    try:
+        return [url for source in normalise_ranges(spec).split("::") for url in braceexpand.braceexpand(source)]
+    except ValueError as error:
+        raise UsageError(f"{spec}: {error}") from error
 
 
 def normalise_ranges(spec: str) -> str:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from open_clip_triplet import shards
-from open_clip_triplet.errors import ShardError
+from open_clip_triplet.errors import ShardError, UsageError
 from open_clip_triplet.evaluation.benchmarks.tripletdata import paired_samples
 from open_clip_triplet.evaluation.images import read_tar_index
 
@@ -196,6 +196,11 @@ def test_json_that_is_no_object_reads_as_empty(meta):
 )
 def test_shard_specs(spec, urls):
     assert shards.expand_shards(spec) == urls
+
+
+def test_a_brace_that_is_not_closed_is_one_error():
+    with pytest.raises(UsageError, match="Unbalanced braces"):
+        shards.expand_shards("s/{000..002.tar")
 
 
 def test_sizes_come_from_the_folder_of_each_shard(tmp_path):
