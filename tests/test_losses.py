@@ -37,8 +37,8 @@ def scalar(value, dtype=torch.float64):
 
 def grouped_inputs(name, n=5, width=6, k=1, dtype=torch.float64):
     method = METHODS[name]
-    images = features(n, method.image_group(), width, seed=1, dtype=dtype)
-    captions = features(n, method.text_group(k), width, seed=2, dtype=dtype)
+    images = features(n, 1 + method.reads_neg_images, width, seed=1, dtype=dtype)
+    captions = features(n, 1 + k * method.reads_neg_captions, width, seed=2, dtype=dtype)
     return images, captions
 
 

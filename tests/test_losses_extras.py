@@ -31,8 +31,8 @@ def features(*shape, seed=0):
 def grouped(name, n=5, k=1, more=0, width=6):
     method = METHODS[name]
     return (
-        features(n, method.image_group(), width, seed=1),
-        features(n, method.text_group(k) + more, width, seed=2),
+        features(n, 1 + method.reads_neg_images, width, seed=1),
+        features(n, 1 + k * method.reads_neg_captions + more, width, seed=2),
     )
 
 

@@ -66,21 +66,19 @@ def test_the_flags_are_these():
 
 
 @pytest.mark.parametrize(
-    ("name", "image_rows", "text_rows", "fields"),
+    ("name", "fields"),
     [
-        ("clip", 1, 1, ("image", "text")),
-        ("clip-hn", 2, 2, ("image", "text", "neg_image", "neg_text")),
-        ("negclip", 1, 4, ("image", "text", "neg_text")),
-        ("negimage", 2, 1, ("image", "text", "neg_image")),
-        ("triplet", 2, 4, ("image", "text", "neg_image", "neg_text")),
-        ("cyclip", 1, 1, ("image", "text")),
-        ("cyclip-triplet", 2, 4, ("image", "text", "neg_image", "neg_text")),
+        ("clip", ("image", "text")),
+        ("clip-hn", ("image", "text", "neg_image", "neg_text")),
+        ("negclip", ("image", "text", "neg_text")),
+        ("negimage", ("image", "text", "neg_image")),
+        ("triplet", ("image", "text", "neg_image", "neg_text")),
+        ("cyclip", ("image", "text")),
+        ("cyclip-triplet", ("image", "text", "neg_image", "neg_text")),
     ],
 )
-def test_rows_per_sample(name, image_rows, text_rows, fields):
-    method = METHODS[name]
-    k = 3 if method.several_neg_captions else 1
-    assert (method.image_group(), method.text_group(k), method.fields) == (image_rows, text_rows, fields)
+def test_members_of_a_sample_that_a_method_reads(name, fields):
+    assert METHODS[name].fields == fields
 
 
 def test_every_method_builds_its_loss():

@@ -116,8 +116,8 @@ def joined_batch(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [SAMPLES, image_group, WIDTH] and captions [SAMPLES, text_group, WIDTH]."""
     method, k = METHODS[case.loss], case.neg_captions
     generator = torch.Generator().manual_seed(3)
-    images = torch.randn(SAMPLES, method.image_group(), WIDTH, generator=generator)
-    text_rows = method.text_group(k) + (case.paraphrase_weight > 0) + 2 * case.units
+    images = torch.randn(SAMPLES, 1 + method.reads_neg_images, WIDTH, generator=generator)
+    text_rows = 1 + k * method.reads_neg_captions + (case.paraphrase_weight > 0) + 2 * case.units
     return images, torch.randn(SAMPLES, text_rows, WIDTH, generator=generator)
 
 

@@ -60,7 +60,7 @@ def test_every_method_trains(method, paired_shards, tiny_config, tmp_path):
     assert len(seen) == 8 and seen[-1] < seen[0]
     entry = checkpoint(tmp_path, method, "epoch_2.pt")["triplet"]
     assert entry["optimizer_steps"] == 8 and entry["samples_seen"] == 128
-    assert entry["images_seen"] == 128 * METHODS[method].image_group()
+    assert entry["images_seen"] == 128 * (1 + METHODS[method].reads_neg_images)
 
 
 def test_clip_equals_stock_openclip_step_for_step(tiny_config, tmp_path, monkeypatch):

@@ -111,14 +111,6 @@ class Method:
         """Whether a flag means something to it: by itself, or beside the flag that it needs."""
         return option in self.flags or FLAGS[option].metadata["needs"] in self.flags
 
-    def image_group(self) -> int:
-        """Image rows that a sample contributes."""
-        return 1 + int(self.reads_neg_images)
-
-    def text_group(self, neg_captions: int = 1) -> int:
-        """Text rows that a sample contributes, without those of added terms."""
-        return 1 + neg_captions * int(self.reads_neg_captions)
-
 
 METHODS = {
     method.name: method
