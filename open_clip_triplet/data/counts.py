@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from open_clip_triplet.data.stream import Position
-
 #: what is counted of the samples of batches; any other name is a reason why one does not reach a batch
 FILLED = "filled up negative captions"
 KEPT = ("seen", FILLED)
@@ -32,27 +30,29 @@ class PassCounts:
     """
 
     def __init__(self, exported: Iterable[Sequence] = ()):
-        self._counts: dict[tuple[int, int], Counter] = {}
+        self._counts: dict[int, dict[int, Counter]] = {}
         for pass_index, stream, named in exported:
-            self._counts[pass_index, stream] = Counter(named)
+            self._counts.setdefault(pass_index, {})[stream] = Counter(named)
 
     def export(self) -> list[list]:
         """``[pass, stream, {name: number}]`` of each, in plain types for a checkpoint."""
-        return [[*key, dict(named)] for key, named in sorted(self._counts.items())]
+        return [
+            [pass_index, stream, dict(named)]
+            for pass_index in self.passes() for stream, named in sorted(self._counts[pass_index].items())
+        ]
 
     def add(self, stream: int, counted: Iterable[tuple[int, str, int]]) -> None:
         for pass_index, name, number in counted:
-            self._counts.setdefault((pass_index, stream), Counter())[name] += number
+            self._counts.setdefault(pass_index, {}).setdefault(stream, Counter())[name] += number
 
     def passes(self) -> list[int]:
-        return sorted({pass_index for pass_index, _ in self._counts})
+        return sorted(self._counts)
 
     def forget(self, pass_index: int) -> None:
-        for key in [key for key in self._counts if key[0] == pass_index]:
-            del self._counts[key]
+        self._counts.pop(pass_index, None)
 
     def totals(self, pass_index: int) -> Counter:
-        return sum((named for key, named in self._counts.items() if key[0] == pass_index), Counter())
+        return sum(self._counts.get(pass_index, {}).values(), Counter())
 
     def bad_fraction(self, pass_index: int, streams: int) -> tuple[float, int]:
         """Share of a pass that is bad, as far as is known, and the samples this rests on.
@@ -61,12 +61,11 @@ class PassCounts:
         stand for all. Streams not heard of yet count as good.
         """
         shares, tried = 0.0, 0
-        for key, named in self._counts.items():
-            if key[0] == pass_index:
-                dropped = dropped_samples(named).total()
-                of_stream = named["seen"] + dropped
-                shares += dropped / max(1, of_stream)
-                tried += of_stream
+        for named in self._counts[pass_index].values():
+            dropped = dropped_samples(named).total()
+            of_stream = named["seen"] + dropped
+            shares += dropped / max(1, of_stream)
+            tried += of_stream
         return shares / streams, tried
 
     def line(self, pass_index: int, *, total: int | None, whole: bool) -> str:
@@ -81,12 +80,6 @@ class PassCounts:
 def dropped_samples(named: Counter) -> Counter:
     """Samples that did not reach a batch, by reason."""
     return Counter({name: number for name, number in sorted(named.items()) if name not in KEPT})
-
-
-def finished_passes(counts: PassCounts, positions: Iterable[Position]) -> list[int]:
-    """The passes counted that every stream has left behind."""
-    first_open = min(position.pass_index for position in positions)
-    return [pass_index for pass_index in counts.passes() if pass_index < first_open]
 
 
 def too_many_dropped(totals: Counter) -> str:

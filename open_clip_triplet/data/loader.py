@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, get_worker_info
 
-from open_clip_triplet.data.counts import PassCounts, finished_passes, too_many_dropped
+from open_clip_triplet.data.counts import PassCounts, too_many_dropped
 from open_clip_triplet.data.group import HostGroup
 from open_clip_triplet.data.pipeline import Piece, SampleTransform, StreamPieces
 from open_clip_triplet.data.state import StreamState
@@ -103,17 +103,15 @@ class PairedLoader:
     def report(self) -> StreamState:
         """Log what the passes have seen so far, and those that are over for good; a collective call."""
         state = self.gather()
-        total = self.pieces.plan.total
-        over = finished_passes(state.counts, state.positions)
         for pass_index in state.counts.passes():
+            over = state.is_over(pass_index)
             if self._rank == 0:
-                line = state.counts.line(pass_index, total=total, whole=pass_index in over)
-                logging.info("Data, %s.", line)
+                logging.info("Data, %s.", state.counts.line(pass_index, total=self.pieces.plan.total, whole=over))
                 if warning := too_many_dropped(state.counts.totals(pass_index)):
                     logging.warning("Data, pass %d: %s", pass_index, warning)
-        for pass_index in over:
-            state.counts.forget(pass_index)
-            self.state.counts.forget(pass_index)
+            if over:
+                state.counts.forget(pass_index)
+                self.state.counts.forget(pass_index)
         return state
 
     def from_workers(self) -> Iterator[Piece]:
@@ -146,14 +144,14 @@ class PairedLoader:
             ShardError: says how much, and why.
         """
         state, plan, limit = self.gather(), self.pieces.plan, self.pieces.max_bad
-        over = finished_passes(state.counts, state.positions)
         for pass_index in state.counts.passes():
             share, tried = state.counts.bad_fraction(pass_index, plan.streams)
             early = tried < (plan.total or 100_000) / CHECKS_PER_PASS
             # of a part of a pass little is certain: a standard error and more is allowed for
-            margin = 0 if pass_index in over else tried**-0.5 if tried else 1
+            over = state.is_over(pass_index)
+            margin = 0 if over else tried**-0.5 if tried else 1
             if share > limit + margin and not early:
-                line = state.counts.line(pass_index, total=plan.total, whole=pass_index in over)
+                line = state.counts.line(pass_index, total=plan.total, whole=over)
                 raise ShardError(
                     f"{share:.0%} of the training data is bad, more than --max-bad-fraction {limit}: {line}."
                 )

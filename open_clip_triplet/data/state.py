@@ -19,6 +19,10 @@ class StreamState:
     step: int = 0
     counts: PassCounts = field(default_factory=PassCounts)
 
+    def is_over(self, pass_index: int) -> bool:
+        """Whether every stream has left a pass behind."""
+        return all(position.pass_index > pass_index for position in self.positions)
+
     def export(self, plan: StreamPlan) -> dict:
         """In plain types, with what the order of samples depends on."""
         return {
