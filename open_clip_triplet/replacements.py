@@ -343,9 +343,9 @@ class Replacements:
     def zero_shot_eval(self, original, model, data, epoch, args, tokenizer=None):
         """Adds compositional scores and benchmarks."""
         metrics = original(model, data, epoch, args, tokenizer=tokenizer)
-        if self.validator is not None:
-            metrics = {**metrics, **self.validator.run(model, epoch)}
-        return metrics
+        if self.validator is None and self.args is not None:  # no training and no --val-data
+            self.validator = validation.Validator(args, tokenizer)
+        return {**metrics, **self.validator.run(model, epoch)} if self.validator else metrics
 
     def _evaluate_alone(self, model, data, epoch: int, args, tb_writer) -> None:
         """OpenCLIP evaluates only where it has validation data of its own; benchmarks need none."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conftest import train, train_argv
+from conftest import picture, train, train_argv
 from evaluation_fixtures import write_json, write_paired_shard, write_sugarcrepe
 from open_clip_triplet import options
 
@@ -39,6 +39,17 @@ def test_benchmarks_land_in_the_log(tmp_path, data, tiny_config, paired_shards):
     found = lines[0]
     assert 0 <= found["sugarcrepe-partial/add_obj/accuracy"] <= 1  # 8 of 2,062 items: called partial
     assert 0 <= found["tripletdata/group"] <= min(found["tripletdata/text"], found["tripletdata/image"])
+
+
+def test_benchmarks_run_beside_imagenet_alone(tmp_path, data, tiny_config):
+    """No training and no --val-data: one evaluation of a model."""
+    (tmp_path / "imagenet" / "n0").mkdir(parents=True)
+    (tmp_path / "imagenet" / "n0" / "0.jpg").write_bytes(picture(1))
+    flags = {"imagenet-val": tmp_path / "imagenet", "zeroshot-frequency": 0, "save-logs": None}
+    train(train_argv(tiny_config, tmp_path / "logs", "run", **flags)
+          + ["--eval-benchmarks", "sugarcrepe", "--eval-data-root", str(data), "--eval-allow-partial"])
+    found = json.loads((tmp_path / "logs" / "run" / "checkpoints" / "results.jsonl").read_text())
+    assert "sugarcrepe-partial/add_obj/accuracy" in found
 
 
 def test_lacking_data_is_refused_before_training(tmp_path, data, tiny_config, paired_shards):
