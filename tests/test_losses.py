@@ -168,6 +168,9 @@ def test_consistency_terms_equal_loops_and_do_not_cancel():
     ours = value_and_gradients(losses.cyclic_consistency(x, y, 0.3, 0.1), x, y)
     assert_same(ours, value_and_gradients(reference.cyclic(x, y, 0.3, 0.1), x, y))
     near = F.normalize(x.detach() + 1e-4 * y.detach(), dim=1)
+    halves = x.bfloat16(), y.bfloat16()
+    exact = losses.cyclic_consistency(*[rows.float() for rows in halves])
+    assert losses.cyclic_consistency(*halves).item() == pytest.approx(exact.item(), rel=1e-6)
     exact = reference.cyclic(x, near)
     assert losses.cyclic_consistency(x.float(), near.float()).item() == pytest.approx(exact.item(), rel=1e-3)
 

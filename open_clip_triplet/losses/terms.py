@@ -164,7 +164,8 @@ def cyclic_consistency(
     straight = (in_modal_weight + cross_modal_weight) / 2
     crossed = (in_modal_weight - cross_modal_weight) / 2
     with torch.autocast(left.device.type, enabled=False):
-        a, b = wide(left - right), wide(left + right)
+        left, right = wide(left), wide(right)
+        a, b = left - right, left + right
         aa, bb, ab = ranks.sum(torch.stack([a.T @ a, b.T @ b, a.T @ b]))
         norms: Tensor = straight * (aa * bb).sum() + crossed * (ab * ab.T).sum()
     return norms / (len(left) * ranks.world_size)
