@@ -112,6 +112,8 @@ def test_options_reach_the_loss():
         ({"loss": "negclip", "neg_weight": 0.5}, "--neg-weight means nothing to --loss negclip"),
         ({"loss": "clip", "cyclip_in_modal": 1.0}, "--cyclip-in-modal means nothing to --loss clip"),
         ({"loss": "clip", "loss_chunk_size": 8}, "--loss clip is OpenCLIP's own"),
+        ({"loss": "torch.nn:Identity", "loss_chunk_size": 8}, "--loss torch.nn:Identity is the user's own"),
+        ({"teacher": "frozen", "teacher_decay": 0.9}, "--teacher-decay is for --teacher ema"),
         ({"siglip": True, "neg_images_in_text_denominator": True}, "has no denominators"),
         ({"siglip": True, "neg_scope": "own"}, "drop --neg-scope own"),
         ({"neg_scope": "own", "neg_images_in_text_denominator": True}, "is for --neg-scope batch"),

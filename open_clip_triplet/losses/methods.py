@@ -200,8 +200,8 @@ def check_supported(args: Any) -> None:
     refused = {
         f"{loss} reads {count}; --neg-captions {neg_captions} is for {those('several_neg_captions')}":
             neg_captions > 1 and not method.several_neg_captions,
-        f"--loss-chunk-size is for the other losses: {loss} is OpenCLIP's own, unchanged":
-            stock and get("loss_chunk_size"),
+        f"--loss-chunk-size is for the other losses: {loss} is {'OpenCLIP' if stock else 'the user'}'s own, unchanged":
+            get("loss_chunk_size") and not issubclass(method.loss, GroupedLoss),
         f"--siglip with {loss} is not defined; it works with {those('supports_sigmoid')}":
             sigmoid and not method.supports_sigmoid,
         "--siglip has no denominators: drop --neg-images-in-text-denominator": sigmoid and all_images,
@@ -210,6 +210,7 @@ def check_supported(args: Any) -> None:
         "--teacher and --distill-model are two teachers; leave out one of them": teacher and distill_model,
         "OpenCLIP distils without accumulation alone: --teacher needs --accum-freq 1":
             teacher and get("accum_freq", 1) > 1,
+        "--teacher-decay is for --teacher ema": "teacher_decay" in given and get("teacher") == "frozen",
         "--teacher keeps the whole model on every rank; leave out --fsdp": teacher and get("fsdp"),
         f"--teacher ema does not move in weights of --precision {precision}; use amp_bf16":
             get("teacher") == "ema" and precision in ("bf16", "fp16", "pure_bf16", "pure_fp16"),
