@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from open_clip_triplet.losses.contrast import scaled, sigmoid_contrast, softmax_contrast
+from open_clip_triplet.losses.contrast import scaled, softmax_contrast
 from open_clip_triplet.losses.ranks import SINGLE_PROCESS, Ranks
 from open_clip_triplet.losses.terms import all_but, cyclic_consistency, similarity_gain
 
@@ -152,17 +152,6 @@ def cyclip_loss(
     contrast = clip_loss(image_features, text_features, logit_scale, ranks=ranks, **options)
     weights = in_modal_weight, cross_modal_weight
     return contrast + cyclic_consistency(image_features, text_features, *weights, ranks=ranks)
-
-
-def sigmoid_terms(
-    images: Tensor, captions: Tensor, logit_scale: Scale, logit_bias: Tensor, *, chunk_size: int | None = None,
-    ranks: Ranks = SINGLE_PROCESS,
-) -> Tensor:
-    """``negclip_terms`` with SigLIP's loss: every image meets all captions, one of which is its own.
-
-    Reference: Zhai et al., ICCV 2023, arXiv:2303.15343.
-    """
-    return ranks.mean(sigmoid_contrast(images, captions, logit_scale, logit_bias, chunk_size=chunk_size, ranks=ranks))
 
 
 def _polarities(positives: Tensor, negatives: Tensor) -> Tensor:

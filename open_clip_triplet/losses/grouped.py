@@ -19,7 +19,8 @@ from open_clip.loss import ClipLoss
 from torch import Tensor
 
 from open_clip_triplet.errors import UsageError
-from open_clip_triplet.losses.functional import negclip_terms, sigmoid_terms
+from open_clip_triplet.losses.contrast import sigmoid_contrast
+from open_clip_triplet.losses.functional import negclip_terms
 from open_clip_triplet.losses.guard import FiniteGuard
 from open_clip_triplet.losses.options import ADDED_TERMS, HARD_NEGATIVE_TERMS, LossOptions
 from open_clip_triplet.losses.ranks import Ranks
@@ -202,12 +203,12 @@ class GroupedLoss(ClipLoss):
         self, images: Tensor, captions: Tensor, logit_scale: Tensor, logit_bias: Tensor | None,
         same_polarity: bool = True,
     ) -> Tensor:
-        """The softmax or the sigmoid loss [A] of pairs of A polarities, see ``negclip_terms``."""
+        """[A] for pairs of A polarities: ``negclip_terms``, or SigLIP's loss of every image over all captions."""
         shared: dict[str, Any] = {"chunk_size": self.chunk_size, "ranks": self.ranks}
         if self.sigmoid:
             if logit_bias is None:
                 raise ValueError("the sigmoid loss needs a model with logit_bias; pass --siglip to training")
-            return sigmoid_terms(images, captions, logit_scale, logit_bias, **shared)
+            return self.ranks.mean(sigmoid_contrast(images, captions, logit_scale, logit_bias, **shared))
         shared |= {"neg_scope": self.options.neg_scope, "same_polarity": same_polarity}
         terms = negclip_terms(images, captions, logit_scale, **shared)
         # A bias cancels in every softmax; DDP still wants to see its (zero) gradient.
