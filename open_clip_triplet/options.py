@@ -218,8 +218,6 @@ def _check_pipeline(args) -> None:
             )
     if args.same_crop and not find_method(args.loss).reads_neg_images:
         raise UsageError(f"--same-crop is for losses that read negative images, which --loss {args.loss} does not")
-    if args.train_data_upsampling_factors and not args.dataset_resampled:
-        raise UsageError("--train-data-upsampling-factors needs --dataset-resampled")
     if getattr(args, "json_text_key_probs", None) and not getattr(args, "json_text_key", None):
         raise UsageError("--json-text-key-probs needs --json-text-key")
     if getattr(args, "json_text_key", None) and args.caption_sampling == "random":

@@ -634,9 +634,11 @@ def test_upsampling_weights_the_sources(tmp_path):
     spec = f"{write_shards(tmp_path / 'a', [4])}::{write_shards(tmp_path / 'b', [8])}"
     info = dataset(arguments(spec, dataset_resampled=True, train_data_upsampling_factors="1::0"))
     assert set(seen(epoch_of(info))) <= {0, 1, 2, 3}
-    with pytest.raises(ValueError, match="3 factors for 2 sources"):
+    with pytest.raises(UsageError, match="factors 1::x: could not convert"):
+        dataset(arguments(spec, dataset_resampled=True, train_data_upsampling_factors="1::x"))
+    with pytest.raises(UsageError, match="3 factors for 2 sources"):
         dataset(arguments(spec, dataset_resampled=True, train_data_upsampling_factors="1::2::3"))
-    with pytest.raises(ValueError, match="needs --dataset-resampled"):
+    with pytest.raises(UsageError, match="needs --dataset-resampled"):
         dataset(arguments(spec, train_data_upsampling_factors="1::2"))
 
 

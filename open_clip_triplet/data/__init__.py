@@ -159,12 +159,13 @@ def _weights(args, sources: list[list[str]]) -> tuple[float, ...] | None:
     if factors is None:
         return None
     if not args.dataset_resampled:
-        raise ShardError("--train-data-upsampling-factors needs --dataset-resampled")
-    weights = [float(factor) for factor in factors.split("::")]
+        raise UsageError("--train-data-upsampling-factors needs --dataset-resampled")
+    try:
+        weights = [float(factor) for factor in factors.split("::")]
+    except ValueError as error:
+        raise UsageError(f"--train-data-upsampling-factors {factors}: {error}") from error
     if len(weights) != len(sources):
-        raise ShardError(
-            f"--train-data-upsampling-factors has {len(weights)} factors for {len(sources)} sources"
-        )
+        raise UsageError(f"--train-data-upsampling-factors has {len(weights)} factors for {len(sources)} sources")
     return tuple(weight for weight, source in zip(weights, sources) for _ in source)
 
 
