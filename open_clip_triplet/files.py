@@ -95,6 +95,8 @@ def opened(url: str | os.PathLike) -> Iterator[tuple[Any, str]]:
         if not issubclass(kind, OSError):
             kind = _ANSWERS.get(getattr(cause, "status", 0), OSError)
             what = f"cannot be read or written ({type(cause).__name__}: {cause})"
+        if what.startswith("Forbidden"):  # gcsfs's 403
+            kind = PermissionError
         missing = str(error) == url and kind is FileNotFoundError
         raise kind(f"{url}: {'not there' if missing else what}") from error
 

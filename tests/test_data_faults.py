@@ -23,6 +23,7 @@ from open_clip_triplet.data.reading import ShardWatch
 from open_clip_triplet.data.stream import ShardSlice
 from open_clip_triplet.errors import ShardError, UsageError
 from open_clip_triplet.evaluation.images import read_tar_index
+from open_clip_triplet.files import opened
 from open_clip_triplet.shards import ShardWriter, write_sizes
 from open_clip_triplet.tar import TarMembers, open_tar
 from paired_shards import arguments, method, numbers, sample, tokenize, write_shards
@@ -173,6 +174,22 @@ def test_a_server_that_is_busy_is_asked_again(tmp_path, caplog):
         assert set(seen(epoch_of(info, 4))) == set(range(16))
         httpd.shutdown()
     assert "503" in caplog.text and add_up(info, 16)["seen"] == 16
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "text"),
+    [
+        (FileNotFoundError("memory://b/o"), FileNotFoundError, "memory://b/o: not there"),
+        (PermissionError("denied"), PermissionError, "memory://b/o: denied"),
+        (OSError("Forbidden: b/o"), PermissionError, "memory://b/o: Forbidden: b/o"),  # as gcsfs says it
+        (KeyError("key"), OSError, "memory://b/o: cannot be read or written (KeyError: 'key')"),
+        (TimeoutError(), TimeoutError, "memory://b/o: TimeoutError"),
+    ],
+)
+def test_what_a_store_raises_is_an_os_error_of_its_kind_with_the_url(raised, kind, text):
+    with pytest.raises(OSError) as told, opened("memory://b/o"):
+        raise raised
+    assert type(told.value) is kind and str(told.value) == text
 
 
 def test_without_a_server_it_is_not_known_whether_there_are_sizes(monkeypatch):
