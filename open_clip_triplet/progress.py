@@ -18,7 +18,8 @@ class Schedule:
     """Which optimizer steps each epoch makes.
 
     per_epoch: steps of a whole epoch. total, epochs: as the user has given them, ``--epochs`` only beside
-    ``--total-steps``. first_epoch: where this process starts, ``steps_before`` having been made before that epoch.
+    ``--total-steps``. offset: how far a run is ahead of so many steps an epoch, having been resumed with another batch
+    size or length.
 
     >>> schedule = Schedule(per_epoch=9, total=10, epochs=3)
     >>> [schedule.boundary(epoch) for epoch in range(4)]
@@ -28,19 +29,18 @@ class Schedule:
     per_epoch: int
     total: int | None = None
     epochs: int | None = None
-    first_epoch: int = 0
-    steps_before: int = 0
+    offset: int = 0
 
     def boundary(self, epoch: int) -> int:
         """Optimizer steps made when so many epochs are over."""
         if self.total and self.epochs:
             return min(epoch, self.epochs) * self.total // self.epochs
-        steps = self.steps_before + (epoch - self.first_epoch) * self.per_epoch
+        steps = self.offset + epoch * self.per_epoch
         return min(steps, self.total) if self.total else steps
 
     def epochs_needed(self) -> int:
         """Value of ``--epochs`` with which ``--total-steps`` are reached."""
-        return self.epochs or self.first_epoch + -(-max(0, (self.total or 0) - self.steps_before) // self.per_epoch)
+        return self.epochs or -((self.offset - (self.total or 0)) // self.per_epoch)
 
     @property
     def reported(self) -> int:
@@ -87,7 +87,7 @@ class Progress:
             )
         self.schedule = Schedule(
             per_epoch, args.total_steps, args.epochs if args.epochs_given else None,
-            self.start_epoch, self.optimizer_steps - self.into_epoch,
+            self.optimizer_steps - self.into_epoch - self.start_epoch * per_epoch,
         )
         if args.total_steps:
             args.epochs = self.schedule.epochs_needed()
