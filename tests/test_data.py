@@ -581,13 +581,14 @@ def test_a_pass_that_lost_much_is_warned_of(tmp_path, caplog):
     assert "8% of the samples were dropped, most of them for: corrupt image" in caplog.text
 
 
-def test_samples_without_units_are_counted_as_dropped(tmp_path, caplog):
+@pytest.mark.parametrize(("units", "used_again"), [(1, ""), (2, ", captions used again 7")])
+def test_samples_without_units_are_counted_as_dropped(units, used_again, tmp_path, caplog):
     caplog.set_level("INFO")
     changes = {n: {"json": {"units": [{"text": "1", "neg_text": "2"}] * (n != 3)}} for n in range(8)}
-    info = dataset(arguments(write_shards(tmp_path, [8], changes=changes), batch_size=1, units=1))
+    info = dataset(arguments(write_shards(tmp_path, [8], changes=changes), batch_size=1, units=units))
     epoch_of(info)
     info.dataloader.report()
-    assert "Data, pass 0: 7 of 8 samples seen, no units 1." in caplog.text
+    assert f"Data, pass 0: 7 of 8 samples seen, no units 1{used_again}." in caplog.text
 
 
 def test_without_sizes(tmp_path):

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 #: what is counted of the samples of batches; any other name is a reason why one does not reach a batch
-FILLED = "filled up negative captions"
-KEPT = ("seen", FILLED)
+FILLED = "captions used again"
+KEPT = ("seen", FILLED, "filled up negative captions")  # the last is FILLED's name in older checkpoints
 #: share of a pass's samples that may be dropped before it is warned of
 WORTH_A_WARNING = 0.05
 

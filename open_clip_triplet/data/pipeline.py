@@ -64,7 +64,7 @@ class Unusable(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A sample as tensors and captions. filled: negatives had to be used more than once."""
+    """A sample as tensors and captions. filled: captions of some kind had to be used more than once."""
 
     place: Place
     images: list
