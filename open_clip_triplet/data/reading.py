@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
-from typing import TypeVar
+from typing import Any
 
 import torch
 
@@ -14,8 +14,6 @@ from open_clip_triplet.errors import MembersMissing, ShardError
 from open_clip_triplet.files import is_remote
 from open_clip_triplet.shards import FIELDS, read_samples, rename_members
 from open_clip_triplet.tar import TarMembers
-
-T = TypeVar("T")
 
 #: attempts after the first to read a remote shard, counted anew after every sample that comes through
 RETRIES = 5
@@ -129,10 +127,9 @@ def read_slice(
         yield lost, reason if wanted(lost) else None
 
 
-def with_retries(work: Callable[[], T], url: str) -> T:
+def with_retries(work: Callable[[], Any], url: str) -> Any:
     """Do what reads ``url``; where that is remote and fails, again after growing pauses."""
-    attempts = 0
-    while True:
+    for attempts in range(RETRIES + 1):
         try:
             return work()
         except (OSError, ShardError) as error:
@@ -140,7 +137,6 @@ def with_retries(work: Callable[[], T], url: str) -> T:
             if not is_remote(url) or final or attempts == RETRIES:
                 raise
             pause(error, attempts)
-            attempts += 1
 
 
 def pause(error: Exception, attempts: int) -> None:
