@@ -98,6 +98,8 @@ def sigmoid_contrast(
         -log sigmoid(z * (scale * similarity + bias)), z = 1 for its own key and -1 otherwise.
 
     Reference: Zhai et al., ICCV 2023, arXiv:2303.15343.
+
+    Reference: Zhai et al., ICCV 2023, arXiv:2303.15343.
     """
     with torch.autocast(queries.device.type, enabled=False):
         queries, keys = scaled(queries, scale), ranks.gather(wide(keys))
