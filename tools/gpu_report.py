@@ -246,7 +246,8 @@ def _trained(folder: str, loss: str, workers: int, model: str, batch: int, tiny:
 
 def part_images(tiny: bool) -> dict:
     """One step, no guidance, 512 px: images/s drawn alone, drawn and written in turn, and overlapped."""
-    from open_clip_triplet.tripletdata.run.overlap import ahead, map_ahead
+    from open_clip_triplet.threads import map_ahead
+    from open_clip_triplet.tripletdata.run.overlap import ahead
     from open_clip_triplet.tripletdata.run.pictures import encode
 
     pipe, size, batch, count = _sdxl(tiny)
@@ -267,7 +268,7 @@ def part_images(tiny: bool) -> dict:
     ways = {
         "drawn alone": lambda: [None for _ in draw()],
         "drawn and encoded in turn": lambda: [write(image) for image in draw()],
-        "overlapped": lambda: list(map_ahead(write, ahead(draw(), 4 * batch))),
+        "overlapped": lambda: list(map_ahead(write, ahead(draw(), 4 * batch), 2, 8)),
     }
     found: dict[str, Any] = {"size": size, "batch": batch, "images": count}
     for name, run in ways.items():

@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from open_clip_triplet.evaluation.encode.job import decoding_threads
 from open_clip_triplet.inspect.diff import caption_diff
 from open_clip_triplet.inspect.duplicates import NEAR, Fingerprint, fingerprint, normal_caption
 from open_clip_triplet.inspect.samples import ViewSample
-from open_clip_triplet.tripletdata.run.overlap import map_ahead
+from open_clip_triplet.threads import map_ahead
 
 
 @dataclass
@@ -71,4 +70,4 @@ def _with_fingerprints(samples: Iterable[ViewSample]) -> Iterator[tuple]:
         sample.image = sample.neg_image = None
         return sample, *prints
 
-    return map_ahead(work, samples, decoding_threads(), 64)
+    return map_ahead(work, samples)

@@ -11,11 +11,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from open_clip_triplet.errors import ImageError
-from open_clip_triplet.evaluation.encode.job import decoding_threads
 from open_clip_triplet.evaluation.images import open_image
 from open_clip_triplet.inspect.encoders import PairEncoder
 from open_clip_triplet.inspect.samples import ViewSample
-from open_clip_triplet.tripletdata.run.overlap import map_ahead
+from open_clip_triplet.threads import map_ahead
 
 #: columns of :func:`similarities`: sij is image i with caption j (0 positive, 1 negative); then positive and
 #: negative of one modality; then a positive and that of another sample
@@ -32,7 +31,7 @@ def similarities(
     """
     kept: list[ViewSample] = []
     rows = [np.empty((0, len(COLUMNS)))]
-    prepared = map_ahead(functools.partial(_prepared, encoder), samples, decoding_threads(), 2 * batch_size)
+    prepared = map_ahead(functools.partial(_prepared, encoder), samples, depth=2 * batch_size)
     while found := list(itertools.islice(prepared, batch_size)):
         batch, tensors = [sample for sample, _ in found], [pair for _, pair in found]
         rows.append(_similarities(batch, tensors, encoder))

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from open_clip_triplet.errors import ImageError
-from open_clip_triplet.evaluation.encode.job import decoding_threads
 from open_clip_triplet.inspect.samples import ViewSample
-from open_clip_triplet.tripletdata.run.overlap import map_ahead
+from open_clip_triplet.threads import map_ahead
 from open_clip_triplet.tripletdata.run.pictures import decode
 
 QUALITY = 72
@@ -47,4 +46,4 @@ def with_thumbnails(
         sample.image = sample.neg_image = None
         return sample, *pair
 
-    return map_ahead(work, samples, decoding_threads(), 32)
+    return map_ahead(work, samples, depth=32)

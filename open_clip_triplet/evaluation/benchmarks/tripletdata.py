@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -17,11 +16,12 @@ import numpy as np
 
 from open_clip_triplet.errors import ImageError, ShardError
 from open_clip_triplet.evaluation.benchmarks.base import Benchmark, Headline, shard_samples
-from open_clip_triplet.evaluation.encode import Encoder, decode_all, decoding_threads, evaluating
+from open_clip_triplet.evaluation.encode import Encoder, evaluating
 from open_clip_triplet.evaluation.images import open_image
 from open_clip_triplet.evaluation.metrics import pair_similarities
 from open_clip_triplet.evaluation.tasks import Pair, PairTask, pair_outcome
 from open_clip_triplet.shards import expand_shards, read_meta, read_samples, read_sizes, rename_members
+from open_clip_triplet.threads import map_ahead
 
 FOLDERS = ("tripletdata", "tripletdata/val", "tripletdata/test")
 IMAGES, TEXTS = ("image", "neg_image"), ("text", "neg_text")
@@ -119,8 +119,8 @@ def composition_scores(
     dropped: Counter[str] = Counter()
     encoder = Encoder(model, preprocess, tokenizer, device=device, autocast=autocast, input_dtype=input_dtype)
     parts = []
-    with evaluating(model), ThreadPoolExecutor(decoding_threads()) as pool:
-        samples = decode_all(pool, lambda s: _prepare(s, preprocess), paired_samples(shard_urls, dropped))
+    with evaluating(model):
+        samples = map_ahead(lambda s: _prepare(s, preprocess), paired_samples(shard_urls, dropped))
         kept = islice(_kept(samples, dropped), max_samples or None)
         while batch := list(islice(kept, batch_size)):
             images = encoder.images([image for sample in batch for image in sample[:2]])

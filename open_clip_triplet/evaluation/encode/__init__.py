@@ -1,6 +1,6 @@
 """Images and captions to unit-norm float32 rows, and a store filled with what it lacks."""
 
 from open_clip_triplet.evaluation.encode.encoder import Encoder, evaluating
-from open_clip_triplet.evaluation.encode.job import EncodingJob, decode_all, decoding_threads
+from open_clip_triplet.evaluation.encode.job import EncodingJob
 
-__all__ = ["Encoder", "EncodingJob", "decode_all", "decoding_threads", "evaluating"]
+__all__ = ["Encoder", "EncodingJob", "evaluating"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -15,26 +13,11 @@ from open_clip_triplet.evaluation.encode.progress import Progress
 from open_clip_triplet.evaluation.hashes import content_id
 from open_clip_triplet.evaluation.images import ImageRef, cropped, open_image
 from open_clip_triplet.evaluation.store import EmbeddingStore
+from open_clip_triplet.threads import map_ahead
 
 #: rows, and seconds, between two writes, so that a run cut short loses little
 FLUSH_ROWS = 2048
 FLUSH_S = 60.0
-
-
-def decoding_threads() -> int:
-    """Threads for decoding: the cores this process may use, 8 at most (PIL releases the GIL)."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def decode_all(pool: ThreadPoolExecutor, load: Callable, items: Iterable, ahead: int = 64) -> Iterator:
-    """``load(item)`` of every item, in order, decoded ``ahead`` items in front of the reader."""
-    pending = []
-    for item in items:
-        pending.append(pool.submit(load, item))
-        if len(pending) >= ahead:
-            yield pending.pop(0).result()
-    for future in pending:
-        yield future.result()
 
 
 class EncodingJob:
@@ -73,11 +56,8 @@ class EncodingJob:
         def load(identity: str):
             return identity, *_decode(identity, refs[identity], encoder.preprocess)
 
-        with (
-            ThreadPoolExecutor(decoding_threads()) as pool,
-            Progress(len(missing), f"{label}: images", self.progress) as progress,
-        ):
-            for identity, tensor, remarks in decode_all(pool, load, missing):
+        with Progress(len(missing), f"{label}: images", self.progress) as progress:
+            for identity, tensor, remarks in map_ahead(load, missing):
                 if tensor is not None:
                     batch[identity] = tensor
                     if remarks:

@@ -10,8 +10,9 @@ from itertools import islice
 from typing import ClassVar
 
 from open_clip_triplet.errors import ImageError
+from open_clip_triplet.threads import map_ahead
 from open_clip_triplet.tripletdata.backends.openclip import WITH_WEIGHTS, load_openclip, provenance
-from open_clip_triplet.tripletdata.run.overlap import ahead, map_ahead
+from open_clip_triplet.tripletdata.run.overlap import ahead
 from open_clip_triplet.tripletdata.run.pictures import decode, refused
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import RUNTIME_ONLY, Stage

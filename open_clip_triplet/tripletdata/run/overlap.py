@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-R = TypeVar("R")
 _END = object()
 
 
@@ -59,26 +56,6 @@ def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     finally:
         left.set()
         thread.join()
-
-
-def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int = 2, depth: int = 8) -> Iterator[R]:
-    """``map(function, items)`` on ``workers`` threads, in order, at most ``depth`` results waiting.
-
-    >>> list(map_ahead(abs, [-1, 2, -3]))
-    [1, 2, 3]
-    """
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 class Background:

@@ -17,10 +17,11 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from open_clip_triplet.errors import ImageError
+from open_clip_triplet.threads import map_ahead
 from open_clip_triplet.tripletdata.backends.diffusers import Diffusers
 from open_clip_triplet.tripletdata.backends.drawn import BadImage
 from open_clip_triplet.tripletdata.run import options
-from open_clip_triplet.tripletdata.run.overlap import ahead, map_ahead
+from open_clip_triplet.tripletdata.run.overlap import ahead
 from open_clip_triplet.tripletdata.run.pictures import decode, encode
 from open_clip_triplet.tripletdata.run.sample import Sample, Stats
 from open_clip_triplet.tripletdata.run.stage import Stage, model_name, sample_seed, settings
@@ -73,7 +74,7 @@ class Images(Stage):
         total = sum(1 for _ in task.samples(Stats(), images=False))
         source = ahead(task.samples(stats, images=self.images or self._edit), self.model.window)
         drawn = ahead(self._drawn(source, stats), 2 * self.model.window)
-        for number, sample in enumerate(map_ahead(self._encoded, drawn, ENCODERS), 1):
+        for number, sample in enumerate(map_ahead(self._encoded, drawn, ENCODERS, 8), 1):
             stats.report(number / max(total, 1))
             yield sample
 
