@@ -141,7 +141,8 @@ def test_unsupported_combinations_say_what_to_do(options, message):
         (("--neg-weight", "0"), "must be above 0"), (("--loss-chunk-size", "-1"), "must be above 0"),
         (("--units", "-1"), "must be above 0"), (("--plain-every", "1"), "must be above 1"),
         (("--teacher-decay", "1.5"), "must be from 0 to 1"), (("--label-smoothing", "2"), "must be from 0 to 1"),
-        (("--focal-gamma", "-1"), "must be 0 or above"),
+        (("--focal-gamma", "-1"), "must be 0 or above"), (("--neg-weight", "inf"), "must be above 0"),
+        (("--cyclip-in-modal", "nan"), "must be 0 or above"),
     ],
 )
 def test_numbers_have_ranges(flags, message, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ def _number(kind: type, allowed: str, holds: Callable[[float], bool]) -> Any:
     """An argparse type: a number in a range, which ``allowed`` names."""
 
     def parse(text: str) -> Any:
-        if not holds(value := kind(text)):
+        if not (math.isfinite(value := kind(text)) and holds(value)):
             raise argparse.ArgumentTypeError(f"must be {allowed}, not {text}")
         return value
 
@@ -57,8 +58,8 @@ class LossOptions:
     neg_images_in_text_denominator: bool = _flag(
         False, "triplet ablation: captions are classified over the images of both polarities", action="store_true"
     )
-    cyclip_in_modal: float = _flag(0.25, "cyclip: weight of the in-modal consistency term", float)
-    cyclip_cross_modal: float = _flag(0.25, "cyclip: weight of the cross-modal consistency term", float)
+    cyclip_in_modal: float = _flag(0.25, "cyclip: weight of the in-modal consistency term", not_negative)
+    cyclip_cross_modal: float = _flag(0.25, "cyclip: weight of the cross-modal consistency term", not_negative)
     margin: str = _flag(
         "none", "hinge on positive against own hard negative; adaptive leaves out negatives taken for wrong "
         "(SPARCL)", choices=MARGINS,
