@@ -387,7 +387,7 @@ JUNK = [
 )
 def test_malformed_items_are_named_and_files_refused(name, file, tmp_path):
     write_json(tmp_path / file, JUNK)
-    tasks = get(name).load(tmp_path)
+    tasks = get(name).load(str(tmp_path))
     dropped = sum(sum(task.dropped.values()) for task in tasks.values())
     assert dropped == len(JUNK) and not any(task.items for task in tasks.values())
     write_json(tmp_path / file, "text")

@@ -47,7 +47,9 @@ def softmax_contrast(
 
 class _SoftmaxContrast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries, keys, same_polarity, chunk_size, ranks):  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, same_polarity: bool, chunk_size: int | None, ranks: Ranks
+    ) -> tuple[Tensor, Tensor]:
         by_query, pairs = queries.new_empty(2, *queries.shape[:2])
         column_max = keys.new_full((len(queries) * keys.shape[1],), -math.inf)
         column_sum = torch.zeros_like(column_max)
@@ -68,7 +70,7 @@ class _SoftmaxContrast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_query, by_key):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, by_query: Tensor, by_key: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         queries, keys, column_max, column_sum = ctx.saved_tensors
         same_polarity, chunk_size, ranks = ctx.options
         by_column = ranks.all_gather(by_key).flatten() / column_sum
@@ -104,7 +106,7 @@ def sigmoid_contrast(
     with torch.autocast(queries.device.type, enabled=False):
         queries, keys = scaled(queries, scale), ranks.gather(wide(keys))
 
-        def loss_of_block(index: tuple[int, slice], queries, keys, bias):  # type: ignore[no-untyped-def]
+        def loss_of_block(index: tuple[int, slice], queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
             logits, own, _ = _logits(queries, keys, index, True, ranks)
             # softplus(-z) = softplus(z) - z: all pairs as mismatches, then the matches corrected
             return F.softplus(logits + bias).sum(1) - (logits[:, own].diagonal() + bias)

@@ -54,8 +54,9 @@ class Benchmark:
     headlines: tuple[Headline, ...] = ()
     size: str = ""
 
-    def load(self, root: Path) -> dict[str, Task]:
+    def load(self, root: str | Path) -> dict[str, Task]:
         """A task per subset. Raises MissingData where nothing is found; loaders raise DataError."""
+        root = Path(root)
         tasks = dict(self.loader(root))
         if not tasks:
             places = "\n  ".join(str(root / place) for place in self.layout)
