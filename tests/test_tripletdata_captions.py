@@ -364,7 +364,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.bodies.append((self.path, dict(self.headers), body))
-        status, text = self.server.script(body, len(self.server.bodies))
+            number = len(self.server.bodies)
+        status, text = self.server.script(body, number)
         answer = json.dumps(
             {"choices": [{"message": {"content": text}}]} if status == 200 else {"error": text}
         )
@@ -386,7 +387,8 @@ class Raw(Handler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.bodies.append((self.path, dict(self.headers), body))
-        answer = self.server.script(body, len(self.server.bodies)).encode()
+            number = len(self.server.bodies)
+        answer = self.server.script(body, number).encode()
         cut = answer.endswith(b"CUT")
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer) + 99 * cut))
